@@ -1,0 +1,10 @@
+//! (under construction)
+#![cfg_attr(
+    test,
+    allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        reason = "a failing test is meant to stop"
+    )
+)]

@@ -37,7 +37,7 @@ pub struct SystemEntropy;
 
 impl Entropy for SystemEntropy {
     fn fill(&self, out: &mut [u8]) -> std::io::Result<()> {
-        getrandom::fill(out).map_err(std::io::Error::other)
+        getrandom::fill(out).map_err(|error| std::io::Error::other(error.to_string()))
     }
 }
 

@@ -1,4 +1,4 @@
-//! (under construction)
+//! Takes the log to a replica store, one writer at a time, and brings it back on an empty disk.
 #![cfg_attr(
     test,
     allow(
@@ -8,3 +8,5 @@
         reason = "a failing test is meant to stop"
     )
 )]
+
+pub mod store;

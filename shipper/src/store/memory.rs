@@ -1,0 +1,115 @@
+//! A store in memory, for tests and simulations.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::Path;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use super::{Created, ObjectMeta, ObjectName, ReplicaStore, StoreError, check_limit, local_file, slice};
+
+/// Objects in a map; gone with the process.
+#[derive(Debug, Default)]
+pub struct MemoryStore {
+    objects: Mutex<BTreeMap<ObjectName, Bytes>>,
+}
+
+impl MemoryStore {
+    /// An empty store.
+    #[must_use]
+    pub fn new() -> MemoryStore {
+        MemoryStore::default()
+    }
+
+    /// The names of all objects, in order.
+    #[must_use]
+    pub fn names(&self) -> Vec<ObjectName> {
+        self.objects.lock().keys().cloned().collect()
+    }
+
+    /// Puts `bytes` in the place of whatever `name` held: damage, or a rival that breaks the rules, for tests.
+    pub fn tamper(&self, name: &ObjectName, bytes: Bytes) {
+        self.objects.lock().insert(name.clone(), bytes);
+    }
+
+    fn find(&self, name: &ObjectName) -> Result<Bytes, StoreError> {
+        let found = self.objects.lock().get(name).cloned();
+        found.ok_or_else(|| StoreError::NotFound {
+            object: name.to_string(),
+        })
+    }
+}
+
+#[async_trait]
+impl ReplicaStore for MemoryStore {
+    async fn create(&self, name: &ObjectName, bytes: Bytes) -> Result<Created, StoreError> {
+        let mut objects = self.objects.lock();
+        if objects.contains_key(name) {
+            return Ok(Created::Exists);
+        }
+        objects.insert(name.clone(), bytes);
+        Ok(Created::Created)
+    }
+
+    async fn create_from_file(&self, name: &ObjectName, path: &Path) -> Result<Created, StoreError> {
+        let bytes = tokio::fs::read(path)
+            .await
+            .map_err(|error| local_file(path, &error))?;
+        self.create(name, bytes.into()).await
+    }
+
+    async fn get(&self, name: &ObjectName, max_bytes: u64) -> Result<Bytes, StoreError> {
+        let bytes = self.find(name)?;
+        let size = bytes.len() as u64;
+        if size > max_bytes {
+            return Err(StoreError::TooLarge {
+                object: name.to_string(),
+                size,
+                max: max_bytes,
+            });
+        }
+        Ok(bytes)
+    }
+
+    async fn get_range(&self, name: &ObjectName, range: Range<u64>) -> Result<Bytes, StoreError> {
+        if range.is_empty() {
+            return Ok(Bytes::new());
+        }
+        slice(name, &self.find(name)?, range)
+    }
+
+    async fn size(&self, name: &ObjectName) -> Result<Option<u64>, StoreError> {
+        Ok(self.objects.lock().get(name).map(|bytes| bytes.len() as u64))
+    }
+
+    async fn list(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<ObjectMeta>, StoreError> {
+        check_limit(limit)?;
+        let objects = self.objects.lock();
+        let listed = objects
+            .iter()
+            .filter(|(name, _)| name.as_str().starts_with(prefix))
+            .filter(|(name, _)| after.is_none_or(|after| name.as_str() > after))
+            .take(limit)
+            .map(|(name, bytes)| ObjectMeta {
+                name: name.clone(),
+                size: bytes.len() as u64,
+            });
+        Ok(listed.collect())
+    }
+
+    async fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
+        self.objects.lock().remove(name);
+        Ok(())
+    }
+
+    fn describe(&self) -> String {
+        "memory".to_owned()
+    }
+}

@@ -4,7 +4,26 @@
 //! or text from outside answers with a typed error, allocates no more than in proportion to what it was really given,
 //! and never panics.
 
+pub mod at_uri;
 pub mod cbor;
 pub mod cid;
+pub mod datetime;
+pub mod did;
+pub mod handle;
+pub mod language;
+pub mod nsid;
+pub mod rkey;
+mod text;
+pub mod tid;
+pub mod uri;
 
-pub use cid::Cid;
+#[cfg(test)]
+mod interop_tests;
+
+pub use at_uri::{AtIdentifier, AtUri};
+pub use cid::{Cid, CidHasher, Codec};
+pub use did::Did;
+pub use handle::Handle;
+pub use nsid::Nsid;
+pub use rkey::{RecordKey, RepoPath};
+pub use tid::Tid;

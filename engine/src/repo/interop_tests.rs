@@ -1,0 +1,136 @@
+//! The protocol's own test vectors, run as they are.
+
+use super::*;
+use std::path::PathBuf;
+
+/// The text of a vector file; `None` (and a line that says so) if the vectors are not at hand.
+pub(crate) fn vector_file(name: &str) -> Option<String> {
+    let folder = std::env::var_os("ATPROTO_INTEROP_DIR").map_or_else(
+        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/interop"),
+        PathBuf::from,
+    );
+    if !folder.is_dir() {
+        eprintln!(
+            "skipped: no interoperability vectors in {} (set ATPROTO_INTEROP_DIR)",
+            folder.display()
+        );
+        return None;
+    }
+    let file = folder.join(name);
+    Some(std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display())))
+}
+
+/// Checks that `accepts` takes every line of one file and none of the other.
+fn syntax(valid: Option<&str>, invalid: &str, accepts: impl Fn(&str) -> bool) {
+    let cases = |name: &str| {
+        let text = vector_file(&format!("syntax/{name}.txt"))?;
+        let lines = text
+            .lines()
+            .filter(|line| !line.is_empty() && !line.starts_with("# ") && *line != "#");
+        let lines: Vec<String> = lines.map(str::to_owned).collect();
+        assert!(!lines.is_empty(), "{name} has no cases");
+        Some(lines)
+    };
+    for line in valid.and_then(cases).unwrap_or_default() {
+        assert!(accepts(&line), "refused although valid: {line:?}");
+    }
+    for line in cases(invalid).unwrap_or_default() {
+        assert!(!accepts(&line), "accepted although invalid: {line:?}");
+    }
+}
+
+#[test]
+fn at_identifiers_follow_the_vectors() {
+    syntax(
+        Some("atidentifier_syntax_valid"),
+        "atidentifier_syntax_invalid",
+        |s| s.parse::<AtIdentifier>().is_ok(),
+    );
+}
+
+#[test]
+fn at_uris_follow_the_vectors() {
+    syntax(Some("aturi_syntax_valid"), "aturi_syntax_invalid", |s| {
+        s.parse::<AtUri>().is_ok()
+    });
+}
+
+#[test]
+fn the_loose_cid_syntax_follows_the_vectors() {
+    syntax(
+        Some("cid_syntax_valid"),
+        "cid_syntax_invalid",
+        cid::check_cid_syntax,
+    );
+    // The strict type is stricter: it refuses all of these, too.
+    syntax(None, "cid_syntax_invalid", |s| s.parse::<Cid>().is_ok());
+}
+
+#[test]
+fn datetimes_follow_the_vectors() {
+    syntax(
+        Some("datetime_syntax_valid"),
+        "datetime_syntax_invalid",
+        datetime::check_datetime_syntax,
+    );
+    syntax(Some("datetime_syntax_valid"), "datetime_parse_invalid", |s| {
+        datetime::parse_datetime(s).is_ok()
+    });
+    syntax(None, "datetime_syntax_invalid", |s| {
+        datetime::parse_datetime(s).is_ok()
+    });
+}
+
+#[test]
+fn dids_follow_the_vectors() {
+    syntax(Some("did_syntax_valid"), "did_syntax_invalid", |s| {
+        s.parse::<Did>().is_ok()
+    });
+}
+
+#[test]
+fn handles_follow_the_vectors() {
+    syntax(Some("handle_syntax_valid"), "handle_syntax_invalid", |s| {
+        s.parse::<Handle>().is_ok()
+    });
+}
+
+#[test]
+fn languages_follow_the_vectors() {
+    syntax(
+        Some("language_syntax_valid"),
+        "language_syntax_invalid",
+        language::check_language_syntax,
+    );
+    syntax(
+        Some("language_syntax_valid"),
+        "language_parse_invalid",
+        language::check_language,
+    );
+}
+
+#[test]
+fn nsids_follow_the_vectors() {
+    syntax(Some("nsid_syntax_valid"), "nsid_syntax_invalid", |s| {
+        s.parse::<Nsid>().is_ok()
+    });
+}
+
+#[test]
+fn record_keys_follow_the_vectors() {
+    syntax(Some("recordkey_syntax_valid"), "recordkey_syntax_invalid", |s| {
+        s.parse::<RecordKey>().is_ok()
+    });
+}
+
+#[test]
+fn tids_follow_the_vectors() {
+    syntax(Some("tid_syntax_valid"), "tid_syntax_invalid", |s| {
+        s.parse::<Tid>().is_ok()
+    });
+}
+
+#[test]
+fn uris_follow_the_vectors() {
+    syntax(Some("uri_syntax_valid"), "uri_syntax_invalid", uri::check_uri);
+}

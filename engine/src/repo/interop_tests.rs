@@ -134,3 +134,59 @@ fn tids_follow_the_vectors() {
 fn uris_follow_the_vectors() {
     syntax(Some("uri_syntax_valid"), "uri_syntax_invalid", uri::check_uri);
 }
+
+fn vectors(name: &str) -> Vec<serde_json::Value> {
+    let Some(text) = vector_file(name) else {
+        return Vec::new();
+    };
+    serde_json::from_str(&text).unwrap()
+}
+
+#[test]
+fn signatures_follow_the_vectors() {
+    for case in vectors("crypto/signature-fixtures.json") {
+        let text = |key: &str| case[key].as_str().unwrap();
+        let base64 = |key: &str| {
+            data_encoding::BASE64_NOPAD
+                .decode(text(key).trim_end_matches('=').as_bytes())
+                .unwrap()
+        };
+        let key = PublicKey::from_did_key(text("publicKeyDid")).unwrap();
+        assert_eq!(key.to_did_key(), text("publicKeyDid"));
+        assert_eq!(key.jose_algorithm(), text("algorithm"));
+        let listed = PublicKey::from_verification_method(text("didDocSuite"), text("publicKeyMultibase"));
+        assert_eq!(listed, Ok(key));
+        let holds = key.verify(&base64("messageBase64"), &base64("signatureBase64"));
+        assert_eq!(
+            holds.is_ok(),
+            case["validSignature"].as_bool().unwrap(),
+            "{}: {holds:?}",
+            text("comment")
+        );
+        if case["tags"].as_array().unwrap().iter().any(|tag| tag == "high-s") {
+            assert_eq!(
+                key.verify_allow_high_s(&base64("messageBase64"), &base64("signatureBase64")),
+                Ok(())
+            );
+        }
+    }
+}
+
+#[test]
+fn did_keys_follow_the_vectors() {
+    for case in vectors("crypto/w3c_didkey_K256.json") {
+        let secret = data_encoding::HEXLOWER
+            .decode(case["privateKeyBytesHex"].as_str().unwrap().as_bytes())
+            .unwrap();
+        let key = SigningKey::from_bytes(&secret).unwrap().public_key();
+        assert_eq!(key.to_did_key(), case["publicDidKey"].as_str().unwrap());
+    }
+    for case in vectors("crypto/w3c_didkey_P256.json") {
+        let secret = super::base58::decode(case["privateKeyBytesBase58"].as_str().unwrap()).unwrap();
+        let secret = p256::ecdsa::SigningKey::from_slice(&secret).unwrap();
+        let text = case["publicDidKey"].as_str().unwrap();
+        let key: PublicKey = text.parse().unwrap();
+        assert_eq!(key, PublicKey::P256(*secret.verifying_key()));
+        assert_eq!(key.to_did_key(), text);
+    }
+}

@@ -5,11 +5,13 @@
 //! and never panics.
 
 pub mod at_uri;
+mod base58;
 pub mod cbor;
 pub mod cid;
 pub mod datetime;
 pub mod did;
 pub mod handle;
+pub mod keys;
 pub mod language;
 pub mod nsid;
 pub mod rkey;
@@ -24,6 +26,7 @@ pub use at_uri::{AtIdentifier, AtUri};
 pub use cid::{Cid, CidHasher, Codec};
 pub use did::Did;
 pub use handle::Handle;
+pub use keys::{PublicKey, SigningKey};
 pub use nsid::Nsid;
 pub use rkey::{RecordKey, RepoPath};
 pub use tid::Tid;

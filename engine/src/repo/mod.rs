@@ -13,6 +13,7 @@ pub mod did;
 pub mod handle;
 pub mod keys;
 pub mod language;
+pub mod mst;
 pub mod nsid;
 pub mod rkey;
 mod text;

@@ -190,3 +190,47 @@ fn did_keys_follow_the_vectors() {
         assert_eq!(key.to_did_key(), text);
     }
 }
+
+#[test]
+fn data_model_values_follow_the_vectors() {
+    for case in vectors("data-model/data-model-fixtures.json") {
+        let value = json::json_to_value(&case["json"]).unwrap();
+        let encoded = value.encode();
+        let expected = data_encoding::BASE64_NOPAD
+            .decode(case["cbor_base64"].as_str().unwrap().as_bytes())
+            .unwrap();
+        assert_eq!(encoded, expected);
+        assert_eq!(
+            Cid::for_dag_cbor(&encoded).to_string(),
+            case["cid"].as_str().unwrap()
+        );
+        assert_eq!(cbor::validate(&encoded), Ok(()));
+        assert_eq!(cbor::Value::decode(&encoded), Ok(value.clone()));
+        assert_eq!(json::value_to_json(&value), case["json"]);
+        let mut transcoded = Vec::new();
+        json::cbor_to_json(&encoded, &mut transcoded).unwrap();
+        assert_eq!(
+            serde_json::from_slice::<serde_json::Value>(&transcoded).unwrap(),
+            case["json"]
+        );
+    }
+}
+
+#[test]
+fn data_model_rules_follow_the_vectors() {
+    for case in vectors("data-model/data-model-valid.json") {
+        let record = json::json_to_record(&case["json"]);
+        assert!(
+            record.is_ok(),
+            "refused although valid: {}: {record:?}",
+            case["note"]
+        );
+    }
+    for case in vectors("data-model/data-model-invalid.json") {
+        assert!(
+            json::json_to_record(&case["json"]).is_err(),
+            "accepted although invalid: {}",
+            case["note"]
+        );
+    }
+}

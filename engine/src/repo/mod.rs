@@ -6,11 +6,13 @@
 
 pub mod at_uri;
 mod base58;
+pub mod car;
 pub mod cbor;
 pub mod cid;
 pub mod datetime;
 pub mod did;
 pub mod handle;
+pub mod json;
 pub mod keys;
 pub mod language;
 pub mod mst;

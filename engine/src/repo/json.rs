@@ -1,0 +1,451 @@
+//! The data model as JSON: links as `{"$link": …}`, byte strings as `{"$bytes": …}`.
+//! Spec: <https://atproto.com/specs/data-model#json-representation>.
+//!
+//! Coming in, JSON is checked for what the data model forbids: numbers that are no integers of i64, `$type` that is not
+//! text, half a link, half a blob. Going out, encoded bytes are turned into JSON in one pass, without a tree.
+
+use super::cbor::{CborError, CborErrorKind, Kind, MAX_DEPTH, Map, Reader, Value};
+use super::cid::{Cid, CidError};
+use data_encoding::BASE64_NOPAD;
+use serde_json::Value as Json;
+use std::io::Write;
+
+/// Why JSON is no value of the data model.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{kind} at {path}")]
+pub struct DataModelError {
+    /// Where, as keys and indices from the top, such as `/embed/images/0`; `/` is the top itself.
+    pub path: String,
+    /// What is wrong there.
+    pub kind: DataModelErrorKind,
+}
+
+/// The fault itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DataModelErrorKind {
+    /// A record that is not an object.
+    #[error("a record has to be an object")]
+    NotAnObject,
+    /// A number with a fraction.
+    #[error("a number that is not an integer")]
+    Float,
+    /// An integer outside of i64.
+    #[error("an integer beyond 64 bits with sign")]
+    IntegerRange,
+    /// `$type` that is not text, or is empty.
+    #[error("a $type that is not text or is empty")]
+    Type,
+    /// `$link` with other keys beside it, or not text.
+    #[error("a $link that is not text alone")]
+    LinkShape,
+    /// `$link` with a CID the protocol does not allow.
+    #[error("a $link with an unusable CID: {0}")]
+    Link(CidError),
+    /// `$bytes` with other keys beside it, or not text.
+    #[error("a $bytes that is not text alone")]
+    BytesShape,
+    /// `$bytes` that is not base64.
+    #[error("a $bytes that is not base64")]
+    Base64,
+    /// A blob without a link in `ref`, text in `mimeType` and a size that is an integer and not negative.
+    #[error("a blob that lacks its ref, mimeType or size")]
+    Blob,
+    /// Nested deeper than [`MAX_DEPTH`].
+    #[error("nested too deep")]
+    Depth,
+}
+
+/// The value that a record's JSON stands for, which has to be an object.
+///
+/// # Errors
+/// The first fault and where it is.
+pub fn json_to_record(json: &Json) -> Result<Map, DataModelError> {
+    match json_to_value(json)? {
+        Value::Map(map) => Ok(map),
+        _ => Err(DataModelError {
+            path: "/".to_owned(),
+            kind: DataModelErrorKind::NotAnObject,
+        }),
+    }
+}
+
+/// The value that JSON stands for.
+///
+/// A number written with a point or an exponent passes if it is whole and below 2^53, where every reader of JSON agrees
+/// about it: to JavaScript `123.0` is 123.
+///
+/// # Errors
+/// The first fault and where it is.
+pub fn json_to_value(json: &Json) -> Result<Value, DataModelError> {
+    let mut path = Vec::new();
+    convert(json, &mut path).map_err(|kind| {
+        let mut text = String::new();
+        for step in &path {
+            text.push('/');
+            match step {
+                Step::Key(key) => text.push_str(key),
+                Step::Index(index) => text.push_str(&index.to_string()),
+            }
+        }
+        if text.is_empty() {
+            text.push('/');
+        }
+        DataModelError { path: text, kind }
+    })
+}
+
+/// One step from the top to a fault; left in place when the fault is found, so that only faults cost text.
+enum Step<'a> {
+    Key(&'a str),
+    Index(usize),
+}
+
+fn convert<'a>(json: &'a Json, path: &mut Vec<Step<'a>>) -> Result<Value, DataModelErrorKind> {
+    Ok(match json {
+        Json::Null => Value::Null,
+        Json::Bool(value) => Value::Bool(*value),
+        Json::Number(number) => Value::Int(convert_number(number)?),
+        Json::String(text) => Value::Text(text.clone()),
+        Json::Array(items) => {
+            check_depth(path)?;
+            let mut converted = Vec::with_capacity(items.len());
+            for (index, item) in items.iter().enumerate() {
+                path.push(Step::Index(index));
+                converted.push(convert(item, path)?);
+                path.pop();
+            }
+            Value::Array(converted)
+        }
+        Json::Object(object) => {
+            check_depth(path)?;
+            convert_object(object, path)?
+        }
+    })
+}
+
+fn check_depth(path: &[Step<'_>]) -> Result<(), DataModelErrorKind> {
+    if path.len() >= MAX_DEPTH {
+        Err(DataModelErrorKind::Depth)
+    } else {
+        Ok(())
+    }
+}
+
+fn convert_number(number: &serde_json::Number) -> Result<i64, DataModelErrorKind> {
+    /// 2^53: beyond, a double stands for more than one integer.
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    if let Some(value) = number.as_i64() {
+        return Ok(value);
+    }
+    if number.is_u64() {
+        return Err(DataModelErrorKind::IntegerRange);
+    }
+    let value = number.as_f64().ok_or(DataModelErrorKind::IntegerRange)?;
+    if value.fract() != 0.0 {
+        return Err(DataModelErrorKind::Float);
+    }
+    if value.abs() >= EXACT {
+        return Err(DataModelErrorKind::IntegerRange);
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "whole, and below 2^53")]
+    Ok(value as i64)
+}
+
+fn convert_object<'a>(
+    object: &'a serde_json::Map<String, Json>,
+    path: &mut Vec<Step<'a>>,
+) -> Result<Value, DataModelErrorKind> {
+    if let Some(link) = object.get("$link") {
+        return match link {
+            Json::String(text) if object.len() == 1 => text
+                .parse::<Cid>()
+                .map(Value::Link)
+                .map_err(DataModelErrorKind::Link),
+            _ => Err(DataModelErrorKind::LinkShape),
+        };
+    }
+    if let Some(bytes) = object.get("$bytes") {
+        return match bytes {
+            Json::String(text) if object.len() == 1 => decode_base64(text)
+                .map(Value::Bytes)
+                .ok_or(DataModelErrorKind::Base64),
+            _ => Err(DataModelErrorKind::BytesShape),
+        };
+    }
+    let mut entries = Vec::with_capacity(object.len());
+    for (key, value) in object {
+        path.push(Step::Key(key));
+        entries.push((key.clone(), convert(value, path)?));
+        path.pop();
+    }
+    let map: Map = entries.into_iter().collect();
+    match map.get("$type") {
+        None => {}
+        Some(Value::Text(name)) if name == "blob" => {
+            let is_whole = matches!(map.get("ref"), Some(Value::Link(_)))
+                && matches!(map.get("mimeType"), Some(Value::Text(_)))
+                && matches!(map.get("size"), Some(Value::Int(0..)));
+            if !is_whole {
+                return Err(DataModelErrorKind::Blob);
+            }
+        }
+        Some(Value::Text(name)) if !name.is_empty() => {}
+        Some(_) => return Err(DataModelErrorKind::Type),
+    }
+    Ok(Value::Map(map))
+}
+
+/// Base64 in the standard alphabet, with or without padding.
+fn decode_base64(text: &str) -> Option<Vec<u8>> {
+    let unpadded = if text.len().is_multiple_of(4) {
+        text.strip_suffix("==")
+            .or_else(|| text.strip_suffix('='))
+            .unwrap_or(text)
+    } else {
+        text
+    };
+    BASE64_NOPAD.decode(unpadded.as_bytes()).ok()
+}
+
+/// The JSON that a value stands for, as a tree. Where encoded bytes are at hand, [`cbor_to_json`] is faster.
+#[must_use]
+pub fn value_to_json(value: &Value) -> Json {
+    let single =
+        |key: &str, text: String| Json::Object([(key.to_owned(), Json::String(text))].into_iter().collect());
+    match value {
+        Value::Null => Json::Null,
+        Value::Bool(value) => Json::Bool(*value),
+        Value::Int(value) => Json::from(*value),
+        Value::Text(text) => Json::String(text.clone()),
+        Value::Bytes(bytes) => single("$bytes", BASE64_NOPAD.encode(bytes)),
+        Value::Link(cid) => single("$link", cid.to_string()),
+        Value::Array(items) => Json::Array(items.iter().map(value_to_json).collect()),
+        Value::Map(map) => Json::Object(
+            map.iter()
+                .map(|(key, value)| (key.to_owned(), value_to_json(value)))
+                .collect(),
+        ),
+    }
+}
+
+/// Appends to `out` the JSON that one encoded value stands for, checking all of it. Maps keep their order.
+///
+/// # Errors
+/// `bytes` are not exactly one DAG-CBOR value; `out` is then as it was.
+pub fn cbor_to_json(bytes: &[u8], out: &mut Vec<u8>) -> Result<(), CborError> {
+    let before = out.len();
+    let mut reader = Reader::new(bytes);
+    let result = transcode(&mut reader, 0, out).and_then(|()| reader.end());
+    if result.is_err() {
+        out.truncate(before);
+    }
+    result
+}
+
+fn transcode(reader: &mut Reader<'_>, depth: usize, out: &mut Vec<u8>) -> Result<(), CborError> {
+    let start = reader.position();
+    match reader.peek()? {
+        Kind::Null => {
+            reader.null()?;
+            out.extend_from_slice(b"null");
+        }
+        Kind::Bool => out.extend_from_slice(if reader.bool()? { b"true" } else { b"false" }),
+        Kind::Int => {
+            let value = reader.i64()?;
+            // Writing to a Vec does not fail.
+            let _ = write!(out, "{value}");
+        }
+        Kind::Text => write_json_text(reader.text()?, out),
+        Kind::Bytes => {
+            out.extend_from_slice(br#"{"$bytes":""#);
+            let bytes = reader.bytes()?;
+            let at = out.len();
+            out.resize(at + BASE64_NOPAD.encode_len(bytes.len()), 0);
+            BASE64_NOPAD.encode_mut(bytes, &mut out[at..]);
+            out.extend_from_slice(br#""}"#);
+        }
+        Kind::Link => {
+            out.extend_from_slice(br#"{"$link":""#);
+            out.extend_from_slice(&reader.link()?.to_text());
+            out.extend_from_slice(br#""}"#);
+        }
+        Kind::Array | Kind::Map if depth >= MAX_DEPTH => {
+            return Err(CborError {
+                at: start,
+                kind: CborErrorKind::Depth,
+            });
+        }
+        Kind::Array => {
+            out.push(b'[');
+            for index in 0..reader.array()? {
+                if index > 0 {
+                    out.push(b',');
+                }
+                transcode(reader, depth + 1, out)?;
+            }
+            out.push(b']');
+        }
+        Kind::Map => {
+            out.push(b'{');
+            let mut keys = reader.map()?;
+            let mut is_first = true;
+            while let Some(key) = keys.next(reader)? {
+                if !is_first {
+                    out.push(b',');
+                }
+                is_first = false;
+                write_json_text(key, out);
+                out.push(b':');
+                transcode(reader, depth + 1, out)?;
+            }
+            out.push(b'}');
+        }
+    }
+    Ok(())
+}
+
+/// Appends `text` to `out` as a JSON string, quotes included.
+pub fn write_json_text(text: &str, out: &mut Vec<u8>) {
+    out.push(b'"');
+    let bytes = text.as_bytes();
+    let mut copied = 0;
+    for (at, byte) in bytes.iter().enumerate() {
+        let escape: &[u8] = match byte {
+            b'"' => br#"\""#,
+            b'\\' => br"\\",
+            b'\n' => br"\n",
+            b'\r' => br"\r",
+            b'\t' => br"\t",
+            0x08 => br"\b",
+            0x0c => br"\f",
+            0..=0x1f => {
+                const HEX: &[u8; 16] = b"0123456789abcdef";
+                &[
+                    b'\\',
+                    b'u',
+                    b'0',
+                    b'0',
+                    HEX[usize::from(byte >> 4)],
+                    HEX[usize::from(byte & 15)],
+                ]
+            }
+            _ => continue,
+        };
+        out.extend_from_slice(&bytes[copied..at]);
+        out.extend_from_slice(escape);
+        copied = at + 1;
+    }
+    out.extend_from_slice(&bytes[copied..]);
+    out.push(b'"');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn fault(json: Json) -> (DataModelErrorKind, String) {
+        let error = json_to_value(&json).unwrap_err();
+        (error.kind, error.path)
+    }
+
+    #[test]
+    fn numbers_are_whole_and_fit_i64() {
+        let number =
+            |text: &str| json_to_value(&serde_json::from_str(text).unwrap()).map_err(|error| error.kind);
+        assert_eq!(number("-9223372036854775808"), Ok(Value::Int(i64::MIN)));
+        assert_eq!(number("9223372036854775807"), Ok(Value::Int(i64::MAX)));
+        assert_eq!(
+            number("9223372036854775808"),
+            Err(DataModelErrorKind::IntegerRange)
+        );
+        assert_eq!(number("123.0"), Ok(Value::Int(123)));
+        assert_eq!(number("1e3"), Ok(Value::Int(1000)));
+        assert_eq!(number("-0"), Ok(Value::Int(0)));
+        assert_eq!(number("0.5"), Err(DataModelErrorKind::Float));
+        assert_eq!(number("1e-3"), Err(DataModelErrorKind::Float));
+        assert_eq!(number("1e300"), Err(DataModelErrorKind::IntegerRange));
+        assert_eq!(
+            number("9007199254740992.0"),
+            Err(DataModelErrorKind::IntegerRange)
+        );
+    }
+
+    #[test]
+    fn faults_tell_where_they_are() {
+        assert_eq!(
+            fault(json!({"a": [1, {"b": 0.5}]})),
+            (DataModelErrorKind::Float, "/a/1/b".to_owned())
+        );
+        assert_eq!(
+            fault(json!({"a": {"$type": ""}})),
+            (DataModelErrorKind::Type, "/a".to_owned())
+        );
+        assert_eq!(fault(json!(0.5)), (DataModelErrorKind::Float, "/".to_owned()));
+        assert_eq!(
+            json_to_record(&json!([])).unwrap_err().kind,
+            DataModelErrorKind::NotAnObject
+        );
+    }
+
+    #[test]
+    fn bytes_come_with_or_without_padding() {
+        for (text, bytes) in [
+            ("", &b""[..]),
+            ("AQ", &[1]),
+            ("AQ==", &[1]),
+            ("AQI=", &[1, 2]),
+            ("AQID", &[1, 2, 3]),
+        ] {
+            assert_eq!(
+                json_to_value(&json!({"$bytes": text})),
+                Ok(Value::Bytes(bytes.to_vec())),
+                "{text}"
+            );
+        }
+        for text in ["A", "AQ=", "=", "A-_A", "AQ==\n", "A\u{e4}"] {
+            assert_eq!(
+                fault(json!({"$bytes": text})).0,
+                DataModelErrorKind::Base64,
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn depth_is_bounded_in_both_directions() {
+        let nested = |depth: usize| (0..depth).fold(Json::Null, |inner, _| Json::Array(vec![inner]));
+        assert!(json_to_value(&nested(MAX_DEPTH)).is_ok());
+        assert_eq!(fault(nested(MAX_DEPTH + 1)).0, DataModelErrorKind::Depth);
+        let mut cbor = vec![0x81; MAX_DEPTH];
+        cbor.push(0xf6);
+        let mut out = Vec::new();
+        cbor_to_json(&cbor, &mut out).unwrap();
+        assert_eq!(out.len(), 2 * MAX_DEPTH + 4);
+        cbor.insert(0, 0x81);
+        assert_eq!(
+            cbor_to_json(&cbor, &mut out).unwrap_err().kind,
+            CborErrorKind::Depth
+        );
+    }
+
+    #[test]
+    fn a_failed_transcoding_leaves_the_buffer_as_it_was() {
+        let mut out = b"kept".to_vec();
+        assert!(cbor_to_json(&[0x82, 0x01], &mut out).is_err());
+        assert!(cbor_to_json(&[0x01, 0x01], &mut out).is_err());
+        assert!(cbor_to_json(&[0xfb, 0, 0, 0, 0, 0, 0, 0, 0], &mut out).is_err());
+        assert_eq!(out, b"kept");
+    }
+
+    #[test]
+    fn every_character_is_escaped_as_json_wants_it() {
+        let text: String = (0..0x250)
+            .filter_map(char::from_u32)
+            .chain("\u{2028}😀".chars())
+            .collect();
+        let mut out = Vec::new();
+        write_json_text(&text, &mut out);
+        assert_eq!(out, serde_json::to_vec(&text).unwrap());
+    }
+}

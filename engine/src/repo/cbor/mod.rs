@@ -9,6 +9,8 @@
 
 mod error;
 mod reader;
+#[cfg(test)]
+mod tests;
 mod value;
 mod writer;
 

@@ -258,11 +258,11 @@ mod tests {
     #[test]
     fn hex_names_round_trip_and_only_the_exact_form_is_read() {
         let lsn = Lsn::new(1_767_225_600_000_000).unwrap();
-        assert_eq!(lsn.hex(), "0006474ad8094000");
+        assert_eq!(lsn.hex(), "0006474846204000");
         assert_eq!(Lsn::from_hex(&lsn.hex()), Some(lsn));
         for bad in [
             "",
-            "0006474AD8094000",
+            "000647484620400A",
             "6474ad8094000",
             "+006474ad8094000",
             "ffffffffffffffff",

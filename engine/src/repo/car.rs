@@ -1,7 +1,9 @@
 //! CAR v1: blocks with their addresses, one after the other.
 //!
-//!     varint header length | header: DAG-CBOR {roots: [link], version: 1}
-//!     varint section length | CID, 36 bytes | block        … until the end
+//! ```text
+//! varint header length  | header: DAG-CBOR {roots: [link], version: 1}
+//! varint section length | CID, 36 bytes | block                         and so on to the end
+//! ```
 //!
 //! Spec: <https://ipld.io/specs/transport/car/carv1/>. Lengths are bounded before they are believed, and memory grows only
 //! with bytes that really came.

@@ -9,8 +9,10 @@ mod base58;
 pub mod car;
 pub mod cbor;
 pub mod cid;
+pub mod commit;
 pub mod datetime;
 pub mod did;
+pub mod event;
 pub mod handle;
 pub mod json;
 pub mod keys;
@@ -27,6 +29,7 @@ mod interop_tests;
 
 pub use at_uri::{AtIdentifier, AtUri};
 pub use cid::{Cid, CidHasher, Codec};
+pub use commit::{Commit, UnsignedCommit};
 pub use did::Did;
 pub use handle::Handle;
 pub use keys::{PublicKey, SigningKey};

@@ -15,6 +15,7 @@
 
 pub mod blobs;
 pub mod clock;
+pub mod entry;
 pub mod log;
 pub mod repo;
 pub mod storage;

@@ -51,6 +51,12 @@ impl Tid {
         self.0
     }
 
+    /// The TID with this number; every number is one's.
+    #[must_use]
+    pub const fn from_u64(number: u64) -> Tid {
+        Tid(number)
+    }
+
     /// The TID for now, or one microsecond after `prev` if the clock is not past it. Greater than `prev`, unless `prev`
     /// is the greatest of all TIDs (which no clock gives), when it is `prev` again.
     #[must_use]

@@ -1,0 +1,630 @@
+//! Questions to the index. One [`IndexReader`] answers all of them from one LSN.
+
+use std::ops::Bound;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use redb::{Range, ReadTransaction};
+
+use super::nodes::RepoNodes;
+use super::rows::{
+    BlobRow, CID_BYTES, HeadRow, PREFIX_BYTES, RecordRow, RepoKey, after_prefix, cid_in_key, collection_of,
+    pack_cid, record_digest, text, text_in_key,
+};
+use super::{
+    BLOB_REFS, BLOBS, COLLECTIONS, HEADS, IndexError, META, META_APPLIED, RECORD_CIDS, RECORDS, REPOS,
+};
+use crate::log::{Location, Lsn};
+use crate::repo::mst::{NodeSource, NodeSourceError};
+use crate::repo::{Cid, Codec, Did, Nsid, RecordKey, RepoPath, Tid};
+
+/// A snapshot of the index. Cheap to take and to clone; holds back the reuse of pages while it lives, so do not keep it
+/// over a slow client.
+#[derive(Clone)]
+pub struct IndexReader {
+    transaction: Arc<ReadTransaction>,
+    applied: Lsn,
+}
+
+impl std::fmt::Debug for IndexReader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("IndexReader")
+            .field("applied", &self.applied)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Where a repo stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RepoHead {
+    /// Its number inside the index, given in the order in which repos appeared.
+    pub number: u32,
+    /// Its name.
+    pub did: Did,
+    /// The current commit.
+    pub commit: Cid,
+    /// The current commit's rev.
+    pub rev: Tid,
+    /// The root of the current tree.
+    pub data: Cid,
+    /// The commit block in the log.
+    pub commit_location: Location,
+    /// How much it holds.
+    pub counts: RepoCounts,
+}
+
+/// How much a repo holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RepoCounts {
+    /// Records.
+    pub records: u64,
+    /// Blobs that were uploaded, whether a record references them or not.
+    pub blobs_stored: u64,
+    /// Different blobs that records reference, whether they were uploaded or not.
+    pub blobs_referenced: u64,
+}
+
+/// Which end a list of records starts at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ListOrder {
+    /// Greatest record key first; with TIDs, the newest.
+    Descending,
+    /// Smallest record key first.
+    Ascending,
+}
+
+/// A record in a list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecordItem {
+    /// Its key in the collection.
+    pub rkey: RecordKey,
+    /// Where and what it is.
+    pub row: RecordRow,
+}
+
+/// Where a block's bytes are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BlockPlace {
+    /// A record, in the log.
+    Record(Location),
+    /// A node of the tree, whole.
+    Node(Bytes),
+    /// The current commit, in the log.
+    Commit(Location),
+}
+
+/// A blob that records reference.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlobItem {
+    /// Its CID.
+    pub cid: Cid,
+    /// The newest rev that wrote a reference to it.
+    pub rev: Tid,
+}
+
+/// A blob that a record references and nobody has uploaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MissingBlob {
+    /// Its CID.
+    pub cid: Cid,
+    /// A record that references it.
+    pub path: RepoPath,
+}
+
+/// A repo's records in path order; see [`IndexReader::records_from`].
+pub struct Records(Option<Range<'static, &'static [u8], &'static [u8]>>);
+
+impl std::fmt::Debug for Records {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Records").finish_non_exhaustive()
+    }
+}
+
+impl Iterator for Records {
+    type Item = Result<(RepoPath, RecordRow), IndexError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let row = self.0.as_mut()?.next()?;
+        Some(row.map_err(IndexError::from).and_then(|(key, value)| {
+            Ok((
+                path_in_key(key.value(), PREFIX_BYTES, "records")?,
+                RecordRow::decode(value.value())?,
+            ))
+        }))
+    }
+}
+
+impl IndexReader {
+    pub(super) fn new(transaction: ReadTransaction) -> Result<IndexReader, IndexError> {
+        let applied = {
+            let meta = transaction.open_table(META)?;
+            let row = meta.get(META_APPLIED)?.ok_or(IndexError::Row { table: "meta" })?;
+            super::lsn_of(row.value()).ok_or(IndexError::Row { table: "meta" })?
+        };
+        Ok(IndexReader {
+            transaction: Arc::new(transaction),
+            applied,
+        })
+    }
+
+    pub(super) fn transaction(&self) -> &ReadTransaction {
+        &self.transaction
+    }
+
+    /// The LSN that every answer is from.
+    #[must_use]
+    pub fn applied(&self) -> Lsn {
+        self.applied
+    }
+
+    /// Where the repo of `did` stands, or `None` if it never had a commit or was removed.
+    ///
+    /// # Errors
+    /// The database failed or is damaged; the same holds for every question below.
+    pub fn repo(&self, did: &Did) -> Result<Option<RepoHead>, IndexError> {
+        match self.head(did)? {
+            Some((number, head)) => Ok(repo_head(number, head)),
+            None => Ok(None),
+        }
+    }
+
+    /// How many records and blobs `did` has. Unlike [`IndexReader::repo`] it also knows a DID that has uploaded blobs and
+    /// has no commit yet.
+    ///
+    /// # Errors
+    /// See [`IndexReader::repo`].
+    pub fn counts(&self, did: &Did) -> Result<RepoCounts, IndexError> {
+        Ok(self.head(did)?.map(|(_, head)| counts(&head)).unwrap_or_default())
+    }
+
+    /// Repos after the one numbered `after`, in the order in which they appeared, at most `limit`. The last one's
+    /// number is the next page's `after`. Pages may be shorter than `limit` only at the end.
+    ///
+    /// # Errors
+    /// See [`IndexReader::repo`].
+    pub fn repos(&self, after: Option<u32>, limit: usize) -> Result<Vec<RepoHead>, IndexError> {
+        let heads = self.transaction.open_table(HEADS)?;
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut found = Vec::new();
+        for row in heads.range::<u32>((from, Bound::Unbounded))? {
+            if found.len() >= limit {
+                break;
+            }
+            let (number, row) = row?;
+            found.extend(repo_head(number.value(), HeadRow::decode(row.value())?));
+        }
+        Ok(found)
+    }
+
+    /// Repos that have records of `collection`, as [`IndexReader::repos`] pages them.
+    ///
+    /// # Errors
+    /// See [`IndexReader::repo`].
+    pub fn repos_by_collection(
+        &self,
+        collection: &Nsid,
+        after: Option<u32>,
+        limit: usize,
+    ) -> Result<Vec<(u32, Did)>, IndexError> {
+        let Some(from) = after.map_or(Some(0), |after| after.checked_add(1)) else {
+            return Ok(Vec::new());
+        };
+        let prefix = [collection.as_str().as_bytes(), &[0]].concat();
+        let from = [&prefix[..], &from.to_be_bytes()].concat();
+        let collections = self.transaction.open_table(COLLECTIONS)?;
+        let heads = self.transaction.open_table(HEADS)?;
+        let mut found = Vec::new();
+        for row in collections
+            .range(from.as_slice()..after_prefix(&prefix).as_slice())?
+            .take(limit)
+        {
+            let (key, _) = row?;
+            let number = key
+                .value()
+                .get(prefix.len()..)
+                .and_then(|number| number.try_into().ok());
+            let number = u32::from_be_bytes(number.ok_or(IndexError::Row { table: "collections" })?);
+            let head = heads
+                .get(number)?
+                .ok_or(IndexError::Row { table: "collections" })?;
+            found.push((number, HeadRow::decode(head.value())?.did));
+        }
+        Ok(found)
+    }
+
+    /// The collections in which `did` has records, in order, each with their number.
+    ///
+    /// # Errors
+    /// See [`IndexReader::repo`].
+    pub fn collections(&self, did: &Did) -> Result<Vec<(Nsid, u64)>, IndexError> {
+        let Some(repo) = self.key(did)? else {
+            return Ok(Vec::new());
+        };
+        let records = self.transaction.open_table(RECORDS)?;
+        let collections = self.transaction.open_table(COLLECTIONS)?;
+        let end = repo.end();
+        let mut at = repo.prefix().to_vec();
+        let mut found = Vec::new();
+        // One seek per collection: from its first record to the first path after all of its paths.
+        while let Some(row) = records.range(at.as_slice()..end.as_slice())?.next() {
+            let (key, _) = row?;
+            let path = key
+                .value()
+                .get(PREFIX_BYTES..)
+                .ok_or(IndexError::Row { table: "records" })?;
+            let collection = collection_of(path);
+            let count = collections.get(super::rows::collection_key(collection, repo.number).as_slice())?;
+            let count = count.ok_or(IndexError::Row { table: "collections" })?.value();
+            let name = text(collection, "records")?
+                .parse()
+                .map_err(|_| IndexError::Row { table: "records" })?;
+            found.push((name, count));
+            at = after_prefix(&repo.key(&[collection, b"/"]));
+        }
+        Ok(found)
+    }
+
+    /// The record at `path`.
+    ///
+    /// # Errors
+    /// See [`IndexReader::repo`].
+    pub fn record(&self, did: &Did, path: &RepoPath) -> Result<Option<RecordRow>, IndexError> {
+        let Some(repo) = self.key(did)? else {
+            return Ok(None);
+        };
+        let records = self.transaction.open_table(RECORDS)?;
+        let row = records.get(repo.key(&[path.to_string().as_bytes()]).as_slice())?;
+        row.map(|row| RecordRow::decode(row.value())).transpose()
+    }
+
+    /// Records of one collection beyond `cursor` (exclusive) in `order`, at most `limit`.
+    ///
+    /// # Errors
+    /// See [`IndexReader::repo`].
+    pub fn list_records(
+        &self,
+        did: &Did,
+        collection: &Nsid,
+        cursor: Option<&RecordKey>,
+        order: ListOrder,
+        limit: usize,
+    ) -> Result<Vec<RecordItem>, IndexError> {
+        let Some(repo) = self.key(did)? else {
+            return Ok(Vec::new());
+        };
+        let prefix = repo.key(&[collection.as_str().as_bytes(), b"/"]);
+        let end = after_prefix(&prefix);
+        let cursor = cursor.map(|rkey| [&prefix[..], rkey.as_str().as_bytes()].concat());
+        let records = self.transaction.open_table(RECORDS)?;
+        let item = |row: Result<
+            (redb::AccessGuard<'_, &[u8]>, redb::AccessGuard<'_, &[u8]>),
+            redb::StorageError,
+        >| {
+            let (key, value) = row?;
+            let rkey = text_in_key(key.value(), prefix.len(), "records")?;
+            let rkey = rkey.parse().map_err(|_| IndexError::Row { table: "records" })?;
+            Ok(RecordItem {
+                rkey,
+                row: RecordRow::decode(value.value())?,
+            })
+        };
+        match order {
+            ListOrder::Ascending => {
+                let from = cursor
+                    .as_ref()
+                    .map_or(Bound::Included(prefix.as_slice()), |at| Bound::Excluded(at));
+                records
+                    .range::<&[u8]>((from, Bound::Excluded(end.as_slice())))?
+                    .take(limit)
+                    .map(item)
+                    .collect()
+            }
+            ListOrder::Descending => {
+                let to = cursor.as_ref().unwrap_or(&end);
+                records
+                    .range(prefix.as_slice()..to.as_slice())?
+                    .rev()
+                    .take(limit)
+                    .map(item)
+                    .collect()
+            }
+        }
+    }
+
+    /// Every record after `after`, in the order of the tree, for an export. The iterator keeps its snapshot alive.
+    ///
+    /// # Errors
+    /// See [`IndexReader::repo`].
+    pub fn records_from(&self, did: &Did, after: Option<&RepoPath>) -> Result<Records, IndexError> {
+        let Some(repo) = self.key(did)? else {
+            return Ok(Records(None));
+        };
+        let from = match after {
+            Some(path) => repo.key(&[path.to_string().as_bytes(), &[0]]),
+            None => repo.prefix().to_vec(),
+        };
+        let records = self.transaction.open_table(RECORDS)?;
+        Ok(Records(Some(
+            records.range(from.as_slice()..repo.end().as_slice())?,
+        )))
+    }
+
+    /// Where the block `cid` of this repo is, or `None` if it has no such block now: superseded nodes and commits and
+    /// deleted records are gone.
+    ///
+    /// # Errors
+    /// See [`IndexReader::repo`].
+    pub fn find_block(&self, did: &Did, cid: &Cid) -> Result<Option<BlockPlace>, IndexError> {
+        let Some((number, head)) = self.head(did)? else {
+            return Ok(None);
+        };
+        if let Some(at) = &head.commit
+            && at.commit == *cid
+        {
+            return Ok(Some(BlockPlace::Commit(at.location)));
+        }
+        let repo = RepoKey {
+            number,
+            generation: head.generation,
+        };
+        if let Some((_, row)) = self.record_by_cid(repo, cid)? {
+            return Ok(Some(BlockPlace::Record(row.location)));
+        }
+        if cid.codec() != Codec::DagCbor {
+            return Ok(None);
+        }
+        match RepoNodes::new(self.clone(), repo).node(cid) {
+            Ok(block) => Ok(Some(BlockPlace::Node(block))),
+            Err(NodeSourceError::Missing) => Ok(None),
+            Err(NodeSourceError::Corrupt(_)) => Err(IndexError::Row { table: NODES_NAME }),
+            Err(NodeSourceError::Io(reason)) => Err(IndexError::Database(Box::new(redb::Error::Io(
+                std::io::Error::other(reason),
+            )))),
+        }
+    }
+
+    /// A path at which the record `cid` is, if there is one.
+    ///
+    /// # Errors
+    /// See [`IndexReader::repo`].
+    pub fn path_of(&self, did: &Did, cid: &Cid) -> Result<Option<(RepoPath, RecordRow)>, IndexError> {
+        match self.key(did)? {
+            Some(repo) => self.record_by_cid(repo, cid),
+            None => Ok(None),
+        }
+    }
+
+    fn record_by_cid(&self, repo: RepoKey, cid: &Cid) -> Result<Option<(RepoPath, RecordRow)>, IndexError> {
+        let from = repo.key(&[&record_digest(cid)]);
+        let candidates = self.transaction.open_table(RECORD_CIDS)?;
+        let records = self.transaction.open_table(RECORDS)?;
+        for candidate in candidates.range(from.as_slice()..after_prefix(&from).as_slice())? {
+            let (key, _) = candidate?;
+            let path = key
+                .value()
+                .get(from.len()..)
+                .ok_or(IndexError::Row { table: "record_cids" })?;
+            let row = records
+                .get(repo.key(&[path]).as_slice())?
+                .ok_or(IndexError::Row { table: "record_cids" })?;
+            let row = RecordRow::decode(row.value())?;
+            if row.cid == *cid {
+                return Ok(Some((path_in_key(path, 0, "record_cids")?, row)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The nodes of this repo's tree, for [`Tree`](crate::repo::mst::Tree).
+    ///
+    /// # Errors
+    /// See [`IndexReader::repo`].
+    pub fn nodes(&self, did: &Did) -> Result<Option<RepoNodes>, IndexError> {
+        Ok(self.key(did)?.map(|repo| RepoNodes::new(self.clone(), repo)))
+    }
+
+    /// An uploaded blob, temporary or permanent.
+    ///
+    /// # Errors
+    /// See [`IndexReader::repo`].
+    pub fn blob(&self, did: &Did, cid: &Cid) -> Result<Option<BlobRow>, IndexError> {
+        let Some(repo) = self.key(did)? else {
+            return Ok(None);
+        };
+        let blobs = self.transaction.open_table(BLOBS)?;
+        let row = blobs.get(repo.key(&[&pack_cid(cid)]).as_slice())?;
+        row.map(|row| BlobRow::decode(row.value())).transpose()
+    }
+
+    /// Uploaded blobs after `after`, in the order of their packed CIDs, at most `limit`: what a sweep for temporary
+    /// blobs that were never referenced walks over.
+    ///
+    /// # Errors
+    /// See [`IndexReader::repo`].
+    pub fn stored_blobs(
+        &self,
+        did: &Did,
+        after: Option<&Cid>,
+        limit: usize,
+    ) -> Result<Vec<(Cid, BlobRow)>, IndexError> {
+        let Some(repo) = self.key(did)? else {
+            return Ok(Vec::new());
+        };
+        let from = after.map_or_else(
+            || repo.prefix().to_vec(),
+            |cid| after_prefix(&repo.key(&[&pack_cid(cid)])),
+        );
+        let blobs = self.transaction.open_table(BLOBS)?;
+        let mut found = Vec::new();
+        for row in blobs.range(from.as_slice()..repo.end().as_slice())?.take(limit) {
+            let (key, value) = row?;
+            found.push((
+                cid_in_key(key.value(), PREFIX_BYTES, "blobs")?,
+                BlobRow::decode(value.value())?,
+            ));
+        }
+        Ok(found)
+    }
+
+    /// Whether any record of this repo references the blob, which makes it permanent.
+    ///
+    /// # Errors
+    /// See [`IndexReader::repo`].
+    pub fn is_referenced(&self, did: &Did, cid: &Cid) -> Result<bool, IndexError> {
+        Ok(!self.blob_refs(did, cid, 1)?.is_empty())
+    }
+
+    /// Records that reference the blob, in path order, at most `limit`.
+    ///
+    /// # Errors
+    /// See [`IndexReader::repo`].
+    pub fn blob_refs(&self, did: &Did, cid: &Cid, limit: usize) -> Result<Vec<RepoPath>, IndexError> {
+        let Some(repo) = self.key(did)? else {
+            return Ok(Vec::new());
+        };
+        let from = repo.key(&[&pack_cid(cid)]);
+        let refs = self.transaction.open_table(BLOB_REFS)?;
+        let mut found = Vec::new();
+        for row in refs
+            .range(from.as_slice()..after_prefix(&from).as_slice())?
+            .take(limit)
+        {
+            found.push(path_in_key(row?.0.value(), from.len(), "blob_refs")?);
+        }
+        Ok(found)
+    }
+
+    /// Blobs that records reference, after `after` in the order of packed CIDs, at most `limit`. With `since`, only
+    /// those with a reference written after that rev.
+    ///
+    /// # Errors
+    /// See [`IndexReader::repo`].
+    pub fn list_blobs(
+        &self,
+        did: &Did,
+        since: Option<Tid>,
+        after: Option<&Cid>,
+        limit: usize,
+    ) -> Result<Vec<BlobItem>, IndexError> {
+        let mut found: Vec<BlobItem> = Vec::new();
+        self.each_ref(did, after, |cid, rev, _| {
+            if since.is_some_and(|since| rev <= since) {
+                return Ok(true);
+            }
+            let is_full = found.len() >= limit;
+            match found.last_mut() {
+                Some(last) if last.cid == cid => last.rev = last.rev.max(rev),
+                _ if is_full => return Ok(false),
+                _ => found.push(BlobItem { cid, rev }),
+            }
+            Ok(true)
+        })?;
+        Ok(found)
+    }
+
+    /// Blobs that records reference and nobody has uploaded, after `after` in the order of packed CIDs, at most `limit`.
+    ///
+    /// # Errors
+    /// See [`IndexReader::repo`].
+    pub fn missing_blobs(
+        &self,
+        did: &Did,
+        after: Option<&Cid>,
+        limit: usize,
+    ) -> Result<Vec<MissingBlob>, IndexError> {
+        let Some(repo) = self.key(did)? else {
+            return Ok(Vec::new());
+        };
+        let blobs = self.transaction.open_table(BLOBS)?;
+        let mut found: Vec<MissingBlob> = Vec::new();
+        let mut last = None;
+        self.each_ref(did, after, |cid, _, path| {
+            if last.replace(cid) == Some(cid) {
+                return Ok(true);
+            }
+            if blobs.get(repo.key(&[&pack_cid(&cid)]).as_slice())?.is_none() {
+                if found.len() >= limit {
+                    return Ok(false);
+                }
+                found.push(MissingBlob {
+                    cid,
+                    path: path_in_key(path, 0, "blob_refs")?,
+                });
+            }
+            Ok(true)
+        })?;
+        Ok(found)
+    }
+
+    /// Calls `visit` with each reference to a blob until it answers `false`.
+    fn each_ref(
+        &self,
+        did: &Did,
+        after: Option<&Cid>,
+        mut visit: impl FnMut(Cid, Tid, &[u8]) -> Result<bool, IndexError>,
+    ) -> Result<(), IndexError> {
+        let Some(repo) = self.key(did)? else { return Ok(()) };
+        let from = after.map_or_else(
+            || repo.prefix().to_vec(),
+            |cid| after_prefix(&repo.key(&[&pack_cid(cid)])),
+        );
+        let refs = self.transaction.open_table(BLOB_REFS)?;
+        for row in refs.range(from.as_slice()..repo.end().as_slice())? {
+            let (key, rev) = row?;
+            let cid = cid_in_key(key.value(), PREFIX_BYTES, "blob_refs")?;
+            let path = key
+                .value()
+                .get(PREFIX_BYTES + CID_BYTES..)
+                .ok_or(IndexError::Row { table: "blob_refs" })?;
+            if !visit(cid, Tid::from_u64(rev.value()), path)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn head(&self, did: &Did) -> Result<Option<(u32, HeadRow)>, IndexError> {
+        let repos = self.transaction.open_table(REPOS)?;
+        let Some(number) = repos.get(did.as_str())?.map(|row| row.value()) else {
+            return Ok(None);
+        };
+        let heads = self.transaction.open_table(HEADS)?;
+        let head = heads.get(number)?.ok_or(IndexError::Row { table: "heads" })?;
+        Ok(Some((number, HeadRow::decode(head.value())?)))
+    }
+
+    fn key(&self, did: &Did) -> Result<Option<RepoKey>, IndexError> {
+        Ok(self.head(did)?.map(|(number, head)| RepoKey {
+            number,
+            generation: head.generation,
+        }))
+    }
+}
+
+const NODES_NAME: &str = "nodes";
+
+fn counts(head: &HeadRow) -> RepoCounts {
+    RepoCounts {
+        records: head.records,
+        blobs_stored: head.blobs_stored,
+        blobs_referenced: head.blobs_referenced,
+    }
+}
+
+fn repo_head(number: u32, head: HeadRow) -> Option<RepoHead> {
+    let counts = counts(&head);
+    head.commit.map(|at| RepoHead {
+        number,
+        did: head.did,
+        commit: at.commit,
+        rev: at.rev,
+        data: at.data,
+        commit_location: at.location,
+        counts,
+    })
+}
+
+fn path_in_key(key: &[u8], at: usize, table: &'static str) -> Result<RepoPath, IndexError> {
+    let path = key.get(at..).ok_or(IndexError::Row { table })?;
+    RepoPath::from_bytes(path).map_err(|_| IndexError::Row { table })
+}

@@ -1,0 +1,360 @@
+//! Keys and values of the index's tables, byte by byte.
+//!
+//! Keys are big-endian, so that the byte order redb sorts by is the order of the thing named. Everything owned by a repo
+//! starts with its *prefix*, so a repo is one contiguous range of each table and leaves by range deletes.
+//!
+//! ```text
+//! prefix          0 repo number u32 | 4 generation u16                                              6 bytes
+//! location        0 segment's base LSN, low 7 bytes | 7 offset, low 5 bytes | 12 length u32        16 bytes
+//! cid             0 codec u8 (0x55 raw, 0x71 dag-cbor) | 1 SHA-256 digest                          33 bytes
+//!
+//! meta            name → bytes: format u32, log id 16 bytes, applied LSN u64, next repo number u32
+//! repos           DID → repo number
+//! heads           repo number → 0 generation u16 | 2 flags u8 (bit 0: has a commit) | 3 rev u64 | 11 commit digest
+//!                   | 43 data digest | 75 commit location | 91 records u64 | 99 blobs stored u64
+//!                   | 107 blobs referenced u64 | 115 DID
+//! records         prefix | path → 0 cid | 33 rev u64 | 41 location                                 57 bytes
+//! record_cids     prefix | first 8 bytes of the digest | path → nothing
+//! nodes           prefix | first 16 bytes of the digest → 0x01 | the node's bytes (layer ≥ 1)
+//!                                                       → 0x00 | the node's first key (layer 0; empty for the empty tree)
+//! blobs           prefix | cid → 0 size u64 | 8 created-at u64 | 16 media type
+//! blob_refs       prefix | cid | path → rev u64
+//! record_blobs    prefix | path | 0x00 | cid → nothing
+//! collections     collection | 0x00 | repo number → number of records u64
+//! ```
+//!
+//! A rev is its TID's 64-bit number. A digest cut to 16 bytes cannot be made to collide (2^64 work); one cut to 8 can,
+//! so `record_cids` carries the path too and every hit is compared with the whole CID of the record.
+
+use crate::log::{Location, Lsn};
+use crate::repo::{Cid, Codec, Did, Tid};
+
+use super::IndexError;
+
+/// Bytes of a repo's prefix.
+pub(super) const PREFIX_BYTES: usize = 6;
+/// Bytes of a packed location.
+pub(super) const LOCATION_BYTES: usize = 16;
+/// Bytes of a packed CID.
+pub(super) const CID_BYTES: usize = 33;
+/// How much of a digest `nodes` is keyed by.
+pub(super) const NODE_DIGEST_BYTES: usize = 16;
+/// How much of a digest `record_cids` is keyed by.
+pub(super) const RECORD_DIGEST_BYTES: usize = 8;
+
+const RECORD_ROW_BYTES: usize = CID_BYTES + 8 + LOCATION_BYTES;
+const HEAD_FIXED_BYTES: usize = 115;
+const HAS_COMMIT: u8 = 1;
+const NODE_LEAF: u8 = 0;
+const NODE_INTERIOR: u8 = 1;
+const CODEC_RAW: u8 = 0x55;
+const CODEC_DAG_CBOR: u8 = 0x71;
+
+const _: () = assert!(RECORD_ROW_BYTES == 57);
+
+/// A repo inside the index: its number and which build of its rows is the live one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct RepoKey {
+    pub(super) number: u32,
+    pub(super) generation: u16,
+}
+
+impl RepoKey {
+    pub(super) fn prefix(self) -> [u8; PREFIX_BYTES] {
+        let [a, b, c, d] = self.number.to_be_bytes();
+        let [e, f] = self.generation.to_be_bytes();
+        [a, b, c, d, e, f]
+    }
+
+    /// The prefix followed by `parts`.
+    pub(super) fn key(self, parts: &[&[u8]]) -> Vec<u8> {
+        let mut key = Vec::with_capacity(PREFIX_BYTES + parts.iter().map(|part| part.len()).sum::<usize>());
+        key.extend_from_slice(&self.prefix());
+        for part in parts {
+            key.extend_from_slice(part);
+        }
+        key
+    }
+
+    /// The first key after everything of this repo.
+    pub(super) fn end(self) -> Vec<u8> {
+        after_prefix(&self.prefix())
+    }
+}
+
+/// The first key after every key that starts with `prefix`. All keys of the index that this is used with start with a
+/// byte that can be raised; a prefix of only 0xff bytes would have no successor and answers itself with 0xff appended.
+pub(super) fn after_prefix(prefix: &[u8]) -> Vec<u8> {
+    let mut end = prefix.to_vec();
+    while let Some(last) = end.pop() {
+        if last < 0xff {
+            end.push(last + 1);
+            return end;
+        }
+    }
+    [prefix, &[0xff; 16]].concat()
+}
+
+/// Cuts `N` bytes off the front of a row.
+fn take<const N: usize>(row: &mut &[u8], table: &'static str) -> Result<[u8; N], IndexError> {
+    let (head, rest) = row.split_first_chunk::<N>().ok_or(IndexError::Row { table })?;
+    *row = rest;
+    Ok(*head)
+}
+
+pub(super) fn put_location(out: &mut Vec<u8>, location: Location) -> Result<(), IndexError> {
+    let segment = location.segment.get().to_be_bytes();
+    let offset = location.offset.to_be_bytes();
+    if segment[0] != 0 || offset[..3] != [0; 3] {
+        return Err(IndexError::Unrepresentable { what: "location" });
+    }
+    out.extend_from_slice(&segment[1..]);
+    out.extend_from_slice(&offset[3..]);
+    out.extend_from_slice(&location.len.to_be_bytes());
+    Ok(())
+}
+
+fn take_location(row: &mut &[u8], table: &'static str) -> Result<Location, IndexError> {
+    let [a, b, c, d, e, f, g] = take::<7>(row, table)?;
+    let [h, i, j, k, l] = take::<5>(row, table)?;
+    let segment = Lsn::new(u64::from_be_bytes([0, a, b, c, d, e, f, g])).ok_or(IndexError::Row { table })?;
+    Ok(Location {
+        segment,
+        offset: u64::from_be_bytes([0, 0, 0, h, i, j, k, l]),
+        len: u32::from_be_bytes(take::<4>(row, table)?),
+    })
+}
+
+pub(super) fn pack_cid(cid: &Cid) -> [u8; CID_BYTES] {
+    let mut out = [0; CID_BYTES];
+    let (codec, digest) = out.split_at_mut(1);
+    codec[0] = match cid.codec() {
+        Codec::Raw => CODEC_RAW,
+        Codec::DagCbor => CODEC_DAG_CBOR,
+    };
+    digest.copy_from_slice(cid.digest());
+    out
+}
+
+pub(super) fn unpack_cid(packed: [u8; CID_BYTES], table: &'static str) -> Result<Cid, IndexError> {
+    let [codec, digest @ ..] = packed;
+    let codec = match codec {
+        CODEC_RAW => Codec::Raw,
+        CODEC_DAG_CBOR => Codec::DagCbor,
+        _ => return Err(IndexError::Row { table }),
+    };
+    Ok(Cid::from_digest(codec, digest))
+}
+
+pub(super) fn node_digest(cid: &Cid) -> [u8; NODE_DIGEST_BYTES] {
+    cut(cid.digest())
+}
+
+pub(super) fn record_digest(cid: &Cid) -> [u8; RECORD_DIGEST_BYTES] {
+    cut(cid.digest())
+}
+
+pub(super) fn cut<const N: usize>(digest: &[u8; 32]) -> [u8; N] {
+    const { assert!(N <= 32) };
+    std::array::from_fn(|i| digest[i])
+}
+
+/// A row of `heads`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct HeadRow {
+    pub(super) generation: u16,
+    pub(super) commit: Option<CommitRow>,
+    pub(super) records: u64,
+    pub(super) blobs_stored: u64,
+    pub(super) blobs_referenced: u64,
+    pub(super) did: Did,
+}
+
+/// The commit a repo stands at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct CommitRow {
+    pub(super) rev: Tid,
+    pub(super) commit: Cid,
+    pub(super) data: Cid,
+    pub(super) location: Location,
+}
+
+impl HeadRow {
+    pub(super) fn new(did: Did) -> HeadRow {
+        HeadRow {
+            generation: 0,
+            commit: None,
+            records: 0,
+            blobs_stored: 0,
+            blobs_referenced: 0,
+            did,
+        }
+    }
+
+    pub(super) fn encode(&self) -> Result<Vec<u8>, IndexError> {
+        let mut out = Vec::with_capacity(HEAD_FIXED_BYTES + self.did.as_str().len());
+        out.extend_from_slice(&self.generation.to_be_bytes());
+        match &self.commit {
+            Some(at) => {
+                out.push(HAS_COMMIT);
+                out.extend_from_slice(&at.rev.to_u64().to_be_bytes());
+                out.extend_from_slice(at.commit.digest());
+                out.extend_from_slice(at.data.digest());
+                put_location(&mut out, at.location)?;
+            }
+            None => out.resize(91, 0),
+        }
+        for count in [self.records, self.blobs_stored, self.blobs_referenced] {
+            out.extend_from_slice(&count.to_be_bytes());
+        }
+        out.extend_from_slice(self.did.as_str().as_bytes());
+        Ok(out)
+    }
+
+    pub(super) fn decode(mut row: &[u8]) -> Result<HeadRow, IndexError> {
+        const TABLE: &str = "heads";
+        let row = &mut row;
+        let generation = u16::from_be_bytes(take(row, TABLE)?);
+        let [flags] = take(row, TABLE)?;
+        let rev = u64::from_be_bytes(take(row, TABLE)?);
+        let commit = Cid::from_digest(Codec::DagCbor, take(row, TABLE)?);
+        let data = Cid::from_digest(Codec::DagCbor, take(row, TABLE)?);
+        let location = take_location(row, TABLE)?;
+        let commit = match flags {
+            0 => None,
+            HAS_COMMIT => Some(CommitRow {
+                rev: Tid::from_u64(rev),
+                commit,
+                data,
+                location,
+            }),
+            _ => return Err(IndexError::Row { table: TABLE }),
+        };
+        Ok(HeadRow {
+            generation,
+            commit,
+            records: u64::from_be_bytes(take(row, TABLE)?),
+            blobs_stored: u64::from_be_bytes(take(row, TABLE)?),
+            blobs_referenced: u64::from_be_bytes(take(row, TABLE)?),
+            did: text(row, TABLE)?
+                .parse()
+                .map_err(|_| IndexError::Row { table: TABLE })?,
+        })
+    }
+}
+
+/// Where a record is and since when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecordRow {
+    /// The record's CID.
+    pub cid: Cid,
+    /// The rev of the commit that last wrote it.
+    pub rev: Tid,
+    /// The record's DAG-CBOR bytes in the log.
+    pub location: Location,
+}
+
+impl RecordRow {
+    pub(super) fn encode(&self) -> Result<Vec<u8>, IndexError> {
+        let mut out = Vec::with_capacity(RECORD_ROW_BYTES);
+        out.extend_from_slice(&pack_cid(&self.cid));
+        out.extend_from_slice(&self.rev.to_u64().to_be_bytes());
+        put_location(&mut out, self.location)?;
+        Ok(out)
+    }
+
+    pub(super) fn decode(mut row: &[u8]) -> Result<RecordRow, IndexError> {
+        const TABLE: &str = "records";
+        let row = &mut row;
+        let cid = unpack_cid(take(row, TABLE)?, TABLE)?;
+        let rev = Tid::from_u64(u64::from_be_bytes(take(row, TABLE)?));
+        Ok(RecordRow {
+            cid,
+            rev,
+            location: take_location(row, TABLE)?,
+        })
+    }
+}
+
+/// A row of `nodes`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum NodeRow<'a> {
+    /// The block itself.
+    Interior(&'a [u8]),
+    /// The first key of a node of layer 0; empty for the node of an empty tree.
+    Leaf(&'a [u8]),
+}
+
+impl<'a> NodeRow<'a> {
+    pub(super) fn encode(&self) -> Vec<u8> {
+        match self {
+            NodeRow::Interior(block) => [&[NODE_INTERIOR], *block].concat(),
+            NodeRow::Leaf(first_key) => [&[NODE_LEAF], *first_key].concat(),
+        }
+    }
+
+    pub(super) fn decode(row: &'a [u8]) -> Result<NodeRow<'a>, IndexError> {
+        match row.split_first() {
+            Some((&NODE_INTERIOR, block)) => Ok(NodeRow::Interior(block)),
+            Some((&NODE_LEAF, first_key)) => Ok(NodeRow::Leaf(first_key)),
+            _ => Err(IndexError::Row { table: "nodes" }),
+        }
+    }
+}
+
+/// An uploaded blob.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlobRow {
+    /// Its size in bytes.
+    pub size: u64,
+    /// When it was uploaded, microseconds since 1970.
+    pub created_at_micros: u64,
+    /// Its media type.
+    pub mime: String,
+}
+
+impl BlobRow {
+    pub(super) fn encode(&self) -> Vec<u8> {
+        [
+            &self.size.to_be_bytes()[..],
+            &self.created_at_micros.to_be_bytes(),
+            self.mime.as_bytes(),
+        ]
+        .concat()
+    }
+
+    pub(super) fn decode(mut row: &[u8]) -> Result<BlobRow, IndexError> {
+        const TABLE: &str = "blobs";
+        let row = &mut row;
+        Ok(BlobRow {
+            size: u64::from_be_bytes(take(row, TABLE)?),
+            created_at_micros: u64::from_be_bytes(take(row, TABLE)?),
+            mime: text(row, TABLE)?.to_owned(),
+        })
+    }
+}
+
+/// A packed CID at the end of a key, or at `at` inside it.
+pub(super) fn cid_in_key(key: &[u8], at: usize, table: &'static str) -> Result<Cid, IndexError> {
+    let mut rest = key.get(at..).ok_or(IndexError::Row { table })?;
+    unpack_cid(take(&mut rest, table)?, table)
+}
+
+/// What a key holds from `at` on, which must be text.
+pub(super) fn text_in_key<'a>(key: &'a [u8], at: usize, table: &'static str) -> Result<&'a str, IndexError> {
+    text(key.get(at..).ok_or(IndexError::Row { table })?, table)
+}
+
+pub(super) fn text<'a>(bytes: &'a [u8], table: &'static str) -> Result<&'a str, IndexError> {
+    std::str::from_utf8(bytes).map_err(|_| IndexError::Row { table })
+}
+
+/// The key of `collections`.
+pub(super) fn collection_key(collection: &[u8], number: u32) -> Vec<u8> {
+    [collection, &[0], &number.to_be_bytes()].concat()
+}
+
+/// The collection of a path: what stands before its slash.
+pub(super) fn collection_of(path: &[u8]) -> &[u8] {
+    path.split(|byte| *byte == b'/').next().unwrap_or(path)
+}

@@ -1,0 +1,411 @@
+//! The index against a model: any history gives the answers of a `BTreeMap`, a rebuilt file those of the live one (I4).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+use redb::{ReadableDatabase, ReadableTable};
+
+use super::*;
+use crate::entry::{Change, EntryDraft};
+use crate::repo::cid::Cid;
+use crate::repo::mst::{NodeSource, NodeSourceError, Tree, build_from_sorted};
+use crate::views::testkit::{LOG_ID, Placer, TestRepo, lsn, record};
+
+fn open(dir: &Path) -> IndexView {
+    IndexView::open(&dir.join("index.redb"), LOG_ID, 8 << 20).unwrap()
+}
+
+/// Every row of every table, for comparing two files.
+fn dump(view: &IndexView) -> Vec<(&'static str, Vec<u8>, Vec<u8>)> {
+    let read = view.database.begin_read().unwrap();
+    let mut rows = Vec::new();
+    macro_rules! table {
+        ($definition:expr, $key:expr, $value:expr) => {
+            for row in read.open_table($definition).unwrap().iter().unwrap() {
+                let (key, value) = row.unwrap();
+                rows.push((
+                    stringify!($definition),
+                    $key(key.value()),
+                    $value(value.value()),
+                ));
+            }
+        };
+    }
+    table!(META, |k: &str| k.as_bytes().to_vec(), |v: &[u8]| v.to_vec());
+    table!(REPOS, |k: &str| k.as_bytes().to_vec(), |v: u32| v
+        .to_be_bytes()
+        .to_vec());
+    table!(HEADS, |k: u32| k.to_be_bytes().to_vec(), |v: &[u8]| v.to_vec());
+    table!(RECORDS, |k: &[u8]| k.to_vec(), |v: &[u8]| v.to_vec());
+    table!(NODES, |k: &[u8]| k.to_vec(), |v: &[u8]| v.to_vec());
+    table!(BLOBS, |k: &[u8]| k.to_vec(), |v: &[u8]| v.to_vec());
+    table!(RECORD_CIDS, |k: &[u8]| k.to_vec(), |()| Vec::new());
+    table!(RECORD_BLOBS, |k: &[u8]| k.to_vec(), |()| Vec::new());
+    table!(BLOB_REFS, |k: &[u8]| k.to_vec(), |v: u64| v
+        .to_be_bytes()
+        .to_vec());
+    table!(COLLECTIONS, |k: &[u8]| k.to_vec(), |v: u64| v
+        .to_be_bytes()
+        .to_vec());
+    rows
+}
+
+/// A record and the blobs in it; `None` deletes.
+type Write = Option<(Vec<u8>, BTreeSet<Cid>)>;
+
+struct NoNodes;
+
+impl NodeSource for NoNodes {
+    fn node(&self, _: &Cid) -> Result<bytes::Bytes, NodeSourceError> {
+        Err(NodeSourceError::Missing)
+    }
+}
+
+fn create(paths: &[&str]) -> BTreeMap<String, Write> {
+    paths
+        .iter()
+        .map(|path| ((*path).to_owned(), Some((record(path, &[]), BTreeSet::new()))))
+        .collect()
+}
+
+#[test]
+fn a_removed_repo_leaves_nothing_and_may_come_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut view, mut placer) = (open(dir.path()), Placer::new());
+    let (mut stays, mut goes) = (TestRepo::new("stays"), TestRepo::new("goes"));
+    let blob = Cid::for_raw(b"blob");
+    let mut writes = create(&["app.test.post/a", "app.test.like/b"]);
+    writes.insert(
+        "app.test.image/c".to_owned(),
+        Some((record("c", &[blob]), BTreeSet::from([blob]))),
+    );
+
+    let first = placer.place(stays.commit(&create(&["app.test.post/x"]), &NoNodes));
+    view.apply(&[first]).unwrap();
+    let before = dump(&view);
+    let upload = goes.store(b"blob");
+    let entries = [
+        placer.place(EntryDraft::private(vec![upload])),
+        placer.place(goes.commit(&writes, &NoNodes)),
+        placer.place(EntryDraft::private(vec![Change::RepoRemoved {
+            did: goes.did.clone(),
+        }])),
+    ];
+    view.apply(&entries).unwrap();
+    let rows = |dump: Vec<(&'static str, Vec<u8>, Vec<u8>)>| -> Vec<_> {
+        dump.into_iter().filter(|(table, ..)| *table != "META").collect()
+    };
+    assert_eq!(rows(dump(&view)), rows(before));
+    assert_eq!(view.reader().unwrap().repo(&goes.did).unwrap(), None);
+    let post = "app.test.image".parse().unwrap();
+    assert_eq!(
+        view.reader()
+            .unwrap()
+            .repos_by_collection(&post, None, 10)
+            .unwrap(),
+        []
+    );
+
+    let mut again = TestRepo::new("goes");
+    let entry = placer.place(again.commit(&create(&["app.test.post/new"]), &NoNodes));
+    view.apply(&[entry]).unwrap();
+    again.check(&view.reader().unwrap());
+    stays.check(&view.reader().unwrap());
+}
+
+#[test]
+fn blocks_are_found_where_they_are_and_superseded_ones_are_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut view, mut placer) = (open(dir.path()), Placer::new());
+    let mut repo = TestRepo::new("blocks");
+    let entry = placer.place(repo.commit(&create(&["app.test.post/a"]), &NoNodes));
+    view.apply(std::slice::from_ref(&entry)).unwrap();
+    let (old_commit, _, old_root) = repo.head.unwrap();
+    let reader = view.reader().unwrap();
+
+    let slice = |entry: &Entry, at: crate::log::Location| {
+        let from = usize::try_from(at.offset - entry.public_at.offset).unwrap();
+        entry.public.slice(from..from + at.len as usize)
+    };
+    let record_cid = repo.records["app.test.post/a"].cid;
+    for cid in [old_commit, record_cid] {
+        match reader.find_block(&repo.did, &cid).unwrap() {
+            Some(BlockPlace::Record(at) | BlockPlace::Commit(at)) => assert!(cid.matches(&slice(&entry, at))),
+            other => panic!("{other:?}"),
+        }
+    }
+    let Some(BlockPlace::Node(root)) = reader.find_block(&repo.did, &old_root).unwrap() else {
+        panic!()
+    };
+    assert!(old_root.matches(&root));
+    assert_eq!(reader.find_block(&repo.did, &Cid::for_raw(b"?")).unwrap(), None);
+    assert_eq!(
+        reader
+            .find_block(&"did:plc:other".parse().unwrap(), &old_root)
+            .unwrap(),
+        None
+    );
+
+    let entry = placer.place(repo.commit(&create(&["app.test.post/b"]), &NoNodes));
+    view.apply(&[entry]).unwrap();
+    let now = view.reader().unwrap();
+    assert_eq!(now.find_block(&repo.did, &old_root).unwrap(), None);
+    assert_eq!(now.find_block(&repo.did, &old_commit).unwrap(), None);
+    assert!(
+        reader.find_block(&repo.did, &old_root).unwrap().is_some(),
+        "a snapshot stays what it was"
+    );
+}
+
+/// Commits, compares with the model, and tells whether the blob is stored.
+fn commit(
+    view: &mut IndexView,
+    placer: &mut Placer,
+    repo: &mut TestRepo,
+    blob: Cid,
+    writes: Vec<(&str, Write)>,
+) -> bool {
+    let writes = writes
+        .into_iter()
+        .map(|(path, write)| (path.to_owned(), write))
+        .collect();
+    let entry = placer.place(repo.commit(&writes, &NoNodes));
+    view.apply(&[entry]).unwrap();
+    let reader = view.reader().unwrap();
+    repo.check(&reader);
+    reader.blob(&repo.did, &blob).unwrap().is_some()
+}
+
+#[test]
+fn a_blob_is_forgotten_with_its_last_reference_and_not_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut view, mut placer) = (open(dir.path()), Placer::new());
+    let mut repo = TestRepo::new("blobs");
+    let blob = Cid::for_raw(b"picture");
+    let with = || Some((record("with", &[blob, blob]), BTreeSet::from([blob])));
+    assert!(
+        !commit(
+            &mut view,
+            &mut placer,
+            &mut repo,
+            blob,
+            vec![("app.test.post/a", with())]
+        ),
+        "referenced, not uploaded yet"
+    );
+    let upload = repo.store(b"picture");
+    let (path, write) = ("app.test.post/x", Some((record("x", &[]), BTreeSet::new())));
+    let entry = placer.place(EntryDraft::private(vec![upload]));
+    view.apply(&[entry]).unwrap();
+    assert!(commit(
+        &mut view,
+        &mut placer,
+        &mut repo,
+        blob,
+        vec![(path, write)]
+    ));
+    let handed_over = vec![("app.test.post/a", None), ("app.test.post/b", with())];
+    assert!(
+        commit(&mut view, &mut placer, &mut repo, blob, handed_over),
+        "one record hands it to another in one commit"
+    );
+    let without = Some((record("without", &[]), BTreeSet::new()));
+    assert!(!commit(
+        &mut view,
+        &mut placer,
+        &mut repo,
+        blob,
+        vec![("app.test.post/b", without)]
+    ));
+}
+
+#[test]
+fn a_commit_that_does_not_follow_the_head_is_refused_and_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut view, mut placer) = (open(dir.path()), Placer::new());
+    let mut repo = TestRepo::new("chain");
+    let mut next = |path: &str| placer.place(repo.commit(&create(&[path]), &NoNodes));
+    let (first, second, third) = (
+        next("app.test.post/a"),
+        next("app.test.post/b"),
+        next("app.test.post/c"),
+    );
+    let later = |entry: &Entry| Entry {
+        lsn: lsn(1 << 52),
+        ..entry.clone()
+    };
+    view.apply(std::slice::from_ref(&first)).unwrap();
+    let before = dump(&view);
+    for wrong in [
+        vec![third.clone()],
+        vec![later(&first)],
+        vec![second, later(&first)],
+    ] {
+        let error = view.apply(&wrong).unwrap_err();
+        assert!(matches!(error, ViewError::Contradiction { .. }), "{error}");
+        assert_eq!(dump(&view), before);
+        assert_eq!(view.applied(), first.lsn);
+    }
+}
+
+#[test]
+fn entries_that_are_applied_already_are_skipped() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut view, mut placer) = (open(dir.path()), Placer::new());
+    let mut repo = TestRepo::new("twice");
+    let first = placer.place(repo.commit(&create(&["app.test.post/a"]), &NoNodes));
+    let second = placer.place(repo.commit(&create(&["app.test.post/b"]), &NoNodes));
+    view.apply(&[first.clone()]).unwrap();
+    view.apply(&[first, second.clone()]).unwrap();
+    assert_eq!(view.applied(), second.lsn);
+    repo.check(&view.reader().unwrap());
+}
+
+#[test]
+fn a_file_that_is_damaged_or_of_another_log_is_unusable() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("index.redb");
+    drop(open(dir.path()));
+    let other = IndexView::open(&path, LogId([1; 16]), 1 << 20);
+    assert!(matches!(other, Err(IndexError::Unusable { .. })), "{other:?}");
+
+    std::fs::write(
+        &path,
+        b"this is no database, but it is long enough to be looked at",
+    )
+    .unwrap();
+    let damaged = IndexView::open(&path, LOG_ID, 1 << 20);
+    assert!(matches!(damaged, Err(IndexError::Unusable { .. })), "{damaged:?}");
+}
+
+#[test]
+fn what_was_persisted_is_there_after_reopening() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut repo = TestRepo::new("persisted");
+    let mut placer = Placer::new();
+    let entry = placer.place(repo.commit(&create(&["app.test.post/a"]), &NoNodes));
+    {
+        let mut view = open(dir.path());
+        view.apply(std::slice::from_ref(&entry)).unwrap();
+        view.persist().unwrap();
+    }
+    let view = open(dir.path());
+    assert_eq!(view.applied(), entry.lsn);
+    repo.check(&view.reader().unwrap());
+}
+
+/// A step of the property test.
+#[derive(Clone, Debug)]
+enum Step {
+    Commit {
+        repo: usize,
+        writes: Vec<(u8, u16, Option<(u8, Vec<u8>)>)>,
+        reopen: bool,
+    },
+    Upload {
+        repo: usize,
+        blob: u8,
+    },
+    Remove {
+        repo: usize,
+    },
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let write = (
+        0u8..3,
+        0u16..400,
+        proptest::option::weighted(0.75, (0u8..6, proptest::collection::vec(0u8..4, 0..2))),
+    );
+    let step = prop_oneof![
+        20 => (0usize..3, proptest::collection::vec(write, 0..24), any::<bool>())
+            .prop_map(|(repo, writes, reopen)| Step::Commit { repo, writes, reopen }),
+        4 => (0usize..3, 0u8..4).prop_map(|(repo, blob)| Step::Upload { repo, blob }),
+        1 => (0usize..3).prop_map(|repo| Step::Remove { repo }),
+    ];
+    proptest::collection::vec(step, 1..40)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_history_answers_as_the_model_does_and_rebuilds_to_the_same_bytes(steps in steps()) {
+        let dir = tempfile::tempdir().unwrap();
+        let mut view = open(dir.path());
+        let mut placer = Placer::new();
+        let fresh = |n: usize| TestRepo::new(["one", "two", "three"][n]);
+        let mut repos: Vec<TestRepo> = (0..3).map(fresh).collect();
+        let mut entries = Vec::new();
+        for step in steps {
+            let draft = match step {
+                Step::Commit { repo, writes, reopen } => {
+                    let repo = &mut repos[repo];
+                    let reader = view.reader().unwrap();
+                    let nodes = reader.nodes(&repo.did).unwrap();
+                    if let (true, Some((_, _, root))) = (reopen, repo.head) {
+                        // As after a restart: every node comes from the index, leaves rebuilt.
+                        repo.tree = Tree::open(root);
+                    }
+                    let writes = writes.into_iter().map(|(collection, rkey, write)| {
+                        let write = write.map(|(text, blobs)| {
+                            let blobs: BTreeSet<Cid> = blobs.iter().map(|n| Cid::for_raw(&[*n])).collect();
+                            let list: Vec<Cid> = blobs.iter().copied().collect();
+                            (record(&format!("text {text}"), &list), blobs)
+                        });
+                        (format!("app.test.c{collection}/{rkey}"), write)
+                    }).collect();
+                    match nodes {
+                        Some(nodes) => repo.commit(&writes, &nodes),
+                        None => repo.commit(&writes, &NoNodes),
+                    }
+                }
+                Step::Upload { repo, blob } => EntryDraft::private(vec![repos[repo].store(&[blob])]),
+                Step::Remove { repo } => {
+                    let did = repos[repo].did.clone();
+                    repos[repo] = fresh(repo);
+                    EntryDraft::private(vec![Change::RepoRemoved { did }])
+                }
+            };
+            let entry = placer.place(draft);
+            view.apply(std::slice::from_ref(&entry)).unwrap();
+            entries.push(entry);
+        }
+        let reader = view.reader().unwrap();
+        for repo in &repos {
+            repo.check(&reader);
+            if let Some((_, _, root)) = repo.head {
+                let records = repo.records.iter().map(|(path, record)| (path.as_str(), record.cid));
+                let nodes = reader.nodes(&repo.did).unwrap().unwrap();
+                let mut built = 0;
+                let from_records = build_from_sorted(records, |node| {
+                    built += 1;
+                    assert_eq!(nodes.node(&node.cid).unwrap(), node.bytes, "the node in the index is the node");
+                    Ok::<(), std::convert::Infallible>(())
+                }).unwrap();
+                prop_assert_eq!(from_records, root);
+                // No superseded node is left behind.
+                let number = reader.repo(&repo.did).unwrap().unwrap().number;
+                let kept = dump(&view)
+                    .iter()
+                    .filter(|(table, key, _)| *table == "NODES" && key.starts_with(&number.to_be_bytes()))
+                    .count();
+                prop_assert_eq!(kept, built);
+            }
+        }
+
+        let live = dump(&view);
+        let rebuilt_dir = tempfile::tempdir().unwrap();
+        let mut rebuilt = open(rebuilt_dir.path());
+        for batch in entries.chunks(7) {
+            rebuilt.apply(batch).unwrap();
+        }
+        prop_assert_eq!(&dump(&rebuilt), &live);
+
+        let copy = dir.path().join("copy.redb");
+        reader.copy_to(&copy).unwrap();
+        let copied = IndexView::open(&copy, LOG_ID, 8 << 20).unwrap();
+        prop_assert_eq!(&dump(&copied), &live);
+        prop_assert!(reader.copy_to(&copy).is_err(), "a copy never overwrites");
+    }
+}

@@ -113,3 +113,13 @@ impl ReplicaStore for MemoryStore {
         "memory".to_owned()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn memory_keeps_the_contract() {
+        super::super::contract::all(Arc::new(super::MemoryStore::new())).await;
+    }
+}

@@ -1,6 +1,6 @@
 //! The narrow waist to any remote store: a handful of verbs over named, immutable objects.
 //!
-//! What holds, for every store behind [`ReplicaStore`], and what the tests in `contract` check:
+//! What holds, for every store behind [`ReplicaStore`], and what the tests in [`contract`] check:
 //!
 //! - an object is created whole or not at all, never changed, and a name has exactly one winner however many
 //!   processes try at once: this is what fencing (one writer per log) stands on;
@@ -12,6 +12,9 @@
 //!
 //! Only the files under `azure/` know a cloud.
 
+pub mod azure;
+pub mod contract;
+pub mod directory;
 pub mod faulty;
 pub mod memory;
 mod name;
@@ -247,14 +250,11 @@ pub enum StoreError {
         object: String,
     },
     /// The store knows us not, or not as one who may do this. An operator must change a setting; asking again is futile.
-    #[error(
-        "access to {object} was denied ({detail}); check the credentials, and that the identity has the role \
-         Storage Blob Data Contributor on the container (being its owner is not enough)"
-    )]
+    #[error("access to {object} was denied: {detail}")]
     Denied {
         /// What we tried to reach.
         object: String,
-        /// The store's own words.
+        /// The store's own words, and what to check.
         detail: String,
     },
     /// The store refused for now because it is asked too much; nothing was done.

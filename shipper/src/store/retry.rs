@@ -104,7 +104,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_passing_failure_is_repeated_until_success() {
         let tries = Cell::new(0);
-        let result = retry(&RetryPolicy::default(), || {
+        let policy = RetryPolicy::default();
+        let result = retry(&policy, || {
             tries.set(tries.get() + 1);
             let outcome = if tries.get() < 4 {
                 Err(unavailable())
@@ -155,7 +156,8 @@ mod tests {
     async fn the_store_is_left_alone_for_as_long_as_it_asked() {
         let start = Instant::now();
         let first = Cell::new(true);
-        let result = retry(&RetryPolicy::default(), || {
+        let policy = RetryPolicy::default();
+        let result = retry(&policy, || {
             let outcome = if first.replace(false) {
                 Err(StoreError::Throttled {
                     retry_after: Some(Duration::from_secs(20)),

@@ -1,0 +1,515 @@
+//! A store in a container of Azure Blob Storage, through the official client and our own transport.
+//!
+//! What holds: a creation is a single request with `If-None-Match: *`, never repeated here, and the client's own retries
+//! are off. Large objects are staged in blocks, which are invisible until one conditional request commits them; what a
+//! crash leaves staged, the service drops after a week. Every request has a time limit. No message, log line or `Debug`
+//! holds a key, a signature or a token.
+
+mod config;
+mod error;
+mod shared_key;
+
+use std::fs::File;
+use std::num::NonZero;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use azure_core::credentials::TokenCredential;
+use azure_core::http::headers::{HeaderName, Headers};
+use azure_core::http::{ClientOptions, NoFormat, RequestContent, RetryOptions, StatusCode, Transport, Url};
+use azure_identity::{
+    ManagedIdentityCredential, ManagedIdentityCredentialOptions, UserAssignedId, WorkloadIdentityCredential,
+};
+use azure_storage_blob::models::{
+    BlobClientDownloadOptions, BlobClientGetPropertiesResultHeaders, BlobContainerClientListBlobsOptions,
+    BlockBlobClientCommitBlockListOptions, BlockBlobClientUploadOptions, BlockLookupList,
+};
+use azure_storage_blob::{BlobClient, BlobContainerClient, BlobContainerClientOptions};
+use bytes::{Bytes, BytesMut};
+use futures_util::{StreamExt, TryStreamExt};
+
+pub use self::config::{AzureAuth, AzureConfig, Secret};
+use self::error::{classify, code};
+use super::{
+    Created, ObjectMeta, ObjectName, ReplicaStore, RetryPolicy, StoreError, check_limit, local_file,
+    out_of_range, retry,
+};
+
+/// How long a connection may take to come about.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a connection may be silent in the middle of an answer.
+const READ_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Connections kept open without work. Idle for a minute they are closed: the service's balancer drops them unannounced
+/// after about four.
+const IDLE_CONNECTIONS: usize = 32;
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The least size of a staged block, in bytes; files up to it go up in one request.
+const BLOCK_BYTES: u64 = 8 << 20;
+
+/// The most blocks in one object, set by the service.
+const MAX_BLOCKS: u64 = 50_000;
+
+/// Staged blocks in flight: with [`BLOCK_BYTES`] the bound on an upload's memory.
+const BLOCKS_IN_FLIGHT: usize = 4;
+
+/// The most that one request can download, in bytes; bounds what a caller of `get` may allow.
+const MAX_GET_BYTES: u64 = 1 << 32;
+
+/// Objects in a container of Azure Blob Storage.
+pub struct AzureStore {
+    container: BlobContainerClient,
+    /// The container's URL without a signature.
+    url: Url,
+    container_name: String,
+    /// What all names start with: nothing, or segments and a slash.
+    start: String,
+    request_timeout: Duration,
+    /// Whether the service's version knows where to start a listing.
+    starts_listings: bool,
+}
+
+impl AzureStore {
+    /// Prepares the client; asks the service nothing yet.
+    ///
+    /// # Errors
+    /// [`StoreError::Invalid`] if the settings cannot work, among them a token over plain http.
+    pub fn new(config: &AzureConfig) -> Result<AzureStore, StoreError> {
+        let url = config.container_url()?;
+        let start = config.name_start()?;
+        let options = client_options(&url)?;
+        let invalid = |error: azure_core::Error| StoreError::Invalid {
+            detail: format!("the credentials cannot be used: {error}"),
+        };
+        let mut signed_url = url.clone();
+        let mut client_options = options.clone();
+        let mut credential: Option<Arc<dyn TokenCredential>> = None;
+        match &config.auth {
+            AzureAuth::ManagedIdentity { client_id } => {
+                let identity = ManagedIdentityCredentialOptions {
+                    user_assigned_id: client_id.clone().map(UserAssignedId::ClientId),
+                    client_options: ClientOptions {
+                        retry: RetryOptions::default(),
+                        ..options
+                    },
+                };
+                credential = Some(ManagedIdentityCredential::new(Some(identity)).map_err(invalid)?);
+            }
+            AzureAuth::WorkloadIdentity => {
+                credential = Some(WorkloadIdentityCredential::new(None).map_err(invalid)?);
+            }
+            AzureAuth::Sas(signature) => {
+                signed_url.set_query(Some(signature.secret().trim_start_matches('?')));
+            }
+            AzureAuth::SharedKey { account, key } => {
+                let policy = shared_key::SharedKey {
+                    account: account.clone(),
+                    key: key.clone(),
+                };
+                client_options.per_try_policies.push(Arc::new(policy));
+            }
+        }
+        let mut options = BlobContainerClientOptions {
+            client_options,
+            ..Default::default()
+        };
+        if let Some(version) = &config.api_version {
+            options.version.clone_from(version);
+        }
+        let container = BlobContainerClient::new(signed_url, credential, Some(options)).map_err(invalid)?;
+        Ok(AzureStore {
+            container,
+            url,
+            container_name: config.container.clone(),
+            start,
+            request_timeout: config.request_timeout,
+            starts_listings: config.api_version.is_none(),
+        })
+    }
+
+    /// Makes the container, private, unless it exists.
+    ///
+    /// # Errors
+    /// The service cannot be reached, or does not allow it: an identity that may only use the container need not ask.
+    pub async fn ensure_container(&self) -> Result<Created, StoreError> {
+        let answer = self.within(0, self.container.create(None)).await?;
+        match answer {
+            Ok(_) => Ok(Created::Created),
+            Err(error) if code(&error) == Some("ContainerAlreadyExists") => Ok(Created::Exists),
+            Err(error) => Err(classify(&error, &self.container_name, &self.container_name)),
+        }
+    }
+
+    fn blob(&self, name: &ObjectName) -> BlobClient {
+        self.container.blob_client(&format!("{}{name}", self.start))
+    }
+
+    /// Waits for `request`, which moves `bytes` bytes, as long as that may take.
+    async fn within<T>(&self, bytes: u64, request: impl Future<Output = T>) -> Result<T, StoreError> {
+        let after = self.request_timeout + Duration::from_secs(bytes >> 20);
+        tokio::time::timeout(after, request)
+            .await
+            .map_err(|_| StoreError::Timeout { after })
+    }
+
+    fn failure(&self, error: &azure_core::Error, name: &ObjectName) -> StoreError {
+        classify(error, name.as_str(), &self.container_name)
+    }
+
+    /// The outcome of a conditional creation that was answered with `error`.
+    fn refused(&self, error: &azure_core::Error, name: &ObjectName) -> Result<Created, StoreError> {
+        match code(error) {
+            Some("BlobAlreadyExists" | "ConditionNotMet" | "TargetConditionNotMet") => Ok(Created::Exists),
+            _ => Err(self.failure(error, name)),
+        }
+    }
+
+    /// One request for `range` of the object, or without one for its first `max_bytes`; gives the bytes and the object's
+    /// whole size. Fewer bytes than that come only if the object has no more.
+    async fn fetch(
+        &self,
+        name: &ObjectName,
+        range: Option<Range<u64>>,
+        max_bytes: u64,
+    ) -> Result<(Bytes, u64), StoreError> {
+        let start = range.as_ref().map_or(0, |range| range.start);
+        let options = BlobClientDownloadOptions {
+            // Without a range the client copes with an empty object, and still asks for one piece at first.
+            range: range.clone().map(Into::into),
+            partition_size: usize::try_from(max_bytes)
+                .ok()
+                .and_then(NonZero::new)
+                .or(NonZero::new(1)),
+            parallel: NonZero::new(1),
+            ..Default::default()
+        };
+        let client = self.blob(name);
+        let request = async {
+            let answer = client.download(Some(options)).await.map_err(|error| {
+                match (&range, error.http_status()) {
+                    (Some(range), Some(StatusCode::RequestedRangeNotSatisfiable)) => {
+                        out_of_range(name, range)
+                    }
+                    _ => self.failure(&error, name),
+                }
+            })?;
+            let size = total_size(&answer.headers).ok_or_else(|| StoreError::Other {
+                detail: format!("{name}: the answer does not tell its size"),
+                sent: true,
+            })?;
+            if range.is_none() && size > max_bytes {
+                return Ok((Bytes::new(), size));
+            }
+            let expected = size.saturating_sub(start).min(max_bytes);
+            let mut bytes = BytesMut::with_capacity(usize::try_from(expected).unwrap_or_default());
+            let mut body = answer.body;
+            while let Some(part) = body
+                .try_next()
+                .await
+                .map_err(|error| self.failure(&error, name))?
+            {
+                bytes.extend_from_slice(&part);
+                if bytes.len() as u64 > expected {
+                    break;
+                }
+            }
+            if bytes.len() as u64 != expected {
+                let detail = format!(
+                    "{name}: {} bytes came where {expected} were announced",
+                    bytes.len()
+                );
+                return Err(StoreError::Unavailable { detail, sent: true });
+            }
+            Ok((bytes.freeze(), size))
+        };
+        // Boxed, as the client's futures are large.
+        self.within(max_bytes, Box::pin(request)).await?
+    }
+
+    /// Stages the file's blocks under `name`, invisibly, and gives their ids in order.
+    async fn stage(
+        &self,
+        name: &ObjectName,
+        file: Arc<File>,
+        path: &Path,
+        size: u64,
+    ) -> Result<Vec<Vec<u8>>, StoreError> {
+        let block_bytes = BLOCK_BYTES.max(size.div_ceil(MAX_BLOCKS));
+        // Blocks of a rival's upload to the same name must not pass for ours.
+        let mut upload = [0; 8];
+        getrandom::fill(&mut upload).map_err(|error| StoreError::Other {
+            detail: format!("no randomness: {error}"),
+            sent: false,
+        })?;
+        let policy = RetryPolicy::default();
+        let client = self.blob(name).block_blob_client();
+        let blocks = (0..size.div_ceil(block_bytes)).map(|index| {
+            let id = [upload, index.to_be_bytes()].concat();
+            let start = index * block_bytes;
+            let length = block_bytes.min(size - start);
+            let (file, client, policy) = (file.clone(), &client, &policy);
+            async move {
+                let bytes = read_block(file, path, start, length).await?;
+                let stage = || async {
+                    let content: RequestContent<Bytes, NoFormat> = bytes.clone().into();
+                    let request = Box::pin(client.stage_block(&id, length, content, None));
+                    self.within(length, request)
+                        .await?
+                        .map_err(|error| self.failure(&error, name))
+                };
+                retry(policy, stage).await?;
+                Ok::<_, StoreError>(id)
+            }
+        });
+        futures_util::stream::iter(blocks)
+            .buffered(BLOCKS_IN_FLIGHT)
+            .try_collect()
+            .await
+    }
+}
+
+#[async_trait]
+impl ReplicaStore for AzureStore {
+    async fn create(&self, name: &ObjectName, bytes: Bytes) -> Result<Created, StoreError> {
+        let size = bytes.len() as u64;
+        let options = BlockBlobClientUploadOptions {
+            // One piece is one request.
+            partition_size: NonZero::new(size.max(1)),
+            ..Default::default()
+        }
+        .if_not_exists();
+        let client = self.blob(name);
+        let request = Box::pin(client.upload(bytes.into(), Some(options)));
+        match self.within(size, request).await? {
+            Ok(_) => Ok(Created::Created),
+            Err(error) => self.refused(&error, name),
+        }
+    }
+
+    async fn create_from_file(&self, name: &ObjectName, path: &Path) -> Result<Created, StoreError> {
+        let unreadable = |error| local_file(path, &error);
+        let file = tokio::fs::File::open(path).await.map_err(unreadable)?;
+        let size = file.metadata().await.map_err(unreadable)?.len();
+        let file = Arc::new(file.into_std().await);
+        if size <= BLOCK_BYTES {
+            return self.create(name, read_block(file, path, 0, size).await?).await;
+        }
+        // Spares the staging; the commit decides.
+        if self.size(name).await?.is_some() {
+            return Ok(Created::Exists);
+        }
+        let blocks = BlockLookupList {
+            latest: Some(self.stage(name, file, path, size).await?),
+            ..Default::default()
+        };
+        let blocks = blocks
+            .try_into()
+            .map_err(|error: azure_core::Error| self.failure(&error, name))?;
+        let options = BlockBlobClientCommitBlockListOptions {
+            if_none_match: Some("*".into()),
+            ..Default::default()
+        };
+        let client = self.blob(name).block_blob_client();
+        let request = Box::pin(client.commit_block_list(blocks, Some(options)));
+        match self.within(0, request).await? {
+            Ok(_) => Ok(Created::Created),
+            // Somebody else's commit to this name has dropped our blocks.
+            Err(error) if code(&error) == Some("InvalidBlockList") => match self.size(name).await? {
+                Some(_) => Ok(Created::Exists),
+                None => Err(StoreError::Unavailable {
+                    detail: format!("{name}: its blocks are gone"),
+                    sent: false,
+                }),
+            },
+            Err(error) => self.refused(&error, name),
+        }
+    }
+
+    async fn get(&self, name: &ObjectName, max_bytes: u64) -> Result<Bytes, StoreError> {
+        let max_bytes = max_bytes.min(MAX_GET_BYTES);
+        let (bytes, size) = self.fetch(name, None, max_bytes).await?;
+        if size > max_bytes {
+            return Err(StoreError::TooLarge {
+                object: name.to_string(),
+                size,
+                max: max_bytes,
+            });
+        }
+        Ok(bytes)
+    }
+
+    async fn get_range(&self, name: &ObjectName, range: Range<u64>) -> Result<Bytes, StoreError> {
+        if range.is_empty() {
+            return Ok(Bytes::new());
+        }
+        let length = range.end - range.start;
+        if length > MAX_GET_BYTES {
+            let object = format!("a range of {name}");
+            return Err(StoreError::TooLarge {
+                object,
+                size: length,
+                max: MAX_GET_BYTES,
+            });
+        }
+        let (bytes, _) = self.fetch(name, Some(range.clone()), length).await?;
+        if bytes.len() as u64 != length {
+            return Err(out_of_range(name, &range));
+        }
+        Ok(bytes)
+    }
+
+    async fn size(&self, name: &ObjectName) -> Result<Option<u64>, StoreError> {
+        let client = self.blob(name);
+        let answer = self.within(0, Box::pin(client.get_properties(None))).await?;
+        let properties = match answer {
+            Ok(properties) => properties,
+            Err(error) => match self.failure(&error, name) {
+                // Without a body the service does not tell a missing container from a missing object.
+                StoreError::NotFound { object } if object == name.as_str() => return Ok(None),
+                failure => return Err(failure),
+            },
+        };
+        match properties.content_length() {
+            Ok(Some(size)) => Ok(Some(size)),
+            Ok(None) | Err(_) => Err(StoreError::Other {
+                detail: format!("{name}: the answer has no size"),
+                sent: true,
+            }),
+        }
+    }
+
+    async fn list(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<ObjectMeta>, StoreError> {
+        check_limit(limit)?;
+        // The start is included in the listing, and an emulator may not know the parameter: hence one more, and the
+        // comparison below.
+        let start_from = after
+            .filter(|_| self.starts_listings)
+            .map(|after| format!("{}{after}", self.start));
+        let options = BlobContainerClientListBlobsOptions {
+            prefix: Some(format!("{}{prefix}", self.start)).filter(|prefix| !prefix.is_empty()),
+            start_from,
+            maxresults: i32::try_from(limit + usize::from(after.is_some())).ok(),
+            ..Default::default()
+        };
+        let failure = |error: azure_core::Error| classify(&error, "the listing", &self.container_name);
+        let mut pages = self
+            .container
+            .list_blobs(Some(options))
+            .map_err(failure)?
+            .into_pages();
+        let mut listed = Vec::new();
+        while let Some(page) = self
+            .within(0, Box::pin(pages.try_next()))
+            .await?
+            .map_err(failure)?
+        {
+            for blob in page.into_model().map_err(failure)?.blob_items {
+                let name = blob.name.unwrap_or_default();
+                let Some(name) = name.strip_prefix(&self.start) else {
+                    continue;
+                };
+                if !name.starts_with(prefix) || after.is_some_and(|after| name <= after) {
+                    continue;
+                }
+                // Anything else in the container was put there by somebody else.
+                let Ok(name) = ObjectName::new(name) else { continue };
+                let size = blob
+                    .properties
+                    .and_then(|properties| properties.content_length)
+                    .ok_or_else(|| StoreError::Other {
+                        detail: format!("{name} is listed without a size"),
+                        sent: true,
+                    })?;
+                listed.push(ObjectMeta { name, size });
+                if listed.len() == limit {
+                    return Ok(listed);
+                }
+            }
+        }
+        Ok(listed)
+    }
+
+    async fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
+        let client = self.blob(name);
+        match self.within(0, Box::pin(client.delete(None))).await? {
+            Ok(_) => Ok(()),
+            Err(error) => match self.failure(&error, name) {
+                StoreError::NotFound { object } if object == name.as_str() => Ok(()),
+                failure => Err(failure),
+            },
+        }
+    }
+
+    fn describe(&self) -> String {
+        format!("Azure container {}/{}", self.url, self.start)
+    }
+}
+
+impl std::fmt::Debug for AzureStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AzureStore")
+            .field("at", &self.describe())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Our transport, without retries of the client's own.
+fn client_options(url: &Url) -> Result<ClientOptions, StoreError> {
+    // An error means that a provider is installed already, which is as good.
+    drop(rustls::crypto::ring::default_provider().install_default());
+    let mut builder = reqwest::Client::builder()
+        .redirect(reqwest::redirect::Policy::none())
+        .connect_timeout(CONNECT_TIMEOUT)
+        .read_timeout(READ_TIMEOUT)
+        .tcp_nodelay(true)
+        .pool_max_idle_per_host(IDLE_CONNECTIONS)
+        .pool_idle_timeout(IDLE_TIMEOUT);
+    if url.scheme() == "http" {
+        // An emulator on this machine or beside it, which no proxy leads to.
+        builder = builder.no_proxy();
+    }
+    let client = builder.build().map_err(|error| StoreError::Invalid {
+        detail: format!("the HTTP client cannot be built: {error}"),
+    })?;
+    Ok(ClientOptions {
+        retry: RetryOptions::none(),
+        transport: Some(Transport::new(Arc::new(client))),
+        ..Default::default()
+    })
+}
+
+async fn read_block(file: Arc<File>, path: &Path, start: u64, length: u64) -> Result<Bytes, StoreError> {
+    let read = move || {
+        let length = usize::try_from(length).map_err(std::io::Error::other)?;
+        let mut bytes = vec![0; length];
+        file.read_exact_at(&mut bytes, start)?;
+        Ok::<_, std::io::Error>(Bytes::from(bytes))
+    };
+    match tokio::task::spawn_blocking(read).await {
+        Ok(read) => read.map_err(|error| local_file(path, &error)),
+        Err(error) => Err(StoreError::Other {
+            detail: error.to_string(),
+            sent: false,
+        }),
+    }
+}
+
+/// The object's whole size, from an answer that holds it or a part of it.
+fn total_size(headers: &Headers) -> Option<u64> {
+    let header = |name| headers.get_optional_string(&HeaderName::from_static(name));
+    match header("content-range") {
+        Some(range) => range.rsplit_once('/').and_then(|(_, total)| total.parse().ok()),
+        None => header("content-length").and_then(|length| length.parse().ok()),
+    }
+}

@@ -9,4 +9,5 @@
     )
 )]
 
+pub mod blobs;
 pub mod store;

@@ -25,6 +25,7 @@ pub async fn all(store: Arc<dyn ReplicaStore>) {
     listings_are_ordered_and_paged(&*store).await;
     deletion_is_idempotent(&*store).await;
     large_objects_go_through_files(&*store).await;
+    large_creations_have_one_winner(&store).await;
     odd_names_stay_apart(&*store).await;
     assert!(!store.describe().is_empty());
 }
@@ -263,6 +264,40 @@ pub async fn large_objects_go_through_files(store: &dyn ReplicaStore) {
             assert_eq!(&middle[..], &content[content.len() - 100..]);
         }
     }
+}
+
+/// Of several that create a large object at once, from files, one wins, and the object holds the winner's bytes alone.
+pub async fn large_creations_have_one_winner(store: &Arc<dyn ReplicaStore>) {
+    const SIZE: usize = 17 * 1024 * 1024;
+    let directory = tempfile::tempdir().expect("a directory");
+    let object = name("rivals/large");
+    let rivals = (0..3_u8).map(|rival| {
+        let path = directory.path().join(rival.to_string());
+        std::fs::write(&path, vec![rival; SIZE]).expect("a file");
+        let (store, object) = (store.clone(), object.clone());
+        tokio::spawn(async move {
+            // A rival whose blocks were dropped by another's commit may find that out between the two.
+            let create = async || store.create_from_file(&object, &path).await;
+            let outcome = match create().await {
+                Err(error) if error.is_retryable() => create().await,
+                outcome => outcome,
+            };
+            (rival, outcome)
+        })
+    });
+    let mut winners = Vec::new();
+    for rival in rivals.collect::<Vec<_>>() {
+        let (rival, outcome) = rival.await.expect("no panic");
+        if outcome.expect("created or exists") == Created::Created {
+            winners.push(rival);
+        }
+    }
+    assert_eq!(winners.len(), 1, "{winners:?}");
+    let stored = store.get(&object, SIZE as u64).await.expect("the object");
+    assert!(
+        stored == vec![winners[0]; SIZE],
+        "the winner's bytes are not what is stored"
+    );
 }
 
 /// Every character that a name may hold survives the way there and back, and case counts.

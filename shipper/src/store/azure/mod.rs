@@ -5,6 +5,8 @@
 //! crash leaves staged, the service drops after a week. Every request has a time limit. No message, log line or `Debug`
 //! holds a key, a signature or a token.
 
+#[cfg(test)]
+mod azurite_tests;
 mod config;
 mod error;
 mod shared_key;
@@ -333,7 +335,11 @@ impl ReplicaStore for AzureStore {
 
     async fn get(&self, name: &ObjectName, max_bytes: u64) -> Result<Bytes, StoreError> {
         let max_bytes = max_bytes.min(MAX_GET_BYTES);
-        let (bytes, size) = self.fetch(name, None, max_bytes).await?;
+        let (bytes, size) = match self.fetch(name, None, max_bytes).await {
+            // The emulator describes a part of an empty object in a way that the client does not understand.
+            Err(StoreError::Other { .. }) if self.size(name).await? == Some(0) => (Bytes::new(), 0),
+            fetched => fetched?,
+        };
         if size > max_bytes {
             return Err(StoreError::TooLarge {
                 object: name.to_string(),

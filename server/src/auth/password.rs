@@ -1,0 +1,294 @@
+//! Passwords: scrypt in the form that the reference server stores, so that its accounts can move in as they are.
+//!
+//! Stored form: `<salt hex>:<hash hex>`, 32 + 1 + 128 characters. scrypt runs with N = 16384, r = 8, p = 1 over the
+//! password's UTF-8 bytes, with the **text** of the salt (32 ASCII characters, not the 16 bytes it spells), and gives 64
+//! bytes. One hash costs some 16 MiB and tens of milliseconds, so they run on blocking threads, one per core at a time;
+//! whoever waits longer than [`MAX_WAIT`], or comes when [`MAX_WAITING`] wait already, is told that the server is busy.
+//!
+//! An app password's salt is made from the DID, so that one hash finds it among all of an account's.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use engine::clock::Entropy;
+use engine::repo::Did;
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use zeroize::Zeroizing;
+
+/// Longest password that can be set, in UTF-16 code units, as clients count.
+pub const MAX_NEW_PASSWORD_CHARS: usize = 256;
+/// Longest password that is looked at when verifying, in UTF-16 code units.
+pub const MAX_PASSWORD_CHARS: usize = 512;
+/// How long a caller waits for its turn.
+pub const MAX_WAIT: Duration = Duration::from_secs(2);
+/// How many callers may wait at once.
+pub const MAX_WAITING: usize = 256;
+
+const LOG_N: u8 = 14;
+const BLOCK_SIZE: u32 = 8;
+const PARALLELISM: u32 = 1;
+const HASH_BYTES: usize = 64;
+const SALT_BYTES: usize = 16;
+const SALT_CHARS: usize = SALT_BYTES * 2;
+
+/// Why a password could not be hashed or checked. A wrong password is no error.
+#[derive(Debug, thiserror::Error)]
+pub enum PasswordError {
+    /// Too many at once; try again. 503 on the wire.
+    #[error("the server is busy checking passwords; try again")]
+    Busy,
+    /// A new password of more than [`MAX_NEW_PASSWORD_CHARS`].
+    #[error("Password too long")]
+    TooLong,
+    /// No randomness for a salt.
+    #[error("no randomness for a salt")]
+    Entropy(#[source] std::io::Error),
+    /// The hash did not run.
+    #[error("a password could not be hashed")]
+    Failed,
+}
+
+/// Hashes and verifies passwords, a bounded number at a time.
+pub struct Passwords {
+    turns: Arc<Semaphore>,
+    waiting: AtomicUsize,
+    max_wait: Duration,
+    entropy: Arc<dyn Entropy>,
+}
+
+impl fmt::Debug for Passwords {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Passwords").field("free", &self.turns.available_permits()).finish_non_exhaustive()
+    }
+}
+
+impl Passwords {
+    /// One hash per core at a time.
+    #[must_use]
+    pub fn new(entropy: Arc<dyn Entropy>) -> Passwords {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        Passwords::with_limits(entropy, cores, MAX_WAIT)
+    }
+
+    fn with_limits(entropy: Arc<dyn Entropy>, at_once: usize, max_wait: Duration) -> Passwords {
+        Passwords { turns: Arc::new(Semaphore::new(at_once)), waiting: AtomicUsize::new(0), max_wait, entropy }
+    }
+
+    /// The stored form of a new account password.
+    ///
+    /// # Errors
+    /// [`PasswordError::TooLong`] before anything is computed; [`PasswordError::Busy`] under load.
+    pub async fn hash(&self, password: &str) -> Result<String, PasswordError> {
+        check_new(password)?;
+        let mut salt = [0; SALT_BYTES];
+        self.entropy.fill(&mut salt).map_err(PasswordError::Entropy)?;
+        self.hash_with(password, data_encoding::HEXLOWER.encode(&salt)).await
+    }
+
+    /// The stored form of an app password of `did`: always the same for the same two, so look it up by equality.
+    ///
+    /// # Errors
+    /// As [`Passwords::hash`].
+    pub async fn hash_app_password(&self, did: &Did, password: &str) -> Result<String, PasswordError> {
+        check_new(password)?;
+        self.hash_with(password, app_password_salt(did)).await
+    }
+
+    /// Whether `password` is the one that `stored` was made of. With `None` (no such account) it computes as long and
+    /// answers no, so that the time does not tell which accounts exist.
+    ///
+    /// # Errors
+    /// [`PasswordError::Busy`] under load.
+    pub async fn verify(&self, password: &str, stored: Option<&str>) -> Result<bool, PasswordError> {
+        if password.encode_utf16().count() > MAX_PASSWORD_CHARS {
+            return Ok(false);
+        }
+        let expected = stored.and_then(parse_stored);
+        let salt = expected.as_ref().map_or_else(|| "0".repeat(SALT_CHARS), |(salt, _)| (*salt).to_owned());
+        let found = self.run(password, salt).await?;
+        Ok(expected.is_some_and(|(_, hash)| found.ct_eq(&hash).into()))
+    }
+
+    async fn hash_with(&self, password: &str, salt: String) -> Result<String, PasswordError> {
+        let hash = self.run(password, salt.clone()).await?;
+        Ok(format!("{salt}:{}", data_encoding::HEXLOWER.encode(&*hash)))
+    }
+
+    async fn run(&self, password: &str, salt: String) -> Result<Zeroizing<[u8; HASH_BYTES]>, PasswordError> {
+        let turn = self.turn().await?;
+        let password = Zeroizing::new(password.to_owned());
+        let hashing = tokio::task::spawn_blocking(move || {
+            // Held by the thread, not by the caller: a caller that goes away does not make room before the work is done.
+            let _turn = turn;
+            scrypt_hash(password.as_bytes(), salt.as_bytes())
+        });
+        hashing.await.map_err(|_| PasswordError::Failed)?
+    }
+
+    async fn turn(&self) -> Result<OwnedSemaphorePermit, PasswordError> {
+        let _place = Place::take(&self.waiting).ok_or(PasswordError::Busy)?;
+        match tokio::time::timeout(self.max_wait, Arc::clone(&self.turns).acquire_owned()).await {
+            Ok(Ok(turn)) => Ok(turn),
+            Ok(Err(_)) => Err(PasswordError::Failed),
+            Err(_) => Err(PasswordError::Busy),
+        }
+    }
+}
+
+/// A place in the queue, given back on drop.
+struct Place<'a>(&'a AtomicUsize);
+
+impl Place<'_> {
+    fn take(waiting: &AtomicUsize) -> Option<Place<'_>> {
+        let place = Place(waiting);
+        if waiting.fetch_add(1, Ordering::Relaxed) < MAX_WAITING { Some(place) } else { None }
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn check_new(password: &str) -> Result<(), PasswordError> {
+    if password.encode_utf16().count() > MAX_NEW_PASSWORD_CHARS { Err(PasswordError::TooLong) } else { Ok(()) }
+}
+
+fn scrypt_hash(password: &[u8], salt: &[u8]) -> Result<Zeroizing<[u8; HASH_BYTES]>, PasswordError> {
+    let params = scrypt::Params::new(LOG_N, BLOCK_SIZE, PARALLELISM).map_err(|_| PasswordError::Failed)?;
+    let mut hash = Zeroizing::new([0; HASH_BYTES]);
+    scrypt::scrypt(password, salt, &params, &mut *hash).map_err(|_| PasswordError::Failed)?;
+    Ok(hash)
+}
+
+/// Salt and hash of a stored form; `None` if it is none, which then matches no password.
+fn parse_stored(stored: &str) -> Option<(&str, [u8; HASH_BYTES])> {
+    let (salt, hash) = stored.split_once(':')?;
+    let hash = data_encoding::HEXLOWER_PERMISSIVE.decode(hash.as_bytes()).ok()?;
+    Some((salt, hash.try_into().ok()?))
+}
+
+/// First half of the DID's SHA-256, in hex.
+fn app_password_salt(did: &Did) -> String {
+    let digest = Sha256::digest(did.as_str().as_bytes());
+    let mut salt = data_encoding::HEXLOWER.encode(&digest);
+    salt.truncate(SALT_CHARS);
+    salt
+}
+
+/// A new app password: `xxxx-xxxx-xxxx-xxxx` in lowercase base32, 80 random bits.
+///
+/// # Errors
+/// The source of randomness failed.
+pub fn new_app_password(entropy: &dyn Entropy) -> std::io::Result<Zeroizing<String>> {
+    let mut bytes = Zeroizing::new([0u8; 10]);
+    entropy.fill(&mut *bytes)?;
+    let letters = Zeroizing::new(data_encoding::BASE32_NOPAD.encode(&*bytes).to_ascii_lowercase());
+    let mut password = Zeroizing::new(String::with_capacity(letters.len() + 3));
+    for (at, letter) in letters.chars().enumerate() {
+        if at > 0 && at % 4 == 0 {
+            password.push('-');
+        }
+        password.push(letter);
+    }
+    Ok(password)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use engine::clock::{SeededEntropy, SystemEntropy};
+
+    fn passwords() -> Passwords {
+        Passwords::with_limits(Arc::new(SystemEntropy), 2, Duration::from_secs(60))
+    }
+
+    // Made with Node's crypto.scryptSync(password, salt, 64), which is what the reference server calls.
+    const BY_NODE: [(&str, &str); 2] = [
+        (
+            "correct horse battery staple",
+            "00112233445566778899aabbccddeeff:5699cfee2c5c280e66678242092f368ce88ff05305af2c75a9e629d473deb216\
+             5b3797e0e31ec3cda30414573befb697f928384c38b187e8c176107e5be20f01",
+        ),
+        (
+            "pässwörd 🔑",
+            "00112233445566778899aabbccddeeff:e0c009d7b2db7e65f658ac5958ed2cbf0d5bd272c9c652c905a4b63c7f55bff6\
+             15dcde13e24cc3659db52fe433aa7d0a8402487b4add4fcfde6b48487c46f97e",
+        ),
+    ];
+    const APP_PASSWORD_BY_NODE: &str = "099e4ea96cd62c05a232331859d20c97:fd2bbf28c4711cd8d02ea6a9af381222ef64fa9654f0\
+         65196498e87aeb668370e1accd55a4a2cf56b303904d22367493a14af2bda8d630abaa594676edbca564";
+
+    #[tokio::test]
+    async fn hashes_of_the_reference_server_verify() {
+        for (password, stored) in BY_NODE {
+            assert!(passwords().verify(password, Some(stored)).await.unwrap());
+            assert!(!passwords().verify("wrong", Some(stored)).await.unwrap());
+        }
+    }
+
+    #[tokio::test]
+    async fn app_passwords_hash_as_on_the_reference_server() {
+        let did: Did = "did:plc:ewvi7nxzyoun6zhxrhs64oiz".parse().unwrap();
+        let stored = passwords().hash_app_password(&did, "abcd-efgh-ijkl-mnop").await.unwrap();
+        assert_eq!(stored, APP_PASSWORD_BY_NODE);
+    }
+
+    #[tokio::test]
+    async fn a_new_hash_has_the_stored_form_and_its_own_salt() {
+        let passwords = passwords();
+        let (a, b) = (passwords.hash("hunter2").await.unwrap(), passwords.hash("hunter2").await.unwrap());
+        assert_eq!(a.len(), 32 + 1 + 128);
+        assert_ne!(a, b);
+        assert!(passwords.verify("hunter2", Some(&a)).await.unwrap());
+        assert!(!passwords.verify("hunter3", Some(&a)).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn no_account_and_a_damaged_hash_match_no_password() {
+        let passwords = passwords();
+        let missing = [None, Some(""), Some(":"), Some("salt"), Some("salt:zz"), Some("00:00")];
+        for stored in missing {
+            assert!(!passwords.verify("", stored).await.unwrap());
+        }
+    }
+
+    #[tokio::test]
+    async fn lengths_are_limited_as_clients_count_them() {
+        let passwords = passwords();
+        // A key emoji is two UTF-16 units.
+        assert!(matches!(passwords.hash(&"🔑".repeat(129)).await, Err(PasswordError::TooLong)));
+        assert!(passwords.hash(&"🔑".repeat(128)).await.is_ok());
+        assert!(!passwords.verify(&"a".repeat(513), None).await.unwrap());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_waits_too_long_is_told_that_the_server_is_busy() {
+        let passwords = Passwords::with_limits(Arc::new(SystemEntropy), 1, MAX_WAIT);
+        let held = Arc::clone(&passwords.turns).acquire_owned().await.unwrap();
+        assert!(matches!(passwords.verify("x", None).await, Err(PasswordError::Busy)));
+        drop(held);
+        assert_eq!(passwords.waiting.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn the_queue_has_an_end() {
+        let passwords = passwords();
+        passwords.waiting.store(MAX_WAITING, Ordering::Relaxed);
+        assert!(matches!(passwords.verify("x", None).await, Err(PasswordError::Busy)));
+        assert_eq!(passwords.waiting.load(Ordering::Relaxed), MAX_WAITING);
+    }
+
+    #[test]
+    fn an_app_password_is_four_groups_of_base32() {
+        let password = new_app_password(&SeededEntropy::new(1)).unwrap();
+        let groups: Vec<&str> = password.split('-').collect();
+        assert_eq!(groups.iter().map(|group| group.len()).collect::<Vec<_>>(), [4, 4, 4, 4]);
+        assert!(password.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'2'..=b'7' | b'-')));
+    }
+}

@@ -8,3 +8,7 @@
         reason = "a failing test is meant to stop"
     )
 )]
+
+pub mod auth;
+pub mod plc;
+pub mod secrets;

@@ -117,7 +117,9 @@ impl Purpose {
 #[derive(Debug, thiserror::Error)]
 pub enum KeyWrapError {
     /// The configuration names no key at all.
-    #[error("no key-encryption key: set one explicitly (64 hex digits) or configure the PLC rotation key to derive it from")]
+    #[error(
+        "no key-encryption key: set one explicitly (64 hex digits) or configure the PLC rotation key to derive it from"
+    )]
     NoKey,
     /// An explicit key that is not 64 hex digits. The value is not repeated here.
     #[error("the key-encryption key must be 64 hex digits (32 bytes)")]
@@ -160,12 +162,18 @@ struct Kek {
 
 impl Kek {
     fn new(key: &[u8; KEY_BYTES]) -> Kek {
-        let digest = Sha256::new().chain_update(KEY_ID_LABEL).chain_update(key).finalize();
+        let digest = Sha256::new()
+            .chain_update(KEY_ID_LABEL)
+            .chain_update(key)
+            .finalize();
         let mut id = [0; KEY_ID_BYTES];
         for (to, from) in id.iter_mut().zip(digest.iter()) {
             *to = *from;
         }
-        Kek { id: KeyId(id), cipher: XChaCha20Poly1305::new(&(*key).into()) }
+        Kek {
+            id: KeyId(id),
+            cipher: XChaCha20Poly1305::new(&(*key).into()),
+        }
     }
 }
 
@@ -177,7 +185,9 @@ pub struct KeyWrap {
 
 impl fmt::Debug for KeyWrap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("KeyWrap").field("key", &self.current.id).finish_non_exhaustive()
+        f.debug_struct("KeyWrap")
+            .field("key", &self.current.id)
+            .finish_non_exhaustive()
     }
 }
 
@@ -185,7 +195,10 @@ impl KeyWrap {
     /// Seals under `key`.
     #[must_use]
     pub fn from_key(key: &Secret<[u8; KEY_BYTES]>) -> KeyWrap {
-        KeyWrap { current: Kek::new(key.expose()), previous: Vec::new() }
+        KeyWrap {
+            current: Kek::new(key.expose()),
+            previous: Vec::new(),
+        }
     }
 
     /// The keys that the configuration gives: `explicit_hex` if set, else one derived (HKDF-SHA256) from the 32 bytes
@@ -202,15 +215,25 @@ impl KeyWrap {
             None => None,
         };
         let Some(hex) = explicit_hex else {
-            return Ok(KeyWrap { current: derived.ok_or(KeyWrapError::NoKey)?, previous: Vec::new() });
+            return Ok(KeyWrap {
+                current: derived.ok_or(KeyWrapError::NoKey)?,
+                previous: Vec::new(),
+            });
         };
         let bytes = data_encoding::HEXLOWER_PERMISSIVE
             .decode(hex.expose().trim().as_bytes())
             .map(Zeroizing::new)
             .map_err(|_| KeyWrapError::MalformedKey)?;
-        let key: Zeroizing<[u8; KEY_BYTES]> =
-            Zeroizing::new(bytes.as_slice().try_into().map_err(|_| KeyWrapError::MalformedKey)?);
-        Ok(KeyWrap { current: Kek::new(&key), previous: derived.into_iter().collect() })
+        let key: Zeroizing<[u8; KEY_BYTES]> = Zeroizing::new(
+            bytes
+                .as_slice()
+                .try_into()
+                .map_err(|_| KeyWrapError::MalformedKey)?,
+        );
+        Ok(KeyWrap {
+            current: Kek::new(&key),
+            previous: derived.into_iter().collect(),
+        })
     }
 
     /// The key that new envelopes are sealed under.
@@ -231,7 +254,9 @@ impl KeyWrap {
         entropy: &dyn Entropy,
     ) -> Result<Vec<u8>, KeyWrapError> {
         if plaintext.len() > MAX_PLAINTEXT_BYTES {
-            return Err(KeyWrapError::TooLong { bytes: plaintext.len() });
+            return Err(KeyWrapError::TooLong {
+                bytes: plaintext.len(),
+            });
         }
         let mut nonce = [0; NONCE_BYTES];
         entropy.fill(&mut nonce).map_err(KeyWrapError::Entropy)?;
@@ -244,7 +269,13 @@ impl KeyWrap {
         let sealed = self
             .current
             .cipher
-            .encrypt(&XNonce::from(nonce), Payload { msg: plaintext, aad: &aad })
+            .encrypt(
+                &XNonce::from(nonce),
+                Payload {
+                    msg: plaintext,
+                    aad: &aad,
+                },
+            )
             .map_err(|_| KeyWrapError::DoesNotSeal)?;
         envelope.extend_from_slice(&sealed);
         Ok(envelope)
@@ -255,10 +286,17 @@ impl KeyWrap {
     /// # Errors
     /// [`KeyWrapError::ForeignKey`] tells the operator which key is missing; [`KeyWrapError::DoesNotOpen`] means
     /// damage or an envelope in the wrong place; [`KeyWrapError::MalformedEnvelope`] that it is none.
-    pub fn unwrap(&self, purpose: Purpose, did: &str, envelope: &[u8]) -> Result<Secret<Vec<u8>>, KeyWrapError> {
-        let (Some(head), Some(nonce), Some(sealed)) =
-            (envelope.get(..NONCE_AT), envelope.get(NONCE_AT..CIPHERTEXT_AT), envelope.get(CIPHERTEXT_AT..))
-        else {
+    pub fn unwrap(
+        &self,
+        purpose: Purpose,
+        did: &str,
+        envelope: &[u8],
+    ) -> Result<Secret<Vec<u8>>, KeyWrapError> {
+        let (Some(head), Some(nonce), Some(sealed)) = (
+            envelope.get(..NONCE_AT),
+            envelope.get(NONCE_AT..CIPHERTEXT_AT),
+            envelope.get(CIPHERTEXT_AT..),
+        ) else {
             return Err(KeyWrapError::MalformedEnvelope("too short"));
         };
         if !head.starts_with(MAGIC) {
@@ -275,11 +313,22 @@ impl KeyWrap {
         let kek = std::iter::once(&self.current)
             .chain(&self.previous)
             .find(|kek| kek.id == id)
-            .ok_or(KeyWrapError::ForeignKey { sealed_under: id, ours: self.current.id })?;
-        let nonce: [u8; NONCE_BYTES] = nonce.try_into().map_err(|_| KeyWrapError::MalformedEnvelope("too short"))?;
+            .ok_or(KeyWrapError::ForeignKey {
+                sealed_under: id,
+                ours: self.current.id,
+            })?;
+        let nonce: [u8; NONCE_BYTES] = nonce
+            .try_into()
+            .map_err(|_| KeyWrapError::MalformedEnvelope("too short"))?;
         let aad = associated_data(head, purpose, did);
         kek.cipher
-            .decrypt(&XNonce::from(nonce), Payload { msg: sealed, aad: &aad })
+            .decrypt(
+                &XNonce::from(nonce),
+                Payload {
+                    msg: sealed,
+                    aad: &aad,
+                },
+            )
             .map(Secret::new)
             .map_err(|_| KeyWrapError::DoesNotOpen)
     }
@@ -318,15 +367,33 @@ mod tests {
     #[test]
     fn what_was_sealed_opens_for_the_same_purpose_and_did_only() {
         let kek = wrap_with(1);
-        let envelope = kek.wrap(PURPOSE, DID, b"thirty-two bytes of key material", &SeededEntropy::new(1)).unwrap();
-        assert_eq!(kek.unwrap(PURPOSE, DID, &envelope).unwrap().expose(), b"thirty-two bytes of key material");
-        assert!(matches!(kek.unwrap(PURPOSE, "did:plc:other", &envelope), Err(KeyWrapError::DoesNotOpen)));
-        assert!(matches!(kek.unwrap(Purpose::new("other"), DID, &envelope), Err(KeyWrapError::DoesNotOpen)));
+        let envelope = kek
+            .wrap(
+                PURPOSE,
+                DID,
+                b"thirty-two bytes of key material",
+                &SeededEntropy::new(1),
+            )
+            .unwrap();
+        assert_eq!(
+            kek.unwrap(PURPOSE, DID, &envelope).unwrap().expose(),
+            b"thirty-two bytes of key material"
+        );
+        assert!(matches!(
+            kek.unwrap(PURPOSE, "did:plc:other", &envelope),
+            Err(KeyWrapError::DoesNotOpen)
+        ));
+        assert!(matches!(
+            kek.unwrap(Purpose::new("other"), DID, &envelope),
+            Err(KeyWrapError::DoesNotOpen)
+        ));
     }
 
     #[test]
     fn another_key_is_named_in_the_error() {
-        let envelope = wrap_with(1).wrap(PURPOSE, DID, b"secret", &SeededEntropy::new(1)).unwrap();
+        let envelope = wrap_with(1)
+            .wrap(PURPOSE, DID, b"secret", &SeededEntropy::new(1))
+            .unwrap();
         let error = wrap_with(2).unwrap(PURPOSE, DID, &envelope).unwrap_err();
         assert!(matches!(error, KeyWrapError::ForeignKey { .. }));
         let text = error.to_string();
@@ -352,18 +419,26 @@ mod tests {
     fn an_explicit_key_still_opens_what_the_derived_one_sealed() {
         let rotation = Secret::new([7; KEY_BYTES]);
         let derived = KeyWrap::from_config(None, Some(&rotation)).unwrap();
-        let envelope = derived.wrap(PURPOSE, DID, b"secret", &SeededEntropy::new(1)).unwrap();
+        let envelope = derived
+            .wrap(PURPOSE, DID, b"secret", &SeededEntropy::new(1))
+            .unwrap();
         let explicit = Secret::new("ab".repeat(32));
         let both = KeyWrap::from_config(Some(&explicit), Some(&rotation)).unwrap();
         assert_ne!(both.key_id(), derived.key_id());
         assert_eq!(both.unwrap(PURPOSE, DID, &envelope).unwrap().expose(), b"secret");
         let alone = KeyWrap::from_config(Some(&explicit), None).unwrap();
-        assert!(matches!(alone.unwrap(PURPOSE, DID, &envelope), Err(KeyWrapError::ForeignKey { .. })));
+        assert!(matches!(
+            alone.unwrap(PURPOSE, DID, &envelope),
+            Err(KeyWrapError::ForeignKey { .. })
+        ));
     }
 
     #[test]
     fn a_missing_or_malformed_key_is_refused_without_being_repeated() {
-        assert!(matches!(KeyWrap::from_config(None, None), Err(KeyWrapError::NoKey)));
+        assert!(matches!(
+            KeyWrap::from_config(None, None),
+            Err(KeyWrapError::NoKey)
+        ));
         for bad in ["", "abcd", "zz", &"ab".repeat(31), &"ab".repeat(33)] {
             let error = KeyWrap::from_config(Some(&Secret::new(bad.to_owned())), None).unwrap_err();
             assert!(matches!(error, KeyWrapError::MalformedKey), "{bad}");
@@ -372,7 +447,10 @@ mod tests {
 
     #[test]
     fn a_secret_prints_nothing_of_itself() {
-        assert_eq!(format!("{:?}", Secret::new("hunter2".to_owned())), "Secret(redacted)");
+        assert_eq!(
+            format!("{:?}", Secret::new("hunter2".to_owned())),
+            "Secret(redacted)"
+        );
         let shown = format!("{:?}", wrap_with(1));
         assert!(shown.contains("KeyWrap") && !shown.contains("0101"), "{shown}");
     }

@@ -28,13 +28,22 @@ impl AdminAuth {
     /// Whether `credential`, the part after `Basic `, is base64 of `admin:<password>`. The password may hold colons.
     #[must_use]
     pub fn accepts(&self, credential: &str) -> bool {
-        let Some(expected) = &self.expected else { return false };
+        let Some(expected) = &self.expected else {
+            return false;
+        };
         if credential.len() > MAX_CREDENTIAL_CHARS {
             return false;
         }
-        let Ok(decoded) = data_encoding::BASE64.decode(credential.as_bytes()).map(Zeroizing::new) else { return false };
+        let Ok(decoded) = data_encoding::BASE64
+            .decode(credential.as_bytes())
+            .map(Zeroizing::new)
+        else {
+            return false;
+        };
         let mut parts = decoded.splitn(2, |byte| *byte == b':');
-        let (Some(user), Some(password)) = (parts.next(), parts.next()) else { return false };
+        let (Some(user), Some(password)) = (parts.next(), parts.next()) else {
+            return false;
+        };
         // Digests have one length, so that neither content nor length of the password shows in the timing.
         let given: [u8; 32] = Sha256::digest(password).into();
         (user.ct_eq(b"admin") & given.ct_eq(expected.expose())).into()
@@ -53,7 +62,16 @@ mod tests {
     fn only_admin_with_the_right_password_passes() {
         let auth = AdminAuth::new(Some(&Secret::new("pa:ss".to_owned())));
         assert!(auth.accepts(&basic("admin:pa:ss")));
-        for wrong in ["admin:pa", "admin:pa:ss ", "root:pa:ss", "Admin:pa:ss", "admin", "admin:", ":pa:ss", ""] {
+        for wrong in [
+            "admin:pa",
+            "admin:pa:ss ",
+            "root:pa:ss",
+            "Admin:pa:ss",
+            "admin",
+            "admin:",
+            ":pa:ss",
+            "",
+        ] {
             assert!(!auth.accepts(&basic(wrong)), "{wrong}");
         }
         assert!(!auth.accepts("not base64!"));
@@ -62,7 +80,10 @@ mod tests {
 
     #[test]
     fn without_a_password_nobody_passes() {
-        for auth in [AdminAuth::new(None), AdminAuth::new(Some(&Secret::new(String::new())))] {
+        for auth in [
+            AdminAuth::new(None),
+            AdminAuth::new(Some(&Secret::new(String::new()))),
+        ] {
             assert!(!auth.accepts(&basic("admin:")));
         }
     }

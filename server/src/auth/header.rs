@@ -111,18 +111,36 @@ mod tests {
 
     #[test]
     fn anything_but_two_parts_with_one_space_is_malformed() {
-        for header in ["", "Bearer", "Bearer ", " abc", "Bearer  abc", "Bearer a b", "Bearer abc "] {
-            assert_eq!(parse(Some(header.as_bytes())), Err(HeaderError::Malformed), "{header:?}");
+        for header in [
+            "",
+            "Bearer",
+            "Bearer ",
+            " abc",
+            "Bearer  abc",
+            "Bearer a b",
+            "Bearer abc ",
+        ] {
+            assert_eq!(
+                parse(Some(header.as_bytes())),
+                Err(HeaderError::Malformed),
+                "{header:?}"
+            );
         }
         assert_eq!(parse(Some(b"Bearer \xff")), Err(HeaderError::Malformed));
         assert_eq!(parse(Some(b"Digest abc")), Err(HeaderError::UnknownScheme));
-        assert_eq!((HeaderError::Malformed.status(), HeaderError::Malformed.name()), (400, "InvalidToken"));
+        assert_eq!(
+            (HeaderError::Malformed.status(), HeaderError::Malformed.name()),
+            (400, "InvalidToken")
+        );
     }
 
     #[test]
     fn a_user_method_tells_a_missing_header_from_a_wrong_scheme() {
         assert_eq!(bearer(None), Err(HeaderError::Missing));
-        assert_eq!((HeaderError::Missing.status(), HeaderError::Missing.name()), (401, "AuthMissing"));
+        assert_eq!(
+            (HeaderError::Missing.status(), HeaderError::Missing.name()),
+            (401, "AuthMissing")
+        );
         assert_eq!(bearer(Some(b"Basic YTpi")), Err(HeaderError::WrongScheme));
         assert_eq!(bearer(Some(b"Bearer t")), Ok("t"));
     }

@@ -62,7 +62,9 @@ pub struct Passwords {
 
 impl fmt::Debug for Passwords {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Passwords").field("free", &self.turns.available_permits()).finish_non_exhaustive()
+        f.debug_struct("Passwords")
+            .field("free", &self.turns.available_permits())
+            .finish_non_exhaustive()
     }
 }
 
@@ -75,7 +77,12 @@ impl Passwords {
     }
 
     fn with_limits(entropy: Arc<dyn Entropy>, at_once: usize, max_wait: Duration) -> Passwords {
-        Passwords { turns: Arc::new(Semaphore::new(at_once)), waiting: AtomicUsize::new(0), max_wait, entropy }
+        Passwords {
+            turns: Arc::new(Semaphore::new(at_once)),
+            waiting: AtomicUsize::new(0),
+            max_wait,
+            entropy,
+        }
     }
 
     /// The stored form of a new account password.
@@ -86,7 +93,8 @@ impl Passwords {
         check_new(password)?;
         let mut salt = [0; SALT_BYTES];
         self.entropy.fill(&mut salt).map_err(PasswordError::Entropy)?;
-        self.hash_with(password, data_encoding::HEXLOWER.encode(&salt)).await
+        self.hash_with(password, data_encoding::HEXLOWER.encode(&salt))
+            .await
     }
 
     /// The stored form of an app password of `did`: always the same for the same two, so look it up by equality.
@@ -108,7 +116,9 @@ impl Passwords {
             return Ok(false);
         }
         let expected = stored.and_then(parse_stored);
-        let salt = expected.as_ref().map_or_else(|| "0".repeat(SALT_CHARS), |(salt, _)| (*salt).to_owned());
+        let salt = expected
+            .as_ref()
+            .map_or_else(|| "0".repeat(SALT_CHARS), |(salt, _)| (*salt).to_owned());
         let found = self.run(password, salt).await?;
         Ok(expected.is_some_and(|(_, hash)| found.ct_eq(&hash).into()))
     }
@@ -145,7 +155,11 @@ struct Place<'a>(&'a AtomicUsize);
 impl Place<'_> {
     fn take(waiting: &AtomicUsize) -> Option<Place<'_>> {
         let place = Place(waiting);
-        if waiting.fetch_add(1, Ordering::Relaxed) < MAX_WAITING { Some(place) } else { None }
+        if waiting.fetch_add(1, Ordering::Relaxed) < MAX_WAITING {
+            Some(place)
+        } else {
+            None
+        }
     }
 }
 
@@ -156,7 +170,11 @@ impl Drop for Place<'_> {
 }
 
 fn check_new(password: &str) -> Result<(), PasswordError> {
-    if password.encode_utf16().count() > MAX_NEW_PASSWORD_CHARS { Err(PasswordError::TooLong) } else { Ok(()) }
+    if password.encode_utf16().count() > MAX_NEW_PASSWORD_CHARS {
+        Err(PasswordError::TooLong)
+    } else {
+        Ok(())
+    }
 }
 
 fn scrypt_hash(password: &[u8], salt: &[u8]) -> Result<Zeroizing<[u8; HASH_BYTES]>, PasswordError> {
@@ -235,14 +253,20 @@ mod tests {
     #[tokio::test]
     async fn app_passwords_hash_as_on_the_reference_server() {
         let did: Did = "did:plc:ewvi7nxzyoun6zhxrhs64oiz".parse().unwrap();
-        let stored = passwords().hash_app_password(&did, "abcd-efgh-ijkl-mnop").await.unwrap();
+        let stored = passwords()
+            .hash_app_password(&did, "abcd-efgh-ijkl-mnop")
+            .await
+            .unwrap();
         assert_eq!(stored, APP_PASSWORD_BY_NODE);
     }
 
     #[tokio::test]
     async fn a_new_hash_has_the_stored_form_and_its_own_salt() {
         let passwords = passwords();
-        let (a, b) = (passwords.hash("hunter2").await.unwrap(), passwords.hash("hunter2").await.unwrap());
+        let (a, b) = (
+            passwords.hash("hunter2").await.unwrap(),
+            passwords.hash("hunter2").await.unwrap(),
+        );
         assert_eq!(a.len(), 32 + 1 + 128);
         assert_ne!(a, b);
         assert!(passwords.verify("hunter2", Some(&a)).await.unwrap());
@@ -252,7 +276,14 @@ mod tests {
     #[tokio::test]
     async fn no_account_and_a_damaged_hash_match_no_password() {
         let passwords = passwords();
-        let missing = [None, Some(""), Some(":"), Some("salt"), Some("salt:zz"), Some("00:00")];
+        let missing = [
+            None,
+            Some(""),
+            Some(":"),
+            Some("salt"),
+            Some("salt:zz"),
+            Some("00:00"),
+        ];
         for stored in missing {
             assert!(!passwords.verify("", stored).await.unwrap());
         }
@@ -262,7 +293,10 @@ mod tests {
     async fn lengths_are_limited_as_clients_count_them() {
         let passwords = passwords();
         // A key emoji is two UTF-16 units.
-        assert!(matches!(passwords.hash(&"🔑".repeat(129)).await, Err(PasswordError::TooLong)));
+        assert!(matches!(
+            passwords.hash(&"🔑".repeat(129)).await,
+            Err(PasswordError::TooLong)
+        ));
         assert!(passwords.hash(&"🔑".repeat(128)).await.is_ok());
         assert!(!passwords.verify(&"a".repeat(513), None).await.unwrap());
     }
@@ -271,7 +305,10 @@ mod tests {
     async fn whoever_waits_too_long_is_told_that_the_server_is_busy() {
         let passwords = Passwords::with_limits(Arc::new(SystemEntropy), 1, MAX_WAIT);
         let held = Arc::clone(&passwords.turns).acquire_owned().await.unwrap();
-        assert!(matches!(passwords.verify("x", None).await, Err(PasswordError::Busy)));
+        assert!(matches!(
+            passwords.verify("x", None).await,
+            Err(PasswordError::Busy)
+        ));
         drop(held);
         assert_eq!(passwords.waiting.load(Ordering::Relaxed), 0);
     }
@@ -280,7 +317,10 @@ mod tests {
     async fn the_queue_has_an_end() {
         let passwords = passwords();
         passwords.waiting.store(MAX_WAITING, Ordering::Relaxed);
-        assert!(matches!(passwords.verify("x", None).await, Err(PasswordError::Busy)));
+        assert!(matches!(
+            passwords.verify("x", None).await,
+            Err(PasswordError::Busy)
+        ));
         assert_eq!(passwords.waiting.load(Ordering::Relaxed), MAX_WAITING);
     }
 
@@ -288,7 +328,14 @@ mod tests {
     fn an_app_password_is_four_groups_of_base32() {
         let password = new_app_password(&SeededEntropy::new(1)).unwrap();
         let groups: Vec<&str> = password.split('-').collect();
-        assert_eq!(groups.iter().map(|group| group.len()).collect::<Vec<_>>(), [4, 4, 4, 4]);
-        assert!(password.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'2'..=b'7' | b'-')));
+        assert_eq!(
+            groups.iter().map(|group| group.len()).collect::<Vec<_>>(),
+            [4, 4, 4, 4]
+        );
+        assert!(
+            password
+                .bytes()
+                .all(|byte| matches!(byte, b'a'..=b'z' | b'2'..=b'7' | b'-'))
+        );
     }
 }

@@ -196,7 +196,11 @@ pub fn looks_like_service_jwt(token: &str) -> bool {
         lxm: Option<serde::de::IgnoredAny>,
     }
     token.len() <= MAX_TOKEN_CHARS
-        && token.split('.').nth(1).and_then(decode_part::<Peek>).is_some_and(|claims| claims.lxm.is_some())
+        && token
+            .split('.')
+            .nth(1)
+            .and_then(decode_part::<Peek>)
+            .is_some_and(|claims| claims.lxm.is_some())
 }
 
 /// Verifies tokens made for one service.
@@ -207,7 +211,9 @@ pub struct ServiceJwtVerifier<K> {
 
 impl<K> fmt::Debug for ServiceJwtVerifier<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ServiceJwtVerifier").field("audiences", &self.audiences).finish_non_exhaustive()
+        f.debug_struct("ServiceJwtVerifier")
+            .field("audiences", &self.audiences)
+            .finish_non_exhaustive()
     }
 }
 
@@ -223,13 +229,20 @@ impl<K: std::ops::Deref<Target: IssuerKeys> + Sync> ServiceJwtVerifier<K> {
     ///
     /// # Errors
     /// The first check that fails, in the order of [`ServiceJwtError`]'s variants from `Malformed` to `Audience`.
-    pub async fn verify(&self, token: &str, method: &str, now: u64) -> Result<ServiceClaims, ServiceJwtError> {
+    pub async fn verify(
+        &self,
+        token: &str,
+        method: &str,
+        now: u64,
+    ) -> Result<ServiceClaims, ServiceJwtError> {
         if token.len() > MAX_TOKEN_CHARS {
             return Err(ServiceJwtError::Malformed);
         }
         let (signed, signature) = token.rsplit_once('.').ok_or(ServiceJwtError::Malformed)?;
         let (header, claims) = signed.split_once('.').ok_or(ServiceJwtError::Malformed)?;
-        let signature = BASE64URL_NOPAD.decode(signature.as_bytes()).map_err(|_| ServiceJwtError::Malformed)?;
+        let signature = BASE64URL_NOPAD
+            .decode(signature.as_bytes())
+            .map_err(|_| ServiceJwtError::Malformed)?;
         let header: FoundHeader = decode_part(header).ok_or(ServiceJwtError::Malformed)?;
         let claims: FoundClaims = decode_part(claims).ok_or(ServiceJwtError::Malformed)?;
         if matches!(header.typ.as_deref(), Some("at+jwt" | "refresh+jwt" | "dpop+jwt")) {
@@ -241,32 +254,53 @@ impl<K: std::ops::Deref<Target: IssuerKeys> + Sync> ServiceJwtVerifier<K> {
             return Err(ServiceJwtError::Expired);
         }
         let lxm = claims.lxm.filter(|lxm| lxm == method);
-        let method = lxm.ok_or_else(|| ServiceJwtError::Method { expected: method.to_owned() })?;
+        let method = lxm.ok_or_else(|| ServiceJwtError::Method {
+            expected: method.to_owned(),
+        })?;
         let (issuer, issuer_fragment) = parse_issuer(&claims.iss)?;
         let fragment = match issuer_fragment.as_deref() {
             Some(LABELER_ISSUER) => LABELER_KEY,
             _ => ACCOUNT_KEY,
         };
-        if !self.signed_by(&issuer, fragment, &header.alg, signed.as_bytes(), &signature).await {
+        if !self
+            .signed_by(&issuer, fragment, &header.alg, signed.as_bytes(), &signature)
+            .await
+        {
             return Err(ServiceJwtError::Signature);
         }
         if !self.audiences.iter().any(|audience| *audience == claims.aud) {
             return Err(ServiceJwtError::Audience);
         }
-        Ok(ServiceClaims { issuer, issuer_fragment, audience: claims.aud, method })
+        Ok(ServiceClaims {
+            issuer,
+            issuer_fragment,
+            audience: claims.aud,
+            method,
+        })
     }
 
-    async fn signed_by(&self, issuer: &Did, fragment: &str, alg: &str, signed: &[u8], signature: &[u8]) -> bool {
+    async fn signed_by(
+        &self,
+        issuer: &Did,
+        fragment: &str,
+        alg: &str,
+        signed: &[u8],
+        signature: &[u8],
+    ) -> bool {
         if !matches!(alg, "ES256K" | "ES256") {
             return false;
         }
         for refresh in [false, true] {
             match self.keys.issuer_key(issuer, fragment, refresh).await {
-                Ok(key) if key.jose_algorithm() == alg && key.verify_allow_high_s(signed, signature).is_ok() => {
+                Ok(key)
+                    if key.jose_algorithm() == alg && key.verify_allow_high_s(signed, signature).is_ok() =>
+                {
                     return true;
                 }
                 Ok(_) => {}
-                Err(reason) => tracing::debug!(%issuer, fragment, reason, "no key for a service token's issuer"),
+                Err(reason) => {
+                    tracing::debug!(%issuer, fragment, reason, "no key for a service token's issuer")
+                }
             }
         }
         false
@@ -280,7 +314,9 @@ fn decode_part<T: for<'de> Deserialize<'de>>(part: &str) -> Option<T> {
 
 fn parse_issuer(iss: &str) -> Result<(Did, Option<String>), ServiceJwtError> {
     let (did, fragment) = match iss.split_once('#') {
-        Some((_, fragment)) if fragment.is_empty() || fragment.contains('#') => return Err(ServiceJwtError::Issuer),
+        Some((_, fragment)) if fragment.is_empty() || fragment.contains('#') => {
+            return Err(ServiceJwtError::Issuer);
+        }
         Some((did, fragment)) => (did, Some(fragment.to_owned())),
         None => (iss, None),
     };
@@ -355,26 +391,44 @@ mod tests {
     }
 
     async fn verify(keys: &Keys, token: &str) -> Result<ServiceClaims, ServiceJwtError> {
-        ServiceJwtVerifier::new(vec![SERVICE.to_owned()], keys).verify(token, METHOD, NOW).await
+        ServiceJwtVerifier::new(vec![SERVICE.to_owned()], keys)
+            .verify(token, METHOD, NOW)
+            .await
     }
 
     #[tokio::test]
     async fn an_issued_token_has_the_reference_shape_and_verifies() {
-        let wanted =
-            ServiceJwt { iss: &alice(), aud: SERVICE, lxm: Some(METHOD), issued_at: NOW, expires_at: NOW + 60 };
+        let wanted = ServiceJwt {
+            iss: &alice(),
+            aud: SERVICE,
+            lxm: Some(METHOD),
+            issued_at: NOW,
+            expires_at: NOW + 60,
+        };
         let token = issue(&key(1), &wanted, &SeededEntropy::new(9)).unwrap();
         let keys = Keys::of(1, 1);
         let found = verify(&keys, &token).await.unwrap();
-        assert_eq!((found.issuer, found.issuer_fragment, found.method.as_str()), (alice(), None, METHOD));
+        assert_eq!(
+            (found.issuer, found.issuer_fragment, found.method.as_str()),
+            (alice(), None, METHOD)
+        );
         assert_eq!(*keys.asked.lock(), [("atproto".to_owned(), false)]);
         let payload: Value = decode_part(token.split('.').nth(1).unwrap()).unwrap();
         let fields: Vec<&str> = payload.as_object().unwrap().keys().map(String::as_str).collect();
         assert_eq!(fields, ["iat", "iss", "aud", "exp", "lxm", "jti"]);
         assert_eq!(payload["jti"].as_str().unwrap().len(), 32);
         assert!(looks_like_service_jwt(&token));
-        let open = issue(&key(1), &ServiceJwt { lxm: None, ..wanted }, &SeededEntropy::new(9)).unwrap();
+        let open = issue(
+            &key(1),
+            &ServiceJwt { lxm: None, ..wanted },
+            &SeededEntropy::new(9),
+        )
+        .unwrap();
         assert!(!looks_like_service_jwt(&open));
-        assert_eq!(verify(&Keys::of(1, 1), &open).await.unwrap_err().name(), "BadJwtLexiconMethod");
+        assert_eq!(
+            verify(&Keys::of(1, 1), &open).await.unwrap_err().name(),
+            "BadJwtLexiconMethod"
+        );
     }
 
     #[tokio::test]
@@ -385,22 +439,65 @@ mod tests {
             ("BadJwt", "a.b.c".to_owned()),
             ("BadJwt", "x".repeat(MAX_TOKEN_CHARS + 1)),
             ("BadJwt", forge(&json!({"typ": "JWT"}), &claims(), &k)),
-            ("BadJwt", forge(&header(), &with(claims(), "exp", json!("soon")), &k)),
+            (
+                "BadJwt",
+                forge(&header(), &with(claims(), "exp", json!("soon")), &k),
+            ),
             ("BadJwt", forge(&header(), &with(claims(), "iss", json!(7)), &k)),
             ("BadJwt", format!("{}.x", forge(&header(), &claims(), &k))),
-            ("BadJwtType", forge(&with(header(), "typ", json!("at+jwt")), &claims(), &k)),
-            ("BadJwtType", forge(&with(header(), "typ", json!("dpop+jwt")), &claims(), &k)),
-            ("JwtExpired", forge(&header(), &with(claims(), "exp", json!(NOW)), &k)),
-            ("BadJwtLexiconMethod", forge(&header(), &with(claims(), "lxm", json!("com.example.other")), &k)),
-            ("BadJwtLexiconMethod", forge(&header(), &with(claims(), "lxm", Value::Null), &k)),
-            ("BadJwtIss", forge(&header(), &with(claims(), "iss", json!("alice")), &k)),
-            ("BadJwtIss", forge(&header(), &with(claims(), "iss", json!("did:plc:abc#")), &k)),
-            ("BadJwtIss", forge(&header(), &with(claims(), "iss", json!("did:plc:abc#a#b")), &k)),
+            (
+                "BadJwtType",
+                forge(&with(header(), "typ", json!("at+jwt")), &claims(), &k),
+            ),
+            (
+                "BadJwtType",
+                forge(&with(header(), "typ", json!("dpop+jwt")), &claims(), &k),
+            ),
+            (
+                "JwtExpired",
+                forge(&header(), &with(claims(), "exp", json!(NOW)), &k),
+            ),
+            (
+                "BadJwtLexiconMethod",
+                forge(&header(), &with(claims(), "lxm", json!("com.example.other")), &k),
+            ),
+            (
+                "BadJwtLexiconMethod",
+                forge(&header(), &with(claims(), "lxm", Value::Null), &k),
+            ),
+            (
+                "BadJwtIss",
+                forge(&header(), &with(claims(), "iss", json!("alice")), &k),
+            ),
+            (
+                "BadJwtIss",
+                forge(&header(), &with(claims(), "iss", json!("did:plc:abc#")), &k),
+            ),
+            (
+                "BadJwtIss",
+                forge(&header(), &with(claims(), "iss", json!("did:plc:abc#a#b")), &k),
+            ),
             ("BadJwtSignature", forge(&header(), &claims(), &key(2))),
-            ("BadJwtSignature", forge(&with(header(), "alg", json!("none")), &claims(), &k)),
-            ("BadJwtSignature", forge(&with(header(), "alg", json!("HS256")), &claims(), &k)),
-            ("BadJwtSignature", forge(&with(header(), "alg", json!("ES256")), &claims(), &k)),
-            ("BadJwtAudience", forge(&header(), &with(claims(), "aud", json!("did:web:other.example")), &k)),
+            (
+                "BadJwtSignature",
+                forge(&with(header(), "alg", json!("none")), &claims(), &k),
+            ),
+            (
+                "BadJwtSignature",
+                forge(&with(header(), "alg", json!("HS256")), &claims(), &k),
+            ),
+            (
+                "BadJwtSignature",
+                forge(&with(header(), "alg", json!("ES256")), &claims(), &k),
+            ),
+            (
+                "BadJwtAudience",
+                forge(
+                    &header(),
+                    &with(claims(), "aud", json!("did:web:other.example")),
+                    &k,
+                ),
+            ),
         ];
         for (name, token) in table {
             let error = verify(&Keys::of(1, 1), &token).await.unwrap_err();
@@ -413,8 +510,19 @@ mod tests {
         let token = forge(&header(), &claims(), &key(2));
         let keys = Keys::of(1, 2);
         assert!(verify(&keys, &token).await.is_ok());
-        assert_eq!(keys.asked.lock().iter().map(|(_, refresh)| *refresh).collect::<Vec<_>>(), [false, true]);
-        let unknown = Keys { cached: None, fresh: None, asked: Mutex::default() };
+        assert_eq!(
+            keys.asked
+                .lock()
+                .iter()
+                .map(|(_, refresh)| *refresh)
+                .collect::<Vec<_>>(),
+            [false, true]
+        );
+        let unknown = Keys {
+            cached: None,
+            fresh: None,
+            asked: Mutex::default(),
+        };
         assert_eq!(verify(&unknown, &token).await, Err(ServiceJwtError::Signature));
     }
 
@@ -423,7 +531,10 @@ mod tests {
         let claims = with(claims(), "iss", json!(format!("{}#atproto_labeler", alice())));
         let token = forge(&json!({"alg": "ES256K"}), &claims, &key(1));
         let keys = Keys::of(1, 1);
-        assert_eq!(verify(&keys, &token).await.unwrap().issuer_fragment.as_deref(), Some("atproto_labeler"));
+        assert_eq!(
+            verify(&keys, &token).await.unwrap().issuer_fragment.as_deref(),
+            Some("atproto_labeler")
+        );
         assert_eq!(keys.asked.lock()[0].0, "atproto_label");
     }
 }

@@ -152,7 +152,11 @@ impl AccessClaims {
     /// # Errors
     /// [`TokenError::Invalid`] ("Bad token scope").
     pub fn require(&self, accepted: &[Scope]) -> Result<(), TokenError> {
-        if accepted.contains(&self.scope) { Ok(()) } else { Err(TokenError::Invalid("Bad token scope")) }
+        if accepted.contains(&self.scope) {
+            Ok(())
+        } else {
+            Err(TokenError::Invalid("Bad token scope"))
+        }
     }
 }
 
@@ -217,7 +221,9 @@ pub struct SessionTokens {
 
 impl fmt::Debug for SessionTokens {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SessionTokens").field("service_did", &self.service_did).finish_non_exhaustive()
+        f.debug_struct("SessionTokens")
+            .field("service_did", &self.service_did)
+            .finish_non_exhaustive()
     }
 }
 
@@ -250,7 +256,14 @@ impl SessionTokens {
         if scope == Scope::Refresh {
             return Err(TokenError::Invalid("Bad token scope"));
         }
-        self.issue(ACCESS_TYPE, scope, did, None, now, now.saturating_add(ACCESS_LIFETIME_SECS))
+        self.issue(
+            ACCESS_TYPE,
+            scope,
+            did,
+            None,
+            now,
+            now.saturating_add(ACCESS_LIFETIME_SECS),
+        )
     }
 
     /// A refresh token for `did` with id `jti`, valid for [`REFRESH_LIFETIME_SECS`] from `now`.
@@ -258,7 +271,14 @@ impl SessionTokens {
     /// # Errors
     /// [`TokenError::NotIssued`] if signing failed.
     pub fn issue_refresh(&self, did: &Did, jti: &str, now: u64) -> Result<String, TokenError> {
-        self.issue(REFRESH_TYPE, Scope::Refresh, did, Some(jti), now, now.saturating_add(REFRESH_LIFETIME_SECS))
+        self.issue(
+            REFRESH_TYPE,
+            Scope::Refresh,
+            did,
+            Some(jti),
+            now,
+            now.saturating_add(REFRESH_LIFETIME_SECS),
+        )
     }
 
     fn issue(
@@ -272,8 +292,14 @@ impl SessionTokens {
     ) -> Result<String, TokenError> {
         let mut header = Header::new(Algorithm::HS256);
         header.typ = Some(typ.to_owned());
-        let claims =
-            IssuedClaims { scope: scope.as_str(), sub: did.as_str(), aud: &self.service_did, jti, iat, exp };
+        let claims = IssuedClaims {
+            scope: scope.as_str(),
+            sub: did.as_str(),
+            aud: &self.service_did,
+            jti,
+            iat,
+            exp,
+        };
         jsonwebtoken::encode(&header, &claims, &self.encoding).map_err(|_| TokenError::NotIssued)
     }
 
@@ -289,19 +315,31 @@ impl SessionTokens {
         if expires_at <= now {
             return Err(TokenError::Expired);
         }
-        Ok(AccessClaims { did, scope, expires_at })
+        Ok(AccessClaims {
+            did,
+            scope,
+            expires_at,
+        })
     }
 
     /// Verifies a refresh token at `now`; with `allow_expired` (to end a session) its end does not matter.
     ///
     /// # Errors
     /// As [`SessionTokens::verify_access`].
-    pub fn verify_refresh(&self, token: &str, now: u64, allow_expired: bool) -> Result<RefreshClaims, TokenError> {
+    pub fn verify_refresh(
+        &self,
+        token: &str,
+        now: u64,
+        allow_expired: bool,
+    ) -> Result<RefreshClaims, TokenError> {
         let (claims, did, scope, expires_at) = self.verify(token, REFRESH_TYPE)?;
         if scope != Scope::Refresh {
             return Err(TokenError::Invalid("Bad token scope"));
         }
-        let id = claims.jti.filter(|id| !id.is_empty()).ok_or(TokenError::Invalid("Malformed token"))?;
+        let id = claims
+            .jti
+            .filter(|id| !id.is_empty())
+            .ok_or(TokenError::Invalid("Malformed token"))?;
         if expires_at <= now && !allow_expired {
             return Err(TokenError::Expired);
         }
@@ -329,7 +367,11 @@ impl SessionTokens {
             .as_deref()
             .and_then(|sub| sub.parse::<Did>().ok())
             .ok_or(TokenError::Invalid("Malformed token"))?;
-        let scope = claims.scope.as_deref().ok_or(TokenError::Invalid("Malformed token"))?.parse()?;
+        let scope = claims
+            .scope
+            .as_deref()
+            .ok_or(TokenError::Invalid("Malformed token"))?
+            .parse()?;
         let expires_at = claims.exp.ok_or(TokenError::Invalid("Malformed token"))?;
         Ok((claims, did, scope, expires_at))
     }

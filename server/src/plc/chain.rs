@@ -62,16 +62,25 @@ pub fn check_next(
         let found = next.did().ok_or(ChainError::NotGenesis)?;
         next.signed_by(&state.rotation_keys)?;
         if found != *did {
-            return Err(ChainError::WrongDid { found: found.to_string() });
+            return Err(ChainError::WrongDid {
+                found: found.to_string(),
+            });
         }
         return Ok(Vec::new());
     }
     let prev = next.prev().ok_or(ChainError::Misordered)?;
-    let at = history.iter().position(|one| one.operation.cid() == prev).ok_or(ChainError::Misordered)?;
+    let at = history
+        .iter()
+        .position(|one| one.operation.cid() == prev)
+        .ok_or(ChainError::Misordered)?;
     let (kept, nullified) = history.split_at(at + 1);
     let last = kept.last().ok_or(ChainError::Misordered)?;
     // A tombstone sets no state, so nothing can follow it; it can only be nullified.
-    let keys = last.operation.state().ok_or(ChainError::Misordered)?.rotation_keys;
+    let keys = last
+        .operation
+        .state()
+        .ok_or(ChainError::Misordered)?
+        .rotation_keys;
     let Some(first_nullified) = nullified.first() else {
         next.signed_by(&keys)?;
         return Ok(Vec::new());
@@ -101,11 +110,22 @@ mod tests {
     /// Rotation keys 1 (strongest), 2, 3; `handle` tells states apart.
     fn state(handle: &str) -> PlcState {
         let keys = [1, 2, 3].map(|seed| key(seed).public_key());
-        PlcState::account(&keys, &key(9).public_key(), &handle.parse().unwrap(), "https://pds.example")
+        PlcState::account(
+            &keys,
+            &key(9).public_key(),
+            &handle.parse().unwrap(),
+            "https://pds.example",
+        )
     }
 
     fn accepted(operations: &[(Operation, u64)]) -> Vec<Accepted<'_>> {
-        operations.iter().map(|(operation, created_at)| Accepted { operation, created_at: *created_at }).collect()
+        operations
+            .iter()
+            .map(|(operation, created_at)| Accepted {
+                operation,
+                created_at: *created_at,
+            })
+            .collect()
     }
 
     /// A genesis by key 3 and an update by the key with `seed`, an hour later.
@@ -113,7 +133,10 @@ mod tests {
         let genesis = Operation::genesis(state("a.test"), &key(3)).unwrap();
         let did = genesis.did().unwrap();
         let update = Operation::update(state("b.test"), genesis.cid(), &key(seed)).unwrap();
-        assert_eq!(check_next(&did, &accepted(&[(genesis.clone(), 0)]), &update, HOUR), Ok(Vec::new()));
+        assert_eq!(
+            check_next(&did, &accepted(&[(genesis.clone(), 0)]), &update, HOUR),
+            Ok(Vec::new())
+        );
         (did, vec![(genesis, 0), (update, HOUR)])
     }
 
@@ -123,10 +146,16 @@ mod tests {
         let did = genesis.did().unwrap();
         assert_eq!(check_next(&did, &[], &genesis, 0), Ok(Vec::new()));
         let other: Did = "did:plc:ewvi7nxzyoun6zhxrhs64oiz".parse().unwrap();
-        assert!(matches!(check_next(&other, &[], &genesis, 0), Err(ChainError::WrongDid { .. })));
+        assert!(matches!(
+            check_next(&other, &[], &genesis, 0),
+            Err(ChainError::WrongDid { .. })
+        ));
         let foreign = Operation::genesis(state("a.test"), &key(4)).unwrap();
         let did = foreign.did().unwrap();
-        assert_eq!(check_next(&did, &[], &foreign, 0), Err(ChainError::Operation(OpError::Signature)));
+        assert_eq!(
+            check_next(&did, &[], &foreign, 0),
+            Err(ChainError::Operation(OpError::Signature))
+        );
         let tombstone = Operation::tombstone(genesis.cid(), &key(1)).unwrap();
         assert_eq!(check_next(&did, &[], &tombstone, 0), Err(ChainError::NotGenesis));
         let update = Operation::update(state("b.test"), genesis.cid(), &key(1)).unwrap();
@@ -139,15 +168,24 @@ mod tests {
         let tip = history[1].0.cid();
         for seed in [1, 2, 3] {
             let next = Operation::update(state("c.test"), tip, &key(seed)).unwrap();
-            assert_eq!(check_next(&did, &accepted(&history), &next, 2 * HOUR), Ok(Vec::new()));
+            assert_eq!(
+                check_next(&did, &accepted(&history), &next, 2 * HOUR),
+                Ok(Vec::new())
+            );
         }
         let stranger = Operation::update(state("c.test"), tip, &key(9)).unwrap();
         let refused = check_next(&did, &accepted(&history), &stranger, 2 * HOUR);
         assert_eq!(refused, Err(ChainError::Operation(OpError::Signature)));
         let astray = Operation::update(state("c.test"), Cid::for_dag_cbor(b"else"), &key(1)).unwrap();
-        assert_eq!(check_next(&did, &accepted(&history), &astray, 2 * HOUR), Err(ChainError::Misordered));
+        assert_eq!(
+            check_next(&did, &accepted(&history), &astray, 2 * HOUR),
+            Err(ChainError::Misordered)
+        );
         let again = &history[0].0;
-        assert_eq!(check_next(&did, &accepted(&history), again, 2 * HOUR), Err(ChainError::Misordered));
+        assert_eq!(
+            check_next(&did, &accepted(&history), again, 2 * HOUR),
+            Err(ChainError::Misordered)
+        );
     }
 
     #[test]
@@ -155,7 +193,10 @@ mod tests {
         let (did, history) = two(3);
         let fork = Operation::update(state("mine.test"), history[0].0.cid(), &key(2)).unwrap();
         let in_time = HOUR + RECOVERY_WINDOW_MILLIS;
-        assert_eq!(check_next(&did, &accepted(&history), &fork, in_time), Ok(vec![history[1].0.cid()]));
+        assert_eq!(
+            check_next(&did, &accepted(&history), &fork, in_time),
+            Ok(vec![history[1].0.cid()])
+        );
         let late = check_next(&did, &accepted(&history), &fork, in_time + 1);
         assert!(matches!(late, Err(ChainError::TooLate { .. })), "{late:?}");
     }
@@ -174,11 +215,20 @@ mod tests {
     fn nothing_follows_a_tombstone_but_a_stronger_key_undoes_it() {
         let (did, mut history) = two(2);
         let end = Operation::tombstone(history[1].0.cid(), &key(2)).unwrap();
-        assert_eq!(check_next(&did, &accepted(&history), &end, 2 * HOUR), Ok(Vec::new()));
+        assert_eq!(
+            check_next(&did, &accepted(&history), &end, 2 * HOUR),
+            Ok(Vec::new())
+        );
         history.push((end, 2 * HOUR));
         let after = Operation::update(state("c.test"), history[2].0.cid(), &key(1)).unwrap();
-        assert_eq!(check_next(&did, &accepted(&history), &after, 3 * HOUR), Err(ChainError::Misordered));
+        assert_eq!(
+            check_next(&did, &accepted(&history), &after, 3 * HOUR),
+            Err(ChainError::Misordered)
+        );
         let undo = Operation::update(state("c.test"), history[1].0.cid(), &key(1)).unwrap();
-        assert_eq!(check_next(&did, &accepted(&history), &undo, 3 * HOUR), Ok(vec![history[2].0.cid()]));
+        assert_eq!(
+            check_next(&did, &accepted(&history), &undo, 3 * HOUR),
+            Ok(vec![history[2].0.cid()])
+        );
     }
 }

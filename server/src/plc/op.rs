@@ -94,8 +94,16 @@ pub struct PlcState {
 impl PlcState {
     /// The state of an account of ours: its handle, its signing key, its server, and who may change that.
     #[must_use]
-    pub fn account(rotation_keys: &[PublicKey], signing_key: &PublicKey, handle: &Handle, pds: &str) -> PlcState {
-        let service = Service { kind: PDS_SERVICE_TYPE.to_owned(), endpoint: pds.to_owned() };
+    pub fn account(
+        rotation_keys: &[PublicKey],
+        signing_key: &PublicKey,
+        handle: &Handle,
+        pds: &str,
+    ) -> PlcState {
+        let service = Service {
+            kind: PDS_SERVICE_TYPE.to_owned(),
+            endpoint: pds.to_owned(),
+        };
         PlcState {
             rotation_keys: rotation_keys.iter().map(PublicKey::to_did_key).collect(),
             verification_methods: BTreeMap::from([(ATPROTO_KEY.to_owned(), signing_key.to_did_key())]),
@@ -107,7 +115,11 @@ impl PlcState {
     /// Puts `handle` where the first `at://` alias was, or first; other aliases stay.
     pub fn set_handle(&mut self, handle: &Handle) {
         let alias = format!("at://{handle}");
-        match self.also_known_as.iter().position(|alias| alias.starts_with("at://")) {
+        match self
+            .also_known_as
+            .iter()
+            .position(|alias| alias.starts_with("at://"))
+        {
             Some(at) => {
                 if let Some(old) = self.also_known_as.get_mut(at) {
                     *old = alias;
@@ -118,33 +130,64 @@ impl PlcState {
     }
 
     fn check(&self) -> Result<(), OpError> {
-        let field = |field, rule, good: bool| if good { Ok(()) } else { Err(OpError::Field { field, rule }) };
+        let field = |field, rule, good: bool| {
+            if good {
+                Ok(())
+            } else {
+                Err(OpError::Field { field, rule })
+            }
+        };
         let keys = &self.rotation_keys;
-        field("rotationKeys", "must hold 1 to 10 keys", (1..=MAX_ROTATION_KEYS).contains(&keys.len()))?;
-        let distinct = keys.iter().enumerate().all(|(at, key)| !keys.iter().take(at).any(|other| other == key));
+        field(
+            "rotationKeys",
+            "must hold 1 to 10 keys",
+            (1..=MAX_ROTATION_KEYS).contains(&keys.len()),
+        )?;
+        let distinct = keys
+            .iter()
+            .enumerate()
+            .all(|(at, key)| !keys.iter().take(at).any(|other| other == key));
         field("rotationKeys", "must not hold a key twice", distinct)?;
         let sound = keys.iter().all(|key| PublicKey::from_did_key(key).is_ok());
         field("rotationKeys", "must be did:key of secp256k1 or P-256", sound)?;
 
         let methods = &self.verification_methods;
-        field("verificationMethods", "must be at most 10", methods.len() <= MAX_VERIFICATION_METHODS)?;
+        field(
+            "verificationMethods",
+            "must be at most 10",
+            methods.len() <= MAX_VERIFICATION_METHODS,
+        )?;
         let named = methods.keys().all(|name| is_name(name));
         field("verificationMethods", "names must be 1 to 32 bytes", named)?;
         // Keys for use may be of any curve; the directory never checks a signature with them.
         let sound = methods.values().all(|key| is_did_key(key));
-        field("verificationMethods", "must be did:key in base58btc, at most 256 bytes", sound)?;
+        field(
+            "verificationMethods",
+            "must be did:key in base58btc, at most 256 bytes",
+            sound,
+        )?;
 
         let aliases = &self.also_known_as;
         field("alsoKnownAs", "must be at most 10", aliases.len() <= MAX_ALIASES)?;
-        let short = aliases.iter().all(|alias| !alias.is_empty() && alias.len() <= MAX_FIELD_BYTES);
+        let short = aliases
+            .iter()
+            .all(|alias| !alias.is_empty() && alias.len() <= MAX_FIELD_BYTES);
         field("alsoKnownAs", "must be 1 to 256 bytes each", short)?;
 
         let services = &self.services;
         field("services", "must be at most 10", services.len() <= MAX_SERVICES)?;
-        field("services", "names must be 1 to 32 bytes", services.keys().all(|name| is_name(name)))?;
-        let typed = services.values().all(|service| (1..=MAX_FIELD_BYTES).contains(&service.kind.len()));
+        field(
+            "services",
+            "names must be 1 to 32 bytes",
+            services.keys().all(|name| is_name(name)),
+        )?;
+        let typed = services
+            .values()
+            .all(|service| (1..=MAX_FIELD_BYTES).contains(&service.kind.len()));
         field("services", "types must be 1 to 256 bytes", typed)?;
-        let ended = services.values().all(|service| (1..=MAX_ENDPOINT_BYTES).contains(&service.endpoint.len()));
+        let ended = services
+            .values()
+            .all(|service| (1..=MAX_ENDPOINT_BYTES).contains(&service.endpoint.len()));
         field("services", "endpoints must be 1 to 512 bytes", ended)
     }
 }
@@ -156,14 +199,26 @@ fn is_name(name: &str) -> bool {
 fn is_did_key(key: &str) -> bool {
     let base58 = |byte: u8| byte.is_ascii_alphanumeric() && !matches!(byte, b'0' | b'O' | b'I' | b'l');
     key.len() <= MAX_FIELD_BYTES
-        && key.strip_prefix("did:key:z").is_some_and(|rest| !rest.is_empty() && rest.bytes().all(base58))
+        && key
+            .strip_prefix("did:key:z")
+            .is_some_and(|rest| !rest.is_empty() && rest.bytes().all(base58))
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Body {
-    Operation { state: PlcState, prev: Option<Cid> },
-    Tombstone { prev: Cid },
-    Create { signing_key: String, recovery_key: String, handle: String, service: String },
+    Operation {
+        state: PlcState,
+        prev: Option<Cid>,
+    },
+    Tombstone {
+        prev: Cid,
+    },
+    Create {
+        signing_key: String,
+        recovery_key: String,
+        handle: String,
+        service: String,
+    },
 }
 
 /// A signed operation, sound in itself: every field within its limits. Whether its signature holds depends on the
@@ -227,7 +282,13 @@ impl Operation {
     /// # Errors
     /// As [`Operation::genesis`].
     pub fn update(state: PlcState, prev: Cid, key: &SigningKey) -> Result<Operation, SignOpError> {
-        Operation::sign(Body::Operation { state, prev: Some(prev) }, key)
+        Operation::sign(
+            Body::Operation {
+                state,
+                prev: Some(prev),
+            },
+            key,
+        )
     }
 
     /// An operation that follows `prev` and ends the DID.
@@ -260,7 +321,10 @@ impl Operation {
     pub fn from_json(json: &serde_json::Value) -> Result<Operation, OpError> {
         let shape = |error: serde_json::Error| OpError::Shape(error.to_string());
         let link = |text: &str| {
-            text.parse::<Cid>().map_err(|_| OpError::Field { field: "prev", rule: "must be the CID of an operation" })
+            text.parse::<Cid>().map_err(|_| OpError::Field {
+                field: "prev",
+                rule: "must be the CID of an operation",
+            })
         };
         let (body, sig) = match json.get("type").and_then(serde_json::Value::as_str) {
             Some(TYPE_OPERATION) => {
@@ -276,12 +340,20 @@ impl Operation {
             }
             Some(TYPE_TOMBSTONE) => {
                 let found = TombstoneJson::deserialize(json).map_err(shape)?;
-                (Body::Tombstone { prev: link(&found.prev)? }, found.sig)
+                (
+                    Body::Tombstone {
+                        prev: link(&found.prev)?,
+                    },
+                    found.sig,
+                )
             }
             Some(TYPE_CREATE) => {
                 let found = CreateJson::deserialize(json).map_err(shape)?;
                 if found.prev.is_some() {
-                    return Err(OpError::Field { field: "prev", rule: "must be null in a create operation" });
+                    return Err(OpError::Field {
+                        field: "prev",
+                        rule: "must be null in a create operation",
+                    });
                 }
                 let body = Body::Create {
                     signing_key: found.signing_key,
@@ -313,7 +385,12 @@ impl Operation {
             Body::Tombstone { prev } => {
                 serde_json::json!({"type": TYPE_TOMBSTONE, "prev": prev.to_string(), "sig": sig})
             }
-            Body::Create { signing_key, recovery_key, handle, service } => serde_json::json!({
+            Body::Create {
+                signing_key,
+                recovery_key,
+                handle,
+                service,
+            } => serde_json::json!({
                 "type": TYPE_CREATE,
                 "signingKey": signing_key,
                 "recoveryKey": recovery_key,
@@ -359,7 +436,12 @@ impl Operation {
         match &self.body {
             Body::Operation { state, .. } => Some(state.clone()),
             Body::Tombstone { .. } => None,
-            Body::Create { signing_key, recovery_key, handle, service } => {
+            Body::Create {
+                signing_key,
+                recovery_key,
+                handle,
+                service,
+            } => {
                 let with_scheme = |text: &str, known: &[&str], scheme: &str| {
                     if known.iter().any(|known| text.starts_with(known)) {
                         text.to_owned()
@@ -368,7 +450,10 @@ impl Operation {
                     }
                 };
                 let endpoint = with_scheme(service, &["https://", "http://"], "https://");
-                let pds = Service { kind: PDS_SERVICE_TYPE.to_owned(), endpoint };
+                let pds = Service {
+                    kind: PDS_SERVICE_TYPE.to_owned(),
+                    endpoint,
+                };
                 Some(PlcState {
                     rotation_keys: vec![recovery_key.clone(), signing_key.clone()],
                     verification_methods: BTreeMap::from([(ATPROTO_KEY.to_owned(), signing_key.clone())]),
@@ -396,7 +481,9 @@ impl Operation {
     /// # Errors
     /// [`OpError::Signature`] if none did.
     pub fn signed_by(&self, keys: &[String]) -> Result<usize, OpError> {
-        let signature = BASE64URL_NOPAD.decode(self.sig.as_bytes()).map_err(|_| OpError::Signature)?;
+        let signature = BASE64URL_NOPAD
+            .decode(self.sig.as_bytes())
+            .map_err(|_| OpError::Signature)?;
         if signature.len() != SIGNATURE_BYTES {
             return Err(OpError::Signature);
         }
@@ -425,7 +512,12 @@ impl Body {
         match self {
             Body::Operation { state, .. } => state.check(),
             Body::Tombstone { .. } => Ok(()),
-            Body::Create { signing_key, recovery_key, handle, service } => {
+            Body::Create {
+                signing_key,
+                recovery_key,
+                handle,
+                service,
+            } => {
                 for key in [signing_key, recovery_key] {
                     PublicKey::from_did_key(key).map_err(|_| OpError::Field {
                         field: "signingKey, recoveryKey",
@@ -433,7 +525,10 @@ impl Body {
                     })?;
                 }
                 if handle.len() > MAX_FIELD_BYTES || service.len() > MAX_ENDPOINT_BYTES {
-                    return Err(OpError::Field { field: "handle, service", rule: "must be at most 256 and 512 bytes" });
+                    return Err(OpError::Field {
+                        field: "handle, service",
+                        rule: "must be at most 256 and 512 bytes",
+                    });
                 }
                 Ok(())
             }
@@ -443,14 +538,20 @@ impl Body {
     /// DAG-CBOR, with `sig` or as it is signed.
     fn encode(&self, sig: Option<&str>) -> Vec<u8> {
         let text = |text: &str| Value::Text(text.to_owned());
-        let list = |items: &[String]| Value::Array(items.iter().map(|item| Value::Text(item.clone())).collect());
+        let list =
+            |items: &[String]| Value::Array(items.iter().map(|item| Value::Text(item.clone())).collect());
         let mut map = Map::new();
         match self {
             Body::Operation { state, prev } => {
-                let methods = state.verification_methods.iter().map(|(name, key)| (name.clone(), text(key)));
+                let methods = state
+                    .verification_methods
+                    .iter()
+                    .map(|(name, key)| (name.clone(), text(key)));
                 let services = state.services.iter().map(|(name, service)| {
-                    let fields =
-                        [("type".to_owned(), text(&service.kind)), ("endpoint".to_owned(), text(&service.endpoint))];
+                    let fields = [
+                        ("type".to_owned(), text(&service.kind)),
+                        ("endpoint".to_owned(), text(&service.endpoint)),
+                    ];
                     (name.clone(), Value::Map(fields.into_iter().collect()))
                 });
                 map.insert("type", text(TYPE_OPERATION));
@@ -458,13 +559,21 @@ impl Body {
                 map.insert("verificationMethods", Value::Map(methods.collect()));
                 map.insert("alsoKnownAs", list(&state.also_known_as));
                 map.insert("services", Value::Map(services.collect()));
-                map.insert("prev", prev.map_or(Value::Null, |cid| Value::Text(cid.to_string())));
+                map.insert(
+                    "prev",
+                    prev.map_or(Value::Null, |cid| Value::Text(cid.to_string())),
+                );
             }
             Body::Tombstone { prev } => {
                 map.insert("type", text(TYPE_TOMBSTONE));
                 map.insert("prev", text(&prev.to_string()));
             }
-            Body::Create { signing_key, recovery_key, handle, service } => {
+            Body::Create {
+                signing_key,
+                recovery_key,
+                handle,
+                service,
+            } => {
                 map.insert("type", text(TYPE_CREATE));
                 map.insert("signingKey", text(signing_key));
                 map.insert("recoveryKey", text(recovery_key));

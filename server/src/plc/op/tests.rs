@@ -10,7 +10,12 @@ fn key(seed: u64) -> SigningKey {
 
 fn state() -> PlcState {
     let keys = [key(1).public_key(), key(2).public_key()];
-    PlcState::account(&keys, &key(9).public_key(), &"alice.test".parse().unwrap(), "https://pds.example")
+    PlcState::account(
+        &keys,
+        &key(9).public_key(),
+        &"alice.test".parse().unwrap(),
+        "https://pds.example",
+    )
 }
 
 fn genesis() -> Operation {
@@ -41,12 +46,19 @@ fn a_changed_field_breaks_the_signature() {
     for (pointer, value) in [
         ("/alsoKnownAs/0", json!("at://mallory.test")),
         ("/services/atproto_pds/endpoint", json!("https://evil.example")),
-        ("/verificationMethods/atproto", json!(key(7).public_key().to_did_key())),
+        (
+            "/verificationMethods/atproto",
+            json!(key(7).public_key().to_did_key()),
+        ),
     ] {
         let mut bent = good.clone();
         *bent.pointer_mut(pointer).unwrap() = value;
         let bent = Operation::from_json(&bent).unwrap();
-        assert_eq!(bent.signed_by(&state().rotation_keys), Err(OpError::Signature), "{pointer}");
+        assert_eq!(
+            bent.signed_by(&state().rotation_keys),
+            Err(OpError::Signature),
+            "{pointer}"
+        );
         assert_ne!(bent.did(), genesis().did());
     }
 }
@@ -55,11 +67,20 @@ fn a_changed_field_breaks_the_signature() {
 fn a_signature_has_one_spelling() {
     let good = genesis().to_json();
     let sig = good["sig"].as_str().unwrap().to_owned();
-    for bent in [format!("{sig}=="), sig[1..].to_owned(), String::new(), format!("{sig}AA"), sig.replace(['-', '_'], "+")] {
+    for bent in [
+        format!("{sig}=="),
+        sig[1..].to_owned(),
+        String::new(),
+        format!("{sig}AA"),
+        sig.replace(['-', '_'], "+"),
+    ] {
         let mut json = good.clone();
         json["sig"] = json!(bent);
         let operation = Operation::from_json(&json).unwrap();
-        assert!(bent == sig || operation.signed_by(&state().rotation_keys).is_err(), "{bent}");
+        assert!(
+            bent == sig || operation.signed_by(&state().rotation_keys).is_err(),
+            "{bent}"
+        );
     }
 }
 
@@ -83,14 +104,41 @@ fn malformed_operations_are_refused() {
         ("unknown type", with("/type", json!("plc_other"))),
         ("no rotation keys", with("/rotationKeys", json!([]))),
         ("eleven rotation keys", with("/rotationKeys", json!(many))),
-        ("a rotation key twice", with("/rotationKeys", json!([key_text, key_text]))),
-        ("an Ed25519 rotation key", with("/rotationKeys", json!(["did:key:z6MkhaXgBZDvotDkL5257faiztiGiC2QtKLGpbnnEGta2doK"]))),
+        (
+            "a rotation key twice",
+            with("/rotationKeys", json!([key_text, key_text])),
+        ),
+        (
+            "an Ed25519 rotation key",
+            with(
+                "/rotationKeys",
+                json!(["did:key:z6MkhaXgBZDvotDkL5257faiztiGiC2QtKLGpbnnEGta2doK"]),
+            ),
+        ),
         ("no did:key", with("/verificationMethods/atproto", json!("zQ3sh"))),
         ("a long alias", with("/alsoKnownAs/0", json!("a".repeat(257)))),
-        ("eleven aliases", with("/alsoKnownAs", json!(vec!["at://a.test"; 11]))),
-        ("a long service name", with("/services", json!({"s".repeat(33): {"type": "a", "endpoint": "b"}}))),
-        ("a long endpoint", with("/services/atproto_pds/endpoint", json!("e".repeat(513)))),
-        ("a service with more", with("/services/atproto_pds", json!({"type": "a", "endpoint": "b", "c": "d"}))),
+        (
+            "eleven aliases",
+            with("/alsoKnownAs", json!(vec!["at://a.test"; 11])),
+        ),
+        (
+            "a long service name",
+            with(
+                "/services",
+                json!({"s".repeat(33): {"type": "a", "endpoint": "b"}}),
+            ),
+        ),
+        (
+            "a long endpoint",
+            with("/services/atproto_pds/endpoint", json!("e".repeat(513))),
+        ),
+        (
+            "a service with more",
+            with(
+                "/services/atproto_pds",
+                json!({"type": "a", "endpoint": "b", "c": "d"}),
+            ),
+        ),
         ("prev is no CID", with("/prev", json!("abc"))),
         ("a list", json!([])),
     ] {
@@ -101,9 +149,14 @@ fn malformed_operations_are_refused() {
 #[test]
 fn an_operation_beyond_7500_bytes_is_refused() {
     let mut large = state();
-    large.also_known_as = (0..10).map(|at| format!("at://{at}{}", "a".repeat(250))).collect();
+    large.also_known_as = (0..10)
+        .map(|at| format!("at://{at}{}", "a".repeat(250)))
+        .collect();
     for at in 0..10 {
-        let service = Service { kind: "t".repeat(256), endpoint: "e".repeat(512) };
+        let service = Service {
+            kind: "t".repeat(256),
+            endpoint: "e".repeat(512),
+        };
         large.services.insert(format!("s{at}"), service);
     }
     large.services.remove(PDS_SERVICE);
@@ -116,9 +169,10 @@ fn an_operation_beyond_7500_bytes_is_refused() {
 #[test]
 fn a_curve_that_only_serves_may_be_any() {
     let mut mixed = state();
-    mixed
-        .verification_methods
-        .insert("other".to_owned(), "did:key:z6MkhaXgBZDvotDkL5257faiztiGiC2QtKLGpbnnEGta2doK".to_owned());
+    mixed.verification_methods.insert(
+        "other".to_owned(),
+        "did:key:z6MkhaXgBZDvotDkL5257faiztiGiC2QtKLGpbnnEGta2doK".to_owned(),
+    );
     assert!(Operation::genesis(mixed, &key(1)).is_ok());
 }
 

@@ -10,5 +10,7 @@
 )]
 
 pub mod auth;
+pub mod client;
+pub mod identity;
 pub mod plc;
 pub mod secrets;

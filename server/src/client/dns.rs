@@ -87,7 +87,10 @@ impl NameServers {
         let config = ResolverConfig::from_name_servers(servers);
         let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
         limit(builder.options_mut(), timeout);
-        builder.build().map(NameServers).map_err(|error| DnsError::Settings(error.to_string()))
+        builder
+            .build()
+            .map(NameServers)
+            .map_err(|error| DnsError::Settings(error.to_string()))
     }
 }
 
@@ -114,7 +117,11 @@ impl Dns for NameServers {
 
     async fn txt(&self, name: &str) -> Result<Vec<String>, DnsError> {
         // With a dot at the end the search list of the system is left alone.
-        let found = self.0.txt_lookup(format!("{}.", name.trim_end_matches('.'))).await.map_err(translate)?;
+        let found = self
+            .0
+            .txt_lookup(format!("{}.", name.trim_end_matches('.')))
+            .await
+            .map_err(translate)?;
         let texts = found.answers().iter().filter_map(|record| match &record.data {
             RData::TXT(txt) => Some(String::from_utf8_lossy(&txt.txt_data.concat()).into_owned()),
             _ => None,

@@ -31,13 +31,21 @@ impl FetchPolicy {
     /// Public addresses over `https`, with `timeout` for the whole exchange.
     #[must_use]
     pub const fn public(timeout: Duration) -> FetchPolicy {
-        FetchPolicy { allow_local: false, connect_timeout: timeout, timeout }
+        FetchPolicy {
+            allow_local: false,
+            connect_timeout: timeout,
+            timeout,
+        }
     }
 
     /// Everything, for development and tests.
     #[must_use]
     pub const fn local(timeout: Duration) -> FetchPolicy {
-        FetchPolicy { allow_local: true, connect_timeout: timeout, timeout }
+        FetchPolicy {
+            allow_local: true,
+            connect_timeout: timeout,
+            timeout,
+        }
     }
 }
 
@@ -92,10 +100,16 @@ impl Fetcher {
             .timeout(policy.timeout)
             .pool_max_idle_per_host(1)
             .user_agent(concat!("azure-pds/", env!("CARGO_PKG_VERSION")))
-            .dns_resolver(Arc::new(PublicOnly { dns, allow_local: policy.allow_local }))
+            .dns_resolver(Arc::new(PublicOnly {
+                dns,
+                allow_local: policy.allow_local,
+            }))
             .build()
             .map_err(|error| FetchError::Setup(error.to_string()))?;
-        Ok(Fetcher { client, allow_local: policy.allow_local })
+        Ok(Fetcher {
+            client,
+            allow_local: policy.allow_local,
+        })
     }
 
     /// The body at `url`, of at most `limit` bytes.
@@ -126,7 +140,10 @@ pub(crate) fn unreachable(error: reqwest::Error) -> FetchError {
 
 /// Reads a body that must not exceed `limit`, and stops as soon as it does.
 pub(crate) async fn read_body(mut response: reqwest::Response, limit: usize) -> Result<Bytes, FetchError> {
-    if response.content_length().is_some_and(|length| length > limit as u64) {
+    if response
+        .content_length()
+        .is_some_and(|length| length > limit as u64)
+    {
         return Err(FetchError::TooLarge { limit });
     }
     let mut body = BytesMut::new();
@@ -140,7 +157,10 @@ pub(crate) async fn read_body(mut response: reqwest::Response, limit: usize) -> 
 }
 
 fn check_url(url: &str, allow_local: bool) -> Result<Url, FetchError> {
-    let refused = |reason| FetchError::Refused { url: url.chars().take(200).collect(), reason };
+    let refused = |reason| FetchError::Refused {
+        url: url.chars().take(200).collect(),
+        reason,
+    };
     let parsed = Url::parse(url).map_err(|_| refused("it is not a URL"))?;
     match parsed.scheme() {
         "https" => {}
@@ -153,7 +173,10 @@ fn check_url(url: &str, allow_local: bool) -> Result<Url, FetchError> {
     let host = parsed.host_str().ok_or_else(|| refused("it has no host"))?;
     // The connector does not ask the resolver about literal addresses. The parser has already brought every spelling of
     // an IPv4 address (octal, one number, …) into the dotted one.
-    let literal = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    let literal = host
+        .trim_start_matches('[')
+        .trim_end_matches(']')
+        .parse::<IpAddr>();
     if literal.is_ok_and(|address| !allow_local && !is_public(address)) {
         return Err(refused("its address is not public"));
     }

@@ -126,7 +126,10 @@ impl HttpPlc {
             .user_agent(concat!("azure-pds/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(|error| PlcError::Unavailable(error.to_string()))?;
-        Ok(HttpPlc { client, base: base.trim_end_matches('/').to_owned() })
+        Ok(HttpPlc {
+            client,
+            base: base.trim_end_matches('/').to_owned(),
+        })
     }
 
     async fn send(&self, did: &Did, request: RequestBuilder, limit: usize) -> Result<Bytes, PlcError> {
@@ -143,11 +146,19 @@ impl HttpPlc {
         Err(match status.as_u16() {
             404 => PlcError::NotFound(did.clone()),
             410 => PlcError::Tombstoned(did.clone()),
-            status => PlcError::Rejected { status, message: message_of(&body, status) },
+            status => PlcError::Rejected {
+                status,
+                message: message_of(&body, status),
+            },
         })
     }
 
-    async fn get<T: for<'de> Deserialize<'de>>(&self, did: &Did, path: &str, limit: usize) -> Result<T, PlcError> {
+    async fn get<T: for<'de> Deserialize<'de>>(
+        &self,
+        did: &Did,
+        path: &str,
+        limit: usize,
+    ) -> Result<T, PlcError> {
         let request = self.client.get(format!("{}/{did}{path}", self.base));
         let body = self.send(did, request, limit).await?;
         serde_json::from_slice(&body).map_err(|error| PlcError::Malformed(error.to_string()))
@@ -172,7 +183,10 @@ fn read_operation(json: &Value) -> Result<Operation, PlcError> {
 #[async_trait]
 impl PlcClient for HttpPlc {
     async fn submit(&self, did: &Did, operation: &Operation) -> Result<(), PlcError> {
-        let request = self.client.post(format!("{}/{did}", self.base)).json(&operation.to_json());
+        let request = self
+            .client
+            .post(format!("{}/{did}", self.base))
+            .json(&operation.to_json());
         // The operation was accepted by then, whatever becomes of the body.
         self.send(did, request, MAX_ANSWER_BYTES).await.map(drop)
     }
@@ -190,7 +204,11 @@ impl PlcClient for HttpPlc {
     }
 
     async fn log(&self, did: &Did) -> Result<Vec<Operation>, PlcError> {
-        self.get::<Vec<Value>>(did, "/log", MAX_LOG_BYTES).await?.iter().map(read_operation).collect()
+        self.get::<Vec<Value>>(did, "/log", MAX_LOG_BYTES)
+            .await?
+            .iter()
+            .map(read_operation)
+            .collect()
     }
 }
 
@@ -199,19 +217,25 @@ impl PlcClient for HttpPlc {
 impl PlcClient for PlcDirectory {
     async fn submit(&self, did: &Did, operation: &Operation) -> Result<(), PlcError> {
         let (directory, did, operation) = (self.clone(), did.clone(), operation.clone());
-        let submitted = tokio::task::spawn_blocking(move || PlcDirectory::submit(&directory, &did, operation)).await;
+        let submitted =
+            tokio::task::spawn_blocking(move || PlcDirectory::submit(&directory, &did, operation)).await;
         match submitted {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error @ (SubmitError::Storage(_) | SubmitError::Full))) => {
                 Err(PlcError::Unavailable(error.to_string()))
             }
-            Ok(Err(error)) => Err(PlcError::Rejected { status: 400, message: error.to_string() }),
+            Ok(Err(error)) => Err(PlcError::Rejected {
+                status: 400,
+                message: error.to_string(),
+            }),
             Err(error) => Err(PlcError::Unavailable(error.to_string())),
         }
     }
 
     async fn document(&self, did: &Did) -> Result<Value, PlcError> {
-        PlcClient::data(self, did).await.map(|state| did_document(did, &state))
+        PlcClient::data(self, did)
+            .await
+            .map(|state| did_document(did, &state))
     }
 
     async fn data(&self, did: &Did) -> Result<PlcState, PlcError> {
@@ -223,7 +247,10 @@ impl PlcClient for PlcDirectory {
     }
 
     async fn last_op(&self, did: &Did) -> Result<Operation, PlcError> {
-        PlcClient::log(self, did).await?.pop().ok_or_else(|| PlcError::NotFound(did.clone()))
+        PlcClient::log(self, did)
+            .await?
+            .pop()
+            .ok_or_else(|| PlcError::NotFound(did.clone()))
     }
 
     async fn log(&self, did: &Did) -> Result<Vec<Operation>, PlcError> {
@@ -231,7 +258,11 @@ impl PlcClient for PlcDirectory {
         if entries.is_empty() {
             return Err(PlcError::NotFound(did.clone()));
         }
-        Ok(entries.into_iter().filter(|entry| !entry.nullified).map(|entry| entry.operation).collect())
+        Ok(entries
+            .into_iter()
+            .filter(|entry| !entry.nullified)
+            .map(|entry| entry.operation)
+            .collect())
     }
 }
 
@@ -261,7 +292,12 @@ mod tests {
     }
 
     fn state(handle: &str) -> PlcState {
-        PlcState::account(&[key(1).public_key()], &key(9).public_key(), &handle.parse().unwrap(), "https://pds.example")
+        PlcState::account(
+            &[key(1).public_key()],
+            &key(9).public_key(),
+            &handle.parse().unwrap(),
+            "https://pds.example",
+        )
     }
 
     #[tokio::test]
@@ -269,7 +305,15 @@ mod tests {
         let directory = PlcDirectory::in_memory(Arc::new(ScriptedClock::at(1_700_000_000_000_000)));
         let over_http = serve(directory.router()).await;
         for client in [&over_http as &dyn PlcClient, &directory] {
-            let seed = if client.data(&"did:plc:ewvi7nxzyoun6zhxrhs64oiz".parse().unwrap()).await.is_err() { "a" } else { "b" };
+            let seed = if client
+                .data(&"did:plc:ewvi7nxzyoun6zhxrhs64oiz".parse().unwrap())
+                .await
+                .is_err()
+            {
+                "a"
+            } else {
+                "b"
+            };
             let handle = format!("{seed}{}.test", directory.export(None, 100).len());
             let genesis = Operation::genesis(state(&handle), &key(1)).unwrap();
             let did = genesis.did().unwrap();
@@ -280,7 +324,10 @@ mod tests {
             assert!(refused.to_string().contains("ordered"), "{refused}");
             assert_eq!(client.last_op(&did).await.unwrap(), genesis);
             assert_eq!(client.data(&did).await.unwrap(), state(&handle));
-            assert_eq!(client.document(&did).await.unwrap()["alsoKnownAs"][0], format!("at://{handle}"));
+            assert_eq!(
+                client.document(&did).await.unwrap()["alsoKnownAs"][0],
+                format!("at://{handle}")
+            );
             let end = Operation::tombstone(genesis.cid(), &key(1)).unwrap();
             client.submit(&did, &end).await.unwrap();
             assert!(matches!(client.data(&did).await, Err(PlcError::Tombstoned(_))));
@@ -291,12 +338,14 @@ mod tests {
     #[tokio::test]
     async fn failures_of_the_directory_are_told_from_refusals() {
         let did: Did = "did:plc:ewvi7nxzyoun6zhxrhs64oiz".parse().unwrap();
-        let broken = serve(Router::new().route("/{did}", get(|| async { StatusCode::INTERNAL_SERVER_ERROR }))).await;
+        let broken =
+            serve(Router::new().route("/{did}", get(|| async { StatusCode::INTERNAL_SERVER_ERROR }))).await;
         let error = broken.document(&did).await.unwrap_err();
         assert_eq!((error.status(), error.name()), (502, "UpstreamFailure"));
         let odd = serve(Router::new().route("/{did}", get(|| async { "not json" }))).await;
         assert!(matches!(odd.document(&did).await, Err(PlcError::Malformed(_))));
-        let long = serve(Router::new().route("/{did}", get(|| async { "x".repeat(MAX_ANSWER_BYTES + 1) }))).await;
+        let long =
+            serve(Router::new().route("/{did}", get(|| async { "x".repeat(MAX_ANSWER_BYTES + 1) }))).await;
         assert!(matches!(long.document(&did).await, Err(PlcError::Unavailable(_))));
         let gone = HttpPlc::new("http://127.0.0.1:9", TIMEOUT).unwrap();
         assert_eq!(gone.document(&did).await.unwrap_err().status(), 502);

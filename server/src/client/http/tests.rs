@@ -24,11 +24,42 @@ impl Dns for Fixed {
 }
 
 const NOT_PUBLIC: [&str; 36] = [
-    "0.0.0.0", "0.1.2.3", "10.0.0.1", "100.64.0.1", "100.100.100.200", "127.0.0.1", "127.255.255.255",
-    "168.63.129.16", "169.254.169.254", "172.16.0.1", "172.31.255.255", "192.0.0.192", "192.0.2.1", "192.88.99.1",
-    "192.168.1.1", "198.18.0.1", "198.19.255.255", "198.51.100.1", "203.0.113.1", "224.0.0.1", "240.0.0.1",
-    "255.255.255.255", "::", "::1", "::ffff:127.0.0.1", "::ffff:8.8.8.8", "::127.0.0.1", "64:ff9b::7f00:1",
-    "fc00::1", "fd00:ec2::254", "fe80::1", "ff02::1", "2001:db8::1", "2001::1", "2002:7f00:1::", "3fff:123::1",
+    "0.0.0.0",
+    "0.1.2.3",
+    "10.0.0.1",
+    "100.64.0.1",
+    "100.100.100.200",
+    "127.0.0.1",
+    "127.255.255.255",
+    "168.63.129.16",
+    "169.254.169.254",
+    "172.16.0.1",
+    "172.31.255.255",
+    "192.0.0.192",
+    "192.0.2.1",
+    "192.88.99.1",
+    "192.168.1.1",
+    "198.18.0.1",
+    "198.19.255.255",
+    "198.51.100.1",
+    "203.0.113.1",
+    "224.0.0.1",
+    "240.0.0.1",
+    "255.255.255.255",
+    "::",
+    "::1",
+    "::ffff:127.0.0.1",
+    "::ffff:8.8.8.8",
+    "::127.0.0.1",
+    "64:ff9b::7f00:1",
+    "fc00::1",
+    "fd00:ec2::254",
+    "fe80::1",
+    "ff02::1",
+    "2001:db8::1",
+    "2001::1",
+    "2002:7f00:1::",
+    "3fff:123::1",
 ];
 
 #[test]
@@ -37,8 +68,19 @@ fn addresses_off_the_public_internet_are_known() {
         assert!(!is_public(text.parse().unwrap()), "{text}");
     }
     for text in [
-        "1.1.1.1", "8.8.8.8", "100.63.255.255", "100.128.0.1", "172.15.0.1", "172.32.0.1", "192.0.1.1", "198.17.0.1",
-        "223.255.255.255", "168.63.129.17", "2606:4700::1111", "2001:4860:4860::8888", "2a00::1",
+        "1.1.1.1",
+        "8.8.8.8",
+        "100.63.255.255",
+        "100.128.0.1",
+        "172.15.0.1",
+        "172.32.0.1",
+        "192.0.1.1",
+        "198.17.0.1",
+        "223.255.255.255",
+        "168.63.129.17",
+        "2606:4700::1111",
+        "2001:4860:4860::8888",
+        "2a00::1",
     ] {
         assert!(is_public(text.parse().unwrap()), "{text}");
     }
@@ -48,17 +90,36 @@ fn addresses_off_the_public_internet_are_known() {
 async fn literal_addresses_and_other_schemes_are_refused_before_anything_is_sent() {
     let fetcher = Fetcher::new(FetchPolicy::public(TIMEOUT), Arc::new(Fixed(Vec::new()))).unwrap();
     for address in NOT_PUBLIC {
-        let host = if address.contains(':') { format!("[{address}]") } else { address.to_owned() };
+        let host = if address.contains(':') {
+            format!("[{address}]")
+        } else {
+            address.to_owned()
+        };
         let refused = fetcher.get(&format!("https://{host}/"), 10).await;
-        assert!(matches!(refused, Err(FetchError::Refused { .. })), "{address}: {refused:?}");
+        assert!(
+            matches!(refused, Err(FetchError::Refused { .. })),
+            "{address}: {refused:?}"
+        );
     }
     for url in [
-        "http://example.com/", "ftp://example.com/", "file:///etc/passwd", "https://user:pw@example.com/",
-        "https://2130706433/", "https://0x7f.1/", "https://0177.0.0.1/", "https://127.1/", "https://%31%32%37.0.0.1/",
-        "https://①②⑦.0.0.1/", "not a url", "https://",
+        "http://example.com/",
+        "ftp://example.com/",
+        "file:///etc/passwd",
+        "https://user:pw@example.com/",
+        "https://2130706433/",
+        "https://0x7f.1/",
+        "https://0177.0.0.1/",
+        "https://127.1/",
+        "https://%31%32%37.0.0.1/",
+        "https://①②⑦.0.0.1/",
+        "not a url",
+        "https://",
     ] {
         let refused = fetcher.get(url, 10).await;
-        assert!(matches!(refused, Err(FetchError::Refused { .. })), "{url}: {refused:?}");
+        assert!(
+            matches!(refused, Err(FetchError::Refused { .. })),
+            "{url}: {refused:?}"
+        );
     }
 }
 
@@ -93,7 +154,9 @@ async fn in_development_a_local_server_answers_but_redirects_and_long_bodies_are
         .route(
             "/endless",
             get(|| async {
-                let chunk = futures_util::stream::repeat_with(|| Ok::<_, std::io::Error>(Bytes::from_static(b"more")));
+                let chunk = futures_util::stream::repeat_with(|| {
+                    Ok::<_, std::io::Error>(Bytes::from_static(b"more"))
+                });
                 axum::body::Body::from_stream(chunk)
             }),
         );
@@ -102,8 +165,20 @@ async fn in_development_a_local_server_answers_but_redirects_and_long_bodies_are
     let fetcher = Fetcher::new(FetchPolicy::local(TIMEOUT), dns).unwrap();
     let url = |path: &str| format!("http://any.name:{port}{path}");
     assert_eq!(fetcher.get(&url("/good"), 10).await.unwrap(), "0123456789");
-    assert!(matches!(fetcher.get(&url("/good"), 9).await, Err(FetchError::TooLarge { limit: 9 })));
-    assert!(matches!(fetcher.get(&url("/endless"), 1000).await, Err(FetchError::TooLarge { .. })));
-    assert!(matches!(fetcher.get(&url("/away"), 10).await, Err(FetchError::Status(307))));
-    assert!(matches!(fetcher.get(&url("/missing"), 10).await, Err(FetchError::Status(404))));
+    assert!(matches!(
+        fetcher.get(&url("/good"), 9).await,
+        Err(FetchError::TooLarge { limit: 9 })
+    ));
+    assert!(matches!(
+        fetcher.get(&url("/endless"), 1000).await,
+        Err(FetchError::TooLarge { .. })
+    ));
+    assert!(matches!(
+        fetcher.get(&url("/away"), 10).await,
+        Err(FetchError::Status(307))
+    ));
+    assert!(matches!(
+        fetcher.get(&url("/missing"), 10).await,
+        Err(FetchError::Status(404))
+    ));
 }

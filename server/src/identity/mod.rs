@@ -1,0 +1,7 @@
+//! Names of accounts: DID documents ([`document`]), which handles are allowed ([`handle`]), and what DID a handle leads
+//! to ([`resolve`]).
+
+pub mod document;
+pub mod handle;
+mod reserved;
+pub mod resolve;

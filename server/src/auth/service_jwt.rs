@@ -268,7 +268,7 @@ impl<K: std::ops::Deref<Target: IssuerKeys> + Sync> ServiceJwtVerifier<K> {
         {
             return Err(ServiceJwtError::Signature);
         }
-        if !self.audiences.iter().any(|audience| *audience == claims.aud) {
+        if !self.audiences.contains(&claims.aud) {
             return Err(ServiceJwtError::Audience);
         }
         Ok(ServiceClaims {
@@ -299,7 +299,7 @@ impl<K: std::ops::Deref<Target: IssuerKeys> + Sync> ServiceJwtVerifier<K> {
                 }
                 Ok(_) => {}
                 Err(reason) => {
-                    tracing::debug!(%issuer, fragment, reason, "no key for a service token's issuer")
+                    tracing::debug!(%issuer, fragment, reason, "no key for a service token's issuer");
                 }
             }
         }

@@ -1,0 +1,297 @@
+//! The writer's core, without a thread: it gives entries their place, lays out frames, writes, syncs, rotates, seals.
+//!
+//! A new segment: create the file → write its header → sync it → sync the directory → first batch.
+//! Sealing: write what is gathered → sync → write the footer → sync.
+//!
+//! | crash after            | recovery finds                              | and                          |
+//! |------------------------|---------------------------------------------|------------------------------|
+//! | create                 | nothing, or a file without a header         | removes it                   |
+//! | sync of the header     | a header without frames, or nothing         | removes it                   |
+//! | writing a batch        | any part of the batch                       | cuts at the last whole group |
+//! | sync of a batch        | the batch                                   | keeps it, seals              |
+//! | writing the footer     | any part of the footer                      | cuts it off, seals           |
+//! | sync of the footer     | a sealed segment                            | keeps it                     |
+//!
+//! Any failure to write or sync closes the core for good: what the disk holds is in doubt, and trying again could
+//! report success for pages that the kernel has already dropped.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::BytesMut;
+
+use super::frame::{Draft, Flags, Frame, FrameHeader, Place};
+use super::lsn::{Epoch, Location, LogId, Lsn};
+use super::segment::{SegmentHeader, SegmentInfo, Tally};
+use super::set::{SegmentEntry, SegmentSet};
+use super::watermark::Failed;
+use crate::clock::Clock;
+use crate::storage::{OpenMode, StorageFile};
+
+/// Where a group came to lie.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupLsns {
+    /// LSN of its first frame.
+    pub first: Lsn,
+    /// LSN of its last frame: when a watermark reaches this, the group is done.
+    pub last: Lsn,
+    /// Where each frame lies, in the order of the drafts.
+    pub locations: Vec<Location>,
+}
+
+/// What a new writer starts from.
+#[derive(Debug)]
+pub(super) struct Origin {
+    pub(super) log_id: LogId,
+    pub(super) epoch: Epoch,
+    /// LSN of the last frame there is.
+    pub(super) last: Lsn,
+    /// No LSN at or below this is given out.
+    pub(super) spent: Lsn,
+    pub(super) segment_bytes: u64,
+}
+
+/// See the top of this file.
+pub(super) struct LogCore {
+    set: Arc<SegmentSet>,
+    clock: Arc<dyn Clock>,
+    origin: Origin,
+    open: Option<OpenSegment>,
+    batch: BytesMut,
+    headers: Vec<FrameHeader>,
+    /// Something is written that is not synced.
+    dirty: bool,
+    written: Vec<Frame>,
+    failed: Option<Failed>,
+}
+
+#[derive(Debug)]
+struct OpenSegment {
+    entry: Arc<SegmentEntry>,
+    file: Arc<dyn StorageFile>,
+    tally: Tally,
+}
+
+impl LogCore {
+    pub(super) fn new(set: Arc<SegmentSet>, clock: Arc<dyn Clock>, origin: Origin) -> LogCore {
+        LogCore {
+            set,
+            clock,
+            origin,
+            open: None,
+            batch: BytesMut::new(),
+            headers: Vec::new(),
+            dirty: false,
+            written: Vec::new(),
+            failed: None,
+        }
+    }
+
+    /// LSN of the last frame that has its place.
+    pub(super) fn last(&self) -> Lsn {
+        self.origin.last
+    }
+
+    /// Gives a group (checked before: not empty, within bounds) its place and gathers its frames. Rotates first if the
+    /// open segment has no room for it.
+    pub(super) fn append(&mut self, mut group: Vec<Draft>) -> Result<GroupLsns, Failed> {
+        self.still_open()?;
+        let size: usize = group.iter().map(Draft::frame_len).sum();
+        if let Some(open) = &self.open
+            && open.tally.end + (self.batch.len() + size) as u64 > self.origin.segment_bytes
+        {
+            self.seal()?;
+        }
+        let first = self.next_lsn(group.len())?;
+        let mut segment_flags = Flags::default();
+        let (base, mut offset) = match &self.open {
+            Some(open) => (open.entry.header.base, open.tally.end + self.batch.len() as u64),
+            None => {
+                segment_flags = Flags::SEGMENT_START;
+                self.create(first)?
+            }
+        };
+        self.batch.reserve(size);
+        let mut locations = Vec::with_capacity(group.len());
+        let mut lsn = first;
+        let count = group.len();
+        for (at, draft) in group.iter_mut().enumerate() {
+            let mut flags = segment_flags;
+            if at == 0 && self.batch.is_empty() && !self.dirty {
+                flags = flags.with(Flags::AFTER_SYNC);
+            }
+            if at + 1 < count {
+                flags = flags.with(Flags::MORE);
+            }
+            segment_flags = Flags::default();
+            let place = Place {
+                lsn,
+                prev: self.origin.last,
+                epoch: self.origin.epoch,
+                flags,
+            };
+            let header = draft.encode(place, &mut self.batch);
+            locations.push(Location {
+                segment: base,
+                offset,
+                len: header.frame_len,
+            });
+            offset += u64::from(header.frame_len);
+            self.headers.push(header);
+            self.origin.last = lsn;
+            lsn = lsn.next().unwrap_or(Lsn::MAX);
+        }
+        self.origin.spent = self.origin.last;
+        Ok(GroupLsns {
+            first,
+            last: self.origin.last,
+            locations,
+        })
+    }
+
+    /// The LSN of the next group's first frame, with room for all of it below the bound.
+    fn next_lsn(&mut self, count: usize) -> Result<Lsn, Failed> {
+        let next = self.clock.now_micros().max(self.origin.spent.get() + 1);
+        match Lsn::new(next.saturating_add(count as u64)).and(Lsn::new(next)) {
+            Some(lsn) => Ok(lsn),
+            None => Err(self.fail("the clock is beyond the year 2255, where LSNs end; set the clock")),
+        }
+    }
+
+    fn create(&mut self, base: Lsn) -> Result<(Lsn, u64), Failed> {
+        let Origin {
+            log_id, epoch, last, ..
+        } = self.origin;
+        let header = SegmentHeader {
+            log_id,
+            epoch,
+            base,
+            prev: last,
+        };
+        let path = self.set.path(base);
+        let created = (|| {
+            let file = self.set.storage.open(&path, OpenMode::CreateNew)?;
+            file.write_at(0, &header.encode())?;
+            file.sync_data()?;
+            self.set.storage.sync_dir(&self.set.dir)?;
+            Ok::<_, std::io::Error>(file)
+        })();
+        let file =
+            created.map_err(|error| self.fail(format!("creating {} failed: {error}", path.display())))?;
+        let tally = Tally::start(&header);
+        let entry = SegmentEntry::open(&self.set, header, Arc::clone(&file), &tally);
+        self.set.push(Arc::clone(&entry));
+        let end = tally.end;
+        self.open = Some(OpenSegment { entry, file, tally });
+        Ok((base, end))
+    }
+
+    /// Writes what is gathered; readers see it from now on, but a crash may still take it.
+    pub(super) fn write(&mut self) -> Result<(), Failed> {
+        self.still_open()?;
+        if self.batch.is_empty() {
+            return Ok(());
+        }
+        let bytes = self.batch.split().freeze();
+        let Some(open) = &mut self.open else {
+            return Err(self.fail("frames were gathered without a segment; this is a bug"));
+        };
+        let at = open.tally.end;
+        let base = open.entry.header.base;
+        self.dirty = true;
+        if let Err(error) = open.file.write_at(at, &bytes) {
+            let what = format!(
+                "writing {} bytes at offset {at} of segment {base} failed: {error}",
+                bytes.len()
+            );
+            return Err(self.fail(what));
+        }
+        let mut from = 0;
+        for header in self.headers.drain(..) {
+            let frame = bytes.slice(from..from + header.len());
+            self.written
+                .push(Frame::trusted(header, frame.clone(), base, open.tally.end));
+            open.tally.add(&header, &frame);
+            from += header.len();
+        }
+        open.entry.publish(&open.tally);
+        metrics::histogram!("pds_log_batch_bytes").record(bytes.len() as f64);
+        metrics::counter!("pds_log_appended_bytes_total").increment(bytes.len() as u64);
+        Ok(())
+    }
+
+    /// The frames that were written since this was last asked.
+    pub(super) fn take_written(&mut self) -> Vec<Frame> {
+        std::mem::take(&mut self.written)
+    }
+
+    /// Makes what is written survive a crash, and tells up to where that is.
+    pub(super) fn sync(&mut self) -> Result<Lsn, Failed> {
+        self.still_open()?;
+        if let Some(open) = &self.open
+            && self.dirty
+        {
+            let start = Instant::now();
+            if let Err(error) = open.file.sync_data() {
+                let what = format!("sync of segment {} failed: {error}", open.entry.header.base);
+                return Err(self.fail(what));
+            }
+            metrics::histogram!("pds_log_fsync_seconds").record(start.elapsed().as_secs_f64());
+        }
+        self.dirty = false;
+        // What is gathered but not written has its place already, and is not meant here.
+        Ok(self
+            .open
+            .as_ref()
+            .map_or(self.origin.last, |open| open.tally.last))
+    }
+
+    /// Writes and syncs what is gathered, and closes the open segment with its footer. `None` if none is open.
+    pub(super) fn seal(&mut self) -> Result<Option<SegmentInfo>, Failed> {
+        self.write()?;
+        self.sync()?;
+        let Some(open) = self.open.take() else {
+            return Ok(None);
+        };
+        match seal_file(&open.entry.header, open.file.as_ref(), &open.tally) {
+            Ok(info) => {
+                open.entry.seal(info.clone());
+                Ok(Some(info))
+            }
+            Err(error) => {
+                let what = format!("sealing segment {} failed: {error}", open.entry.header.base);
+                Err(self.fail(what))
+            }
+        }
+    }
+
+    fn still_open(&self) -> Result<(), Failed> {
+        self.failed.clone().map_or(Ok(()), Err)
+    }
+
+    fn fail(&mut self, what: impl std::fmt::Display) -> Failed {
+        let reason = format!("{what}; the log takes no more writes until it is opened again");
+        self.failed
+            .get_or_insert_with(|| Failed {
+                reason: reason.into(),
+            })
+            .clone()
+    }
+}
+
+/// Writes the footer behind the last frame and syncs.
+pub(super) fn seal_file(
+    header: &SegmentHeader,
+    file: &dyn StorageFile,
+    tally: &Tally,
+) -> std::io::Result<SegmentInfo> {
+    let footer = tally.footer();
+    let bytes = footer.encode();
+    file.write_at(footer.frames_end, &bytes)?;
+    file.sync_data()?;
+    Ok(SegmentInfo::sealed(
+        header,
+        &footer,
+        footer.frames_end + bytes.len() as u64,
+    ))
+}

@@ -1,0 +1,590 @@
+//! What a start finds in the directory, and what it does about it.
+//!
+//! | the end of a segment                                          | the newest          | an older one |
+//! |---------------------------------------------------------------|---------------------|--------------|
+//! | sealed: the footer is whole and true                          | keep                | keep         |
+//! | open: ends with a whole group                                 | seal                | refuse       |
+//! | torn: damage or half a group, and nothing proves a later sync | cut there, then seal | refuse      |
+//! | headless: no header, and no frame behind it                   | remove              | refuse       |
+//! | damaged: what was durable is not what was written             | refuse              | refuse       |
+//!
+//! A writer writes one batch, syncs, and only then writes the next; the first frame of each batch carries
+//! [`Flags::AFTER_SYNC`]. So a crash can harm only what follows the last such frame, and damage with such a frame
+//! behind it is damage to what was durable. A valid footer proves the same of the whole segment; so does any frame of
+//! its header.
+//!
+//! Finding out changes nothing on disk; starting does: it cuts or removes, seals, and syncs. A crash in the midst of
+//! that leaves one of the rows above.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::frame::{Flags, FrameRef};
+use super::lsn::{Epoch, LogId, Lsn};
+use super::segment::{
+    SEGMENT_HEADER_BYTES, SEGMENT_TRAILER_BYTES, SegmentFooter, SegmentHeader, SegmentHeaderError,
+    SegmentInfo, Tally, find_frame, link_error,
+};
+use super::set::{SegmentEntry, SegmentSet};
+use crate::storage::{OpenMode, Storage, StorageFile, StorageLock};
+
+/// Why a directory could not be opened as a log.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process has it.
+    #[error("{dir} is locked by another process; only one may write a log")]
+    Locked {
+        /// The directory.
+        dir: String,
+    },
+    /// The directory holds another log.
+    #[error("{dir} holds log {found}, not {expected}")]
+    ForeignLog {
+        /// The directory.
+        dir: String,
+        /// Whose segments were found.
+        found: LogId,
+        /// Whose were expected.
+        expected: LogId,
+    },
+    /// A file is of a later format.
+    #[error(
+        "segment {segment}: format version {found} is not known to this program; use the one that wrote it"
+    )]
+    UnknownVersion {
+        /// Base LSN by the file's name.
+        segment: Lsn,
+        /// The version found.
+        found: u16,
+    },
+    /// What was durable is not what was written. Restore this directory from the replica.
+    #[error(
+        "segment {segment} is damaged at offset {offset}: {what}; nothing was changed, restore it from the replica"
+    )]
+    Damaged {
+        /// Base LSN of the segment.
+        segment: Lsn,
+        /// Bytes from the start of its file.
+        offset: u64,
+        /// What is wrong there.
+        what: String,
+    },
+    /// A file in the directory looks like a segment and is none.
+    #[error("{name} in {dir} is no segment's name; remove it if it does not belong there")]
+    StrangeFile {
+        /// The directory.
+        dir: String,
+        /// The file.
+        name: String,
+    },
+    /// The clock is far before the newest entry.
+    #[error(
+        "the clock says {now} but the log has already reached {floor} (microseconds since 1970); set the clock"
+    )]
+    ClockBehind {
+        /// The clock's reading.
+        now: u64,
+        /// What was reached already.
+        floor: Lsn,
+    },
+    /// The new epoch is not above that of the newest segment.
+    #[error("epoch {asked} is not above {found}, which has already written here")]
+    StaleEpoch {
+        /// What was asked for.
+        asked: Epoch,
+        /// What was found.
+        found: Epoch,
+    },
+    /// The disk failed.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was being done.
+        what: String,
+        /// What the disk said.
+        source: io::Error,
+    },
+}
+
+pub(super) fn io_error(what: impl Into<String>) -> impl FnOnce(io::Error) -> OpenError {
+    move |source| OpenError::Io {
+        what: what.into(),
+        source,
+    }
+}
+
+/// What was found wrong with a segment.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("damaged at offset {offset}: {what}")]
+pub struct Damage {
+    /// Bytes from the start of the file.
+    pub offset: u64,
+    /// What is wrong there.
+    pub what: String,
+}
+
+/// How a segment ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum End {
+    Sealed,
+    Open,
+    Torn(Damage),
+    Headless(Damage),
+    Damaged(Damage),
+}
+
+/// What to do about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Action {
+    Keep,
+    Seal,
+    Cut(Damage),
+    Remove(Damage),
+    Refuse(Damage),
+}
+
+/// The table at the top of this file.
+fn decide(end: End, newest: bool) -> Action {
+    match (end, newest) {
+        (End::Sealed, _) => Action::Keep,
+        (End::Open, true) => Action::Seal,
+        (End::Torn(damage), true) => Action::Cut(damage),
+        (End::Headless(damage), true) => Action::Remove(damage),
+        (End::Open, false) => Action::Refuse(Damage {
+            offset: SEGMENT_HEADER_BYTES as u64,
+            what: "it has no footer although a later segment exists".to_owned(),
+        }),
+        (End::Torn(damage) | End::Headless(damage), false) | (End::Damaged(damage), _) => {
+            Action::Refuse(damage)
+        }
+    }
+}
+
+/// What a look at all of a segment's bytes found.
+#[derive(Debug)]
+struct Scan {
+    header: Option<SegmentHeader>,
+    /// Counts the whole groups.
+    tally: Option<Tally>,
+    footer: Option<SegmentFooter>,
+    end: End,
+}
+
+/// Looks at every byte. The only error is a version that is not known.
+fn scan(bytes: &[u8], base: Lsn) -> Result<Scan, SegmentHeaderError> {
+    let header = match SegmentHeader::parse(bytes) {
+        Ok(header) => header,
+        Err(error @ SegmentHeaderError::UnknownVersion { .. }) => return Err(error),
+        Err(error) => {
+            let damage = Damage {
+                offset: 0,
+                what: error.to_string(),
+            };
+            // The header is synced before the first frame is written.
+            let written = SegmentFooter::of_file(bytes).is_some()
+                || find_frame(bytes, SEGMENT_HEADER_BYTES, Lsn::ZERO, false).is_some();
+            let end = if written {
+                End::Damaged(damage)
+            } else {
+                End::Headless(damage)
+            };
+            return Ok(Scan {
+                header: None,
+                tally: None,
+                footer: None,
+                end,
+            });
+        }
+    };
+    let mut tally = Tally::start(&header);
+    let footer = SegmentFooter::of_file(bytes);
+    let limit = footer
+        .as_ref()
+        .map_or(bytes.len() as u64, |footer| footer.frames_end);
+    let limit = usize::try_from(limit).unwrap_or(bytes.len());
+    let end = if header.base == base {
+        walk(bytes, limit, &header, footer.as_ref(), &mut tally)
+    } else {
+        End::Damaged(Damage {
+            offset: 0,
+            what: format!("its header says it is segment {}", header.base),
+        })
+    };
+    Ok(Scan {
+        header: Some(header),
+        tally: Some(tally),
+        footer,
+        end,
+    })
+}
+
+/// Walks the frames of `bytes[..limit]`, counting whole groups.
+fn walk(
+    bytes: &[u8],
+    limit: usize,
+    header: &SegmentHeader,
+    footer: Option<&SegmentFooter>,
+    tally: &mut Tally,
+) -> End {
+    let mut at = SEGMENT_HEADER_BYTES;
+    let mut group: Vec<FrameRef<'_>> = Vec::new();
+    let mut last = header.prev;
+    let wrong = loop {
+        if at >= limit {
+            break None;
+        }
+        let frame = match FrameRef::parse(bytes.get(at..limit).unwrap_or_default()) {
+            Ok(frame) => frame,
+            Err(error) => break Some(error.to_string()),
+        };
+        let first = tally.frames == 0 && group.is_empty();
+        let mut broken = link_error(&frame.header, last, header.epoch, first);
+        if first && frame.header.lsn != header.base {
+            broken = Some(format!(
+                "its first frame is {}, not its base LSN",
+                frame.header.lsn
+            ));
+        }
+        if !group.is_empty() && frame.header.flags.contains(Flags::AFTER_SYNC) {
+            broken = Some(format!(
+                "the group before frame {} is not whole",
+                frame.header.lsn
+            ));
+        }
+        if let Some(what) = broken {
+            return End::Damaged(Damage {
+                offset: at as u64,
+                what,
+            });
+        }
+        last = frame.header.lsn;
+        at += frame.header.len();
+        group.push(frame);
+        if !frame.header.flags.contains(Flags::MORE) {
+            for frame in group.drain(..) {
+                tally.add(&frame.header, frame.bytes);
+            }
+        }
+    };
+    let damage = match wrong {
+        None if group.is_empty() => {
+            return match footer {
+                None => End::Open,
+                Some(footer) if *footer == tally.footer() => End::Sealed,
+                Some(footer) => End::Damaged(Damage {
+                    offset: footer.frames_end,
+                    what: "the footer is not that of the frames before it".to_owned(),
+                }),
+            };
+        }
+        None => Damage {
+            offset: tally.end,
+            what: "the last group is not whole".to_owned(),
+        },
+        Some(what) => Damage {
+            offset: at as u64,
+            what,
+        },
+    };
+    if footer.is_some() {
+        return End::Damaged(damage);
+    }
+    match find_frame(bytes, at, last, true) {
+        Some(later) => {
+            let what = format!(
+                "{}, and yet a frame at offset {later} proves it was durable",
+                damage.what
+            );
+            End::Damaged(Damage { what, ..damage })
+        }
+        None => End::Torn(damage),
+    }
+}
+
+/// Checks every byte of a sealed segment: header, frames, chain, footer, digest.
+///
+/// # Errors
+/// [`Damage`], with the offset.
+pub fn verify_segment(bytes: &[u8]) -> Result<(SegmentHeader, SegmentInfo), Damage> {
+    let damage = |offset, what: &dyn ToString| Damage {
+        offset,
+        what: what.to_string(),
+    };
+    let header = SegmentHeader::parse(bytes).map_err(|error| damage(0, &error))?;
+    let scan = scan(bytes, header.base).map_err(|error| damage(0, &error))?;
+    match (scan.end, scan.footer) {
+        (End::Sealed, Some(footer)) => {
+            Ok((header, SegmentInfo::sealed(&header, &footer, bytes.len() as u64)))
+        }
+        (End::Torn(damage) | End::Headless(damage) | End::Damaged(damage), _) => Err(damage),
+        (End::Open | End::Sealed, _) => Err(damage(bytes.len() as u64, &"it has no footer")),
+    }
+}
+
+/// What recovery cut off, or will when the log is started: frames that were never vouched for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// Base LSN of the segment, by its name.
+    pub segment: Lsn,
+    /// Where its last whole group ends.
+    pub offset: u64,
+    /// How many bytes follow there.
+    pub bytes: u64,
+    /// What was found there.
+    pub what: String,
+}
+
+/// What a start has still to do on disk.
+#[derive(Debug)]
+pub(super) enum Repair {
+    Nothing,
+    /// Cut the newest segment to what the tally counts, and seal it; remove it if that is no frame at all.
+    Seal {
+        entry: Arc<SegmentEntry>,
+        file: Arc<dyn StorageFile>,
+        tally: Box<Tally>,
+    },
+    /// Remove the file.
+    Remove {
+        base: Lsn,
+    },
+}
+
+/// What was found.
+#[derive(Debug)]
+pub(super) struct Findings {
+    pub(super) lock: Box<dyn StorageLock>,
+    pub(super) set: Arc<SegmentSet>,
+    pub(super) log_id: Option<LogId>,
+    pub(super) last_lsn: Lsn,
+    pub(super) last_epoch: Epoch,
+    pub(super) cut: Option<Cut>,
+    pub(super) repair: Repair,
+    /// Left by an installation that did not finish.
+    pub(super) leftovers: Vec<String>,
+}
+
+/// Takes the lock of the directory, making the directory if need be.
+pub(super) fn lock_dir(storage: &Arc<dyn Storage>, dir: &Path) -> Result<Box<dyn StorageLock>, OpenError> {
+    storage
+        .create_dir_all(dir)
+        .map_err(io_error(format!("making directory {}", dir.display())))?;
+    match storage.lock(&dir.join("lock")) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(OpenError::Locked {
+            dir: dir.display().to_string(),
+        }),
+        other => other.map_err(io_error(format!("locking {}", dir.display()))),
+    }
+}
+
+/// The base LSNs of the segments in a directory, ascending, and the names of unfinished files.
+pub(super) fn list_segments(storage: &dyn Storage, dir: &Path) -> Result<(Vec<Lsn>, Vec<String>), OpenError> {
+    let (mut bases, mut leftovers) = (Vec::new(), Vec::new());
+    for name in storage
+        .list(dir)
+        .map_err(io_error(format!("listing {}", dir.display())))?
+    {
+        if let Some(stem) = name.strip_suffix(".seg") {
+            let strange = || OpenError::StrangeFile {
+                dir: dir.display().to_string(),
+                name: name.clone(),
+            };
+            bases.push(Lsn::from_hex(stem).ok_or_else(strange)?);
+        } else if name.ends_with(".tmp") {
+            leftovers.push(name);
+        }
+    }
+    bases.sort_unstable();
+    Ok((bases, leftovers))
+}
+
+/// Looks at a directory under its lock; changes nothing in it.
+pub(super) fn find(storage: Arc<dyn Storage>, dir: &Path) -> Result<Findings, OpenError> {
+    let lock = lock_dir(&storage, dir)?;
+    let (bases, leftovers) = list_segments(storage.as_ref(), dir)?;
+    let set = Arc::new(SegmentSet::new(storage, dir));
+    let mut findings = Findings {
+        lock,
+        set,
+        log_id: None,
+        last_lsn: Lsn::ZERO,
+        last_epoch: Epoch::ZERO,
+        cut: None,
+        repair: Repair::Nothing,
+        leftovers,
+    };
+    for (at, base) in bases.iter().enumerate() {
+        findings.look_at(*base, at == 0, at + 1 == bases.len())?;
+    }
+    Ok(findings)
+}
+
+impl Findings {
+    fn look_at(&mut self, base: Lsn, oldest: bool, newest: bool) -> Result<(), OpenError> {
+        let path = self.set.path(base);
+        let io = |source| io_error(format!("reading {}", path.display()))(source);
+        let mode = if newest { OpenMode::Write } else { OpenMode::Read };
+        let file = self.set.storage.open(&path, mode).map_err(io)?;
+        if !newest && let Some((header, footer, len)) = ends_of_sealed(file.as_ref()).map_err(io)? {
+            self.link(base, &header, oldest)?;
+            if header.base != base {
+                return Err(refuse(
+                    base,
+                    Damage {
+                        offset: 0,
+                        what: format!("it is segment {}", header.base),
+                    },
+                ));
+            }
+            let info = SegmentInfo::sealed(&header, &footer, len);
+            self.set.push(SegmentEntry::sealed(&self.set, header, info));
+            (self.last_lsn, self.last_epoch) = (footer.last, header.epoch);
+            return Ok(());
+        }
+        let bytes = file.stable_bytes().map_err(io)?;
+        let scan = match scan(&bytes, base) {
+            Ok(scan) => scan,
+            Err(SegmentHeaderError::UnknownVersion { found }) => {
+                return Err(OpenError::UnknownVersion { segment: base, found });
+            }
+            Err(error) => {
+                return Err(refuse(
+                    base,
+                    Damage {
+                        offset: 0,
+                        what: error.to_string(),
+                    },
+                ));
+            }
+        };
+        let len = bytes.len() as u64;
+        drop(bytes);
+        let action = decide(scan.end, newest);
+        if let Action::Refuse(damage) = action {
+            return Err(refuse(base, damage));
+        }
+        let (Some(header), Some(tally)) = (scan.header, scan.tally) else {
+            self.repair = Repair::Remove { base };
+            if let Action::Remove(damage) = action {
+                self.cut = Some(Cut {
+                    segment: base,
+                    offset: 0,
+                    bytes: len,
+                    what: damage.what,
+                });
+            }
+            return Ok(());
+        };
+        self.link(base, &header, oldest)?;
+        (self.last_lsn, self.last_epoch) = (tally.last, header.epoch);
+        if let Some(footer) = scan.footer {
+            let info = SegmentInfo::sealed(&header, &footer, len);
+            self.set.push(SegmentEntry::sealed(&self.set, header, info));
+            return Ok(());
+        }
+        if let Action::Cut(damage) = action {
+            let bytes = len.saturating_sub(tally.end);
+            self.cut = Some(Cut {
+                segment: base,
+                offset: tally.end,
+                bytes,
+                what: damage.what,
+            });
+        }
+        let entry = SegmentEntry::open(&self.set, header, Arc::clone(&file), &tally);
+        self.set.push(Arc::clone(&entry));
+        self.repair = Repair::Seal {
+            entry,
+            file,
+            tally: Box::new(tally),
+        };
+        Ok(())
+    }
+
+    /// Whether a segment continues the one before it.
+    fn link(&mut self, base: Lsn, header: &SegmentHeader, oldest: bool) -> Result<(), OpenError> {
+        let expected = *self.log_id.get_or_insert(header.log_id);
+        if header.log_id != expected {
+            let dir = self.set.dir.display().to_string();
+            return Err(OpenError::ForeignLog {
+                dir,
+                found: header.log_id,
+                expected,
+            });
+        }
+        if oldest {
+            return Ok(());
+        }
+        if header.prev != self.last_lsn {
+            let what = format!(
+                "the chain is broken: it says it follows {}, but the segment before it ends with {}",
+                header.prev, self.last_lsn
+            );
+            return Err(refuse(base, Damage { offset: 0, what }));
+        }
+        if header.epoch < self.last_epoch {
+            let what = format!(
+                "its epoch {} is below {} before it",
+                header.epoch, self.last_epoch
+            );
+            return Err(refuse(base, Damage { offset: 0, what }));
+        }
+        Ok(())
+    }
+}
+
+fn refuse(segment: Lsn, damage: Damage) -> OpenError {
+    OpenError::Damaged {
+        segment,
+        offset: damage.offset,
+        what: damage.what,
+    }
+}
+
+/// Header and footer of a sealed segment, reading nothing in between. `None` if either is not as it should be.
+fn ends_of_sealed(file: &dyn StorageFile) -> io::Result<Option<(SegmentHeader, SegmentFooter, u64)>> {
+    let len = file.len()?;
+    let Some(trailer_at) = len.checked_sub(SEGMENT_TRAILER_BYTES as u64) else {
+        return Ok(None);
+    };
+    let mut head = vec![0; SEGMENT_HEADER_BYTES.min(usize::try_from(len).unwrap_or(0))];
+    file.read_at(0, &mut head)?;
+    let Ok(header) = SegmentHeader::parse(&head) else {
+        return Ok(None);
+    };
+    let mut trailer = vec![0; SEGMENT_TRAILER_BYTES];
+    file.read_at(trailer_at, &mut trailer)?;
+    let Some(footer_len) = SegmentFooter::len_by_trailer(&trailer, len) else {
+        return Ok(None);
+    };
+    let mut footer = vec![0; footer_len];
+    file.read_at(len.saturating_sub(footer_len as u64), &mut footer)?;
+    Ok(SegmentFooter::parse(&footer, len).map(|footer| (header, footer, len)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_decides_row_by_row() {
+        let d = || Damage {
+            offset: 70,
+            what: "x".to_owned(),
+        };
+        for (end, newest, action) in [
+            (End::Sealed, true, Action::Keep),
+            (End::Sealed, false, Action::Keep),
+            (End::Open, true, Action::Seal),
+            (End::Torn(d()), true, Action::Cut(d())),
+            (End::Torn(d()), false, Action::Refuse(d())),
+            (End::Headless(d()), true, Action::Remove(d())),
+            (End::Headless(d()), false, Action::Refuse(d())),
+            (End::Damaged(d()), true, Action::Refuse(d())),
+            (End::Damaged(d()), false, Action::Refuse(d())),
+        ] {
+            assert_eq!(decide(end.clone(), newest), action, "{end:?}, newest: {newest}");
+        }
+        assert!(matches!(decide(End::Open, false), Action::Refuse(_)));
+    }
+}

@@ -1,0 +1,293 @@
+//! The segments of a log as readers see them: a list of files, the last of which may still grow.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use parking_lot::RwLock;
+
+use super::lsn::Lsn;
+use super::reader::ReadError;
+use super::segment::{
+    SEGMENT_TRAILER_BYTES, SegmentFooter, SegmentHeader, SegmentInfo, Tally, seek, segment_file_name,
+};
+use crate::storage::{OpenMode, StableBytes, Storage, StorageFile};
+
+/// All segments, ascending.
+#[derive(Debug)]
+pub(super) struct SegmentSet {
+    pub(super) storage: Arc<dyn Storage>,
+    pub(super) dir: PathBuf,
+    entries: RwLock<Vec<Arc<SegmentEntry>>>,
+}
+
+impl SegmentSet {
+    pub(super) fn new(storage: Arc<dyn Storage>, dir: &Path) -> SegmentSet {
+        SegmentSet {
+            storage,
+            dir: dir.to_owned(),
+            entries: RwLock::default(),
+        }
+    }
+
+    pub(super) fn path(&self, base: Lsn) -> PathBuf {
+        self.dir.join(segment_file_name(base))
+    }
+
+    pub(super) fn push(&self, entry: Arc<SegmentEntry>) {
+        self.entries.write().push(entry);
+    }
+
+    pub(super) fn pop(&self) -> Option<Arc<SegmentEntry>> {
+        self.entries.write().pop()
+    }
+
+    pub(super) fn infos(&self) -> Vec<SegmentInfo> {
+        self.entries.read().iter().map(|entry| entry.info()).collect()
+    }
+
+    /// The segment with this base LSN.
+    pub(super) fn get(&self, base: Lsn) -> Option<Arc<SegmentEntry>> {
+        let entries = self.entries.read();
+        let at = entries
+            .binary_search_by_key(&base, |entry| entry.header.base)
+            .ok()?;
+        entries.get(at).cloned()
+    }
+
+    /// The first segment that begins after `base`.
+    pub(super) fn after(&self, base: Lsn) -> Option<Arc<SegmentEntry>> {
+        let entries = self.entries.read();
+        entries
+            .get(entries.partition_point(|entry| entry.header.base <= base))
+            .cloned()
+    }
+
+    /// The segment that holds the first frame after `position`, given that there is one.
+    ///
+    /// # Errors
+    /// [`ReadError::Trimmed`] if frames after `position` lay before the oldest segment.
+    pub(super) fn holding(&self, position: Lsn) -> Result<Option<Arc<SegmentEntry>>, ReadError> {
+        let entries = self.entries.read();
+        let Some(oldest) = entries.first() else {
+            return Ok(None);
+        };
+        if position < oldest.header.prev {
+            return Err(ReadError::Trimmed {
+                oldest: oldest.header.base,
+            });
+        }
+        // The last segment whose predecessor is at or before the position: frames after it begin there.
+        let after = entries.partition_point(|entry| entry.header.prev <= position);
+        Ok(after.checked_sub(1).and_then(|at| entries.get(at)).cloned())
+    }
+}
+
+/// One segment.
+#[derive(Debug)]
+pub(super) struct SegmentEntry {
+    pub(super) header: SegmentHeader,
+    path: PathBuf,
+    storage: Arc<dyn Storage>,
+    state: RwLock<State>,
+}
+
+#[derive(Debug)]
+enum State {
+    Open {
+        file: Arc<dyn StorageFile>,
+        end: u64,
+        last: Lsn,
+        frames: u64,
+        index: Vec<(Lsn, u64)>,
+    },
+    Sealed {
+        info: SegmentInfo,
+        loaded: Option<Arc<SealedSegment>>,
+    },
+}
+
+/// A sealed segment's whole file.
+#[derive(Debug)]
+pub struct SealedSegment {
+    bytes: StableBytes,
+    footer: SegmentFooter,
+}
+
+impl SealedSegment {
+    /// The file, byte for byte: header, frames, footer.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// What it says at its end.
+    #[must_use]
+    pub fn footer(&self) -> &SegmentFooter {
+        &self.footer
+    }
+}
+
+impl SegmentEntry {
+    fn new(set: &SegmentSet, header: SegmentHeader, state: State) -> Arc<SegmentEntry> {
+        let storage = Arc::clone(&set.storage);
+        Arc::new(SegmentEntry {
+            header,
+            path: set.path(header.base),
+            storage,
+            state: RwLock::new(state),
+        })
+    }
+
+    pub(super) fn open(
+        set: &SegmentSet,
+        header: SegmentHeader,
+        file: Arc<dyn StorageFile>,
+        tally: &Tally,
+    ) -> Arc<SegmentEntry> {
+        let index = tally.index.clone();
+        let state = State::Open {
+            file,
+            end: tally.end,
+            last: tally.last,
+            frames: tally.frames,
+            index,
+        };
+        SegmentEntry::new(set, header, state)
+    }
+
+    pub(super) fn sealed(set: &SegmentSet, header: SegmentHeader, info: SegmentInfo) -> Arc<SegmentEntry> {
+        SegmentEntry::new(set, header, State::Sealed { info, loaded: None })
+    }
+
+    pub(super) fn info(&self) -> SegmentInfo {
+        match &*self.state.read() {
+            State::Sealed { info, .. } => info.clone(),
+            State::Open {
+                end, last, frames, ..
+            } => SegmentInfo {
+                base: self.header.base,
+                first: self.header.base,
+                last: *last,
+                prev: self.header.prev,
+                epoch: self.header.epoch,
+                sealed: false,
+                bytes: *end,
+                frames: *frames,
+                sha256: None,
+            },
+        }
+    }
+
+    /// Lets readers see what was written up to now.
+    pub(super) fn publish(&self, tally: &Tally) {
+        if let State::Open {
+            end,
+            last,
+            frames,
+            index,
+            ..
+        } = &mut *self.state.write()
+        {
+            (*end, *last, *frames) = (tally.end, tally.last, tally.frames);
+            index.extend_from_slice(tally.index.get(index.len()..).unwrap_or_default());
+        }
+    }
+
+    /// The file has its footer now.
+    pub(super) fn seal(&self, info: SegmentInfo) {
+        *self.state.write() = State::Sealed { info, loaded: None };
+    }
+
+    /// Offset of the end of the last frame that readers may see.
+    pub(super) fn frames_end(&self) -> Result<u64, ReadError> {
+        if let State::Open { end, .. } = &*self.state.read() {
+            return Ok(*end);
+        }
+        Ok(self.load()?.footer.frames_end)
+    }
+
+    /// Where to begin to look for the first frame after `position`.
+    pub(super) fn seek(&self, position: Lsn) -> Result<u64, ReadError> {
+        if let State::Open { index, .. } = &*self.state.read() {
+            return Ok(seek(index, position));
+        }
+        Ok(self.load()?.footer.seek(position))
+    }
+
+    /// A copy of `len` bytes from `offset`: it keeps no mapping alive.
+    pub(super) fn read(&self, offset: u64, len: usize) -> Result<Bytes, ReadError> {
+        let outside = || {
+            let what = format!("{len} bytes from there reach beyond the end of the segment");
+            ReadError::Corrupt {
+                segment: self.header.base,
+                offset,
+                what,
+            }
+        };
+        let end = offset.checked_add(len as u64).ok_or_else(outside)?;
+        let file = match &*self.state.read() {
+            State::Open {
+                file, end: written, ..
+            } if end <= *written => Some(Arc::clone(file)),
+            State::Open { .. } => return Err(outside()),
+            State::Sealed { .. } => None,
+        };
+        if let Some(file) = file {
+            let mut bytes = BytesMut::zeroed(len);
+            file.read_at(offset, &mut bytes)
+                .map_err(|source| self.io(source))?;
+            return Ok(bytes.freeze());
+        }
+        let sealed = self.load()?;
+        let start = usize::try_from(offset).map_err(|_| outside())?;
+        let bytes = sealed
+            .bytes
+            .get(start..)
+            .and_then(|rest| rest.get(..len))
+            .ok_or_else(outside)?;
+        Ok(Bytes::copy_from_slice(bytes))
+    }
+
+    /// The whole file of a sealed segment; opened and mapped at the first use.
+    ///
+    /// # Errors
+    /// [`ReadError::NotSealed`], or what reading it met.
+    pub(super) fn load(&self) -> Result<Arc<SealedSegment>, ReadError> {
+        match &*self.state.read() {
+            State::Sealed {
+                loaded: Some(loaded), ..
+            } => return Ok(Arc::clone(loaded)),
+            State::Sealed { loaded: None, .. } => {}
+            State::Open { .. } => {
+                return Err(ReadError::NotSealed {
+                    segment: self.header.base,
+                });
+            }
+        }
+        let file = self
+            .storage
+            .open(&self.path, OpenMode::Read)
+            .map_err(|source| self.io(source))?;
+        let bytes = file.stable_bytes().map_err(|source| self.io(source))?;
+        let footer = SegmentFooter::of_file(&bytes).ok_or_else(|| ReadError::Corrupt {
+            segment: self.header.base,
+            offset: (bytes.len().saturating_sub(SEGMENT_TRAILER_BYTES)) as u64,
+            what: "the footer of a sealed segment is missing or damaged".to_owned(),
+        })?;
+        let fresh = Arc::new(SealedSegment { bytes, footer });
+        if let State::Sealed { loaded, .. } = &mut *self.state.write() {
+            // Whoever came first stays; two mappings of one file would only cost.
+            return Ok(Arc::clone(loaded.get_or_insert(fresh)));
+        }
+        Ok(fresh)
+    }
+
+    fn io(&self, source: io::Error) -> ReadError {
+        ReadError::Io {
+            segment: self.header.base,
+            source,
+        }
+    }
+}

@@ -1,0 +1,287 @@
+//! The writer's thread: group commit.
+//!
+//! It takes everything that is queued (up to 8 MiB), writes it at once, syncs once, and moves the watermarks; what is
+//! queued meanwhile is the next batch. There is no timer. When a write or sync fails, when the thread panics, or when
+//! somebody poisons the log, every waiter is told at once and nothing is accepted any more.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use parking_lot::{Condvar, Mutex};
+use tokio::sync::oneshot;
+
+use super::append::{GroupLsns, LogCore};
+use super::frame::Draft;
+use super::reader::LogReader;
+use super::segment::SegmentInfo;
+use super::watermark::{Failed, Watermark};
+use super::{AppendError, Outcome};
+use crate::storage::StorageLock;
+
+/// A batch takes no further group once it has this many bytes.
+const BATCH_BYTES: usize = 8 << 20;
+
+/// What the handles and the thread share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) queue: Queue,
+    pub(super) reader: LogReader,
+    pub(super) local: Watermark,
+    /// Let go when the last handle and the thread are gone.
+    pub(super) _lock: Box<dyn StorageLock>,
+}
+
+impl Shared {
+    /// Stops the log for good: everybody who waits fails with this reason.
+    pub(super) fn poison(&self, failed: &Failed) {
+        self.queue.poison(failed);
+        self.reader.appended.fail(Arc::clone(&failed.reason));
+        self.local.fail(Arc::clone(&failed.reason));
+    }
+}
+
+/// What the thread is asked to do.
+#[derive(Debug)]
+enum Request {
+    Append {
+        group: Vec<Draft>,
+        bytes: usize,
+        reply: oneshot::Sender<Outcome<GroupLsns>>,
+    },
+    Seal {
+        reply: oneshot::Sender<Outcome<Option<SegmentInfo>>>,
+    },
+}
+
+/// Requests on their way to the thread, bounded.
+#[derive(Debug)]
+pub(super) struct Queue {
+    max_bytes: usize,
+    max_count: usize,
+    state: Mutex<QueueState>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct QueueState {
+    requests: VecDeque<Request>,
+    bytes: usize,
+    /// Why nothing more is accepted, if so.
+    closed: Option<AppendError>,
+}
+
+impl Queue {
+    pub(super) fn new(max_bytes: usize, max_count: usize) -> Queue {
+        Queue {
+            max_bytes,
+            max_count: max_count.max(1),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        }
+    }
+
+    pub(super) fn append(
+        &self,
+        group: Vec<Draft>,
+        bytes: usize,
+    ) -> Result<oneshot::Receiver<Outcome<GroupLsns>>, AppendError> {
+        let (reply, receiver) = oneshot::channel();
+        self.push(Request::Append { group, bytes, reply }, bytes)?;
+        Ok(receiver)
+    }
+
+    pub(super) fn seal(&self) -> Result<oneshot::Receiver<Outcome<Option<SegmentInfo>>>, AppendError> {
+        let (reply, receiver) = oneshot::channel();
+        self.push(Request::Seal { reply }, 0)?;
+        Ok(receiver)
+    }
+
+    fn push(&self, request: Request, bytes: usize) -> Result<(), AppendError> {
+        let mut state = self.state.lock();
+        if let Some(closed) = &state.closed {
+            return Err(closed.clone());
+        }
+        // An empty queue takes whatever is within the bound of a group, so that no configuration locks it out.
+        let full =
+            state.requests.len() >= self.max_count || state.bytes.saturating_add(bytes) > self.max_bytes;
+        if full && !state.requests.is_empty() {
+            return Err(AppendError::Busy);
+        }
+        state.bytes += bytes;
+        state.requests.push_back(request);
+        drop(state);
+        self.changed.notify_one();
+        Ok(())
+    }
+
+    /// Accepts nothing more; what is queued is still done.
+    pub(super) fn close(&self) {
+        self.state.lock().closed.get_or_insert(AppendError::Closed);
+        self.changed.notify_all();
+    }
+
+    fn poison(&self, failed: &Failed) {
+        let error = AppendError::Poisoned {
+            reason: Arc::clone(&failed.reason),
+        };
+        let dropped = {
+            let mut state = self.state.lock();
+            state.closed = Some(error.clone());
+            state.bytes = 0;
+            std::mem::take(&mut state.requests)
+        };
+        self.changed.notify_all();
+        for request in dropped {
+            request.refuse(&error);
+        }
+    }
+
+    /// Why nothing is accepted, if a failure is the reason.
+    pub(super) fn poisoned(&self) -> Option<AppendError> {
+        self.state
+            .lock()
+            .closed
+            .clone()
+            .filter(|error| *error != AppendError::Closed)
+    }
+
+    /// Waits for requests and takes as many as make a batch. `None` when it is closed and empty.
+    fn next(&self) -> Option<Vec<Request>> {
+        let mut state = self.state.lock();
+        while state.requests.is_empty() {
+            if state.closed.is_some() {
+                return None;
+            }
+            self.changed.wait(&mut state);
+        }
+        let mut taken = Vec::new();
+        let mut size = 0;
+        while let Some(request) = state.requests.front() {
+            let bytes = request.bytes();
+            if !taken.is_empty() && size + bytes > BATCH_BYTES {
+                break;
+            }
+            size += bytes;
+            state.bytes = state.bytes.saturating_sub(bytes);
+            taken.extend(state.requests.pop_front());
+        }
+        Some(taken)
+    }
+}
+
+impl Request {
+    fn bytes(&self) -> usize {
+        match self {
+            Request::Append { bytes, .. } => *bytes,
+            Request::Seal { .. } => 0,
+        }
+    }
+
+    /// Whoever has stopped waiting is not told.
+    fn refuse(self, error: &AppendError) {
+        match self {
+            Request::Append { reply, .. } => drop(reply.send(Err(error.clone()))),
+            Request::Seal { reply } => drop(reply.send(Err(error.clone()))),
+        }
+    }
+}
+
+/// Poisons the log unless the thread ended as it should.
+struct OnPanic<'a>(&'a Shared, bool);
+
+impl Drop for OnPanic<'_> {
+    fn drop(&mut self) {
+        if !self.1 {
+            self.0.poison(&Failed {
+                reason: "the log's writer panicked; see the log output".into(),
+            });
+        }
+    }
+}
+
+/// What the thread does until the log is closed or poisoned.
+pub(super) fn run(shared: &Shared, mut core: LogCore) {
+    let mut guard = OnPanic(shared, false);
+    while let Some(requests) = shared.queue.next() {
+        if let Err(failed) = batch(shared, &mut core, requests) {
+            shared.poison(&failed);
+            tracing::error!(reason = %failed.reason, "the log is closed to writes");
+        }
+    }
+    shared.reader.appended.fail("the log is closed");
+    shared.local.fail("the log is closed");
+    guard.1 = true;
+}
+
+/// One turn. On failure every request of it has been answered.
+fn batch(shared: &Shared, core: &mut LogCore, requests: Vec<Request>) -> Result<(), Failed> {
+    let mut appended = Vec::with_capacity(requests.len());
+    let mut failure = None;
+    for request in requests {
+        if let Some(failed) = &failure {
+            request.refuse(&poisoned(failed));
+            continue;
+        }
+        failure = match request {
+            Request::Append { group, reply, .. } => match core.append(group) {
+                Ok(lsns) => {
+                    appended.push((reply, lsns));
+                    None
+                }
+                Err(failed) => {
+                    shared.poison(&failed);
+                    let _ = reply.send(Err(poisoned(&failed)));
+                    Some(failed)
+                }
+            },
+            Request::Seal { reply } => match core.seal() {
+                Ok(info) => {
+                    publish(shared, core, &mut appended);
+                    shared.local.advance(core.last());
+                    let _ = reply.send(Ok(info));
+                    None
+                }
+                Err(failed) => {
+                    shared.poison(&failed);
+                    let _ = reply.send(Err(poisoned(&failed)));
+                    Some(failed)
+                }
+            },
+        };
+    }
+    let written = failure.map_or_else(|| core.write(), Err);
+    if let Err(failed) = written {
+        // First nothing more is accepted, then those who waited hear of it.
+        shared.poison(&failed);
+        for (reply, _) in appended {
+            let _ = reply.send(Err(poisoned(&failed)));
+        }
+        return Err(failed);
+    }
+    publish(shared, core, &mut appended);
+    shared.local.advance(core.sync()?);
+    Ok(())
+}
+
+/// Shows readers what is written, and tells those who appended it.
+fn publish(
+    shared: &Shared,
+    core: &mut LogCore,
+    appended: &mut Vec<(oneshot::Sender<Outcome<GroupLsns>>, GroupLsns)>,
+) {
+    let frames = core.take_written();
+    if !frames.is_empty() {
+        metrics::histogram!("pds_log_batch_frames").record(frames.len() as f64);
+    }
+    shared.reader.ring.push(frames);
+    shared.reader.appended.advance(core.last());
+    for (reply, lsns) in appended.drain(..) {
+        let _ = reply.send(Ok(lsns));
+    }
+}
+
+fn poisoned(failed: &Failed) -> AppendError {
+    AppendError::Poisoned {
+        reason: Arc::clone(&failed.reason),
+    }
+}

@@ -410,6 +410,30 @@ mod tests {
         assert_eq!(held.await.unwrap(), Ok(Created::Created));
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_broken_download_repeats_the_broken_range_and_no_other() {
+        let store = FaultyStore::new(MemoryStore::new(), 1);
+        let content: Vec<u8> = (0..11_u32 << 18).flat_map(u32::to_le_bytes).collect();
+        store
+            .create(&name("a"), Bytes::from(content.clone()))
+            .await
+            .unwrap();
+        store.add(
+            Rule::once(Fault::Before(Answer::Unavailable))
+                .on(Verb::GetRange)
+                .after(1),
+        );
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert_eq!(store.get_to_file(&name("a"), file.path()).await, Ok(11 << 20));
+        assert!(std::fs::read(file.path()).unwrap() == content);
+        let ranges = store
+            .calls()
+            .iter()
+            .filter(|(verb, _)| *verb == Verb::GetRange)
+            .count();
+        assert_eq!(ranges, 3 + 1);
+    }
+
     #[tokio::test]
     async fn chance_repeats_itself_for_the_same_seed() {
         async fn run(seed: u64) -> Vec<bool> {

@@ -49,7 +49,7 @@ pub struct AzureConfig {
     /// The version of the service's interface to speak, such as `2025-11-05`, if the service (an old emulator) does not
     /// know the client's own.
     pub api_version: Option<String>,
-    /// The time allowed for one request without its bytes, for which a second per MiB comes on top. Default 10 s.
+    /// The time allowed for one request without its bytes, for which 16 s per MiB come on top. Default 10 s.
     pub request_timeout: Duration,
 }
 

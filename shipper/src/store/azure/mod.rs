@@ -9,6 +9,8 @@
 mod azurite_tests;
 mod config;
 mod error;
+#[cfg(test)]
+mod identity_tests;
 mod shared_key;
 
 use std::fs::File;
@@ -44,8 +46,14 @@ use super::{
 /// How long a connection may take to come about.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long a connection may be silent in the middle of an answer.
-const READ_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long a connection may be silent in the middle of an answer's body.
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// What the bytes of a request add to its time limit: enough for 2 Mbit/s shared by all blocks in flight.
+const SECONDS_PER_MIB: u64 = 16;
+
+/// The time for all tries of one staged block.
+const BLOCK_DEADLINE: Duration = Duration::from_secs(300);
 
 /// Connections kept open without work. Idle for a minute they are closed: the service's balancer drops them unannounced
 /// after about four.
@@ -53,7 +61,7 @@ const IDLE_CONNECTIONS: usize = 32;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The least size of a staged block, in bytes; files up to it go up in one request.
-const BLOCK_BYTES: u64 = 8 << 20;
+const BLOCK_BYTES: u64 = 4 << 20;
 
 /// The most blocks in one object, set by the service.
 const MAX_BLOCKS: u64 = 50_000;
@@ -154,7 +162,8 @@ impl AzureStore {
 
     /// Waits for `request`, which moves `bytes` bytes, as long as that may take.
     async fn within<T>(&self, bytes: u64, request: impl Future<Output = T>) -> Result<T, StoreError> {
-        let after = self.request_timeout + Duration::from_secs(bytes >> 20);
+        let for_bytes = Duration::from_millis(bytes.saturating_mul(SECONDS_PER_MIB * 1000) >> 20);
+        let after = self.request_timeout + for_bytes;
         tokio::time::timeout(after, request)
             .await
             .map_err(|_| StoreError::Timeout { after })
@@ -193,13 +202,10 @@ impl AzureStore {
         };
         let client = self.blob(name);
         let request = async {
-            let answer = client.download(Some(options)).await.map_err(|error| {
-                match (&range, error.http_status()) {
-                    (Some(range), Some(StatusCode::RequestedRangeNotSatisfiable)) => {
-                        out_of_range(name, range)
-                    }
-                    _ => self.failure(&error, name),
-                }
+            let answer = self.within(0, client.download(Some(options))).await?;
+            let answer = answer.map_err(|error| match (&range, error.http_status()) {
+                (Some(range), Some(StatusCode::RequestedRangeNotSatisfiable)) => out_of_range(name, range),
+                _ => self.failure(&error, name),
             })?;
             let size = total_size(&answer.headers).ok_or_else(|| StoreError::Other {
                 detail: format!("{name}: the answer does not tell its size"),
@@ -211,11 +217,14 @@ impl AzureStore {
             let expected = size.saturating_sub(start).min(max_bytes);
             let mut bytes = BytesMut::with_capacity(usize::try_from(expected).unwrap_or_default());
             let mut body = answer.body;
-            while let Some(part) = body
-                .try_next()
-                .await
-                .map_err(|error| self.failure(&error, name))?
-            {
+            loop {
+                let part = tokio::time::timeout(SILENCE_TIMEOUT, body.try_next()).await;
+                let part = part.map_err(|_| StoreError::Timeout {
+                    after: SILENCE_TIMEOUT,
+                })?;
+                let Some(part) = part.map_err(|error| self.failure(&error, name))? else {
+                    break;
+                };
                 bytes.extend_from_slice(&part);
                 if bytes.len() as u64 > expected {
                     break;
@@ -249,7 +258,7 @@ impl AzureStore {
             detail: format!("no randomness: {error}"),
             sent: false,
         })?;
-        let policy = RetryPolicy::default();
+        let policy = RetryPolicy::within(BLOCK_DEADLINE);
         let client = self.blob(name).block_blob_client();
         let blocks = (0..size.div_ceil(block_bytes)).map(|index| {
             let id = [upload, index.to_be_bytes()].concat();
@@ -477,7 +486,6 @@ fn client_options(url: &Url) -> Result<ClientOptions, StoreError> {
     let mut builder = reqwest::Client::builder()
         .redirect(reqwest::redirect::Policy::none())
         .connect_timeout(CONNECT_TIMEOUT)
-        .read_timeout(READ_TIMEOUT)
         .tcp_nodelay(true)
         .pool_max_idle_per_host(IDLE_CONNECTIONS)
         .pool_idle_timeout(IDLE_TIMEOUT);

@@ -492,6 +492,29 @@ mod tests {
     }
 
     #[test]
+    fn after_a_failed_write_nothing_is_accepted_and_nothing_is_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let directory = PlcDirectory::open(dir.path(), clock()).unwrap();
+        let (did, _, update) = fill(&directory);
+        // A handle that cannot write stands for a disk that does not.
+        let broken = File::open(dir.path().join(FILE_NAME)).unwrap();
+        let good = directory.state.lock().file.replace(broken);
+        let next = Operation::update(state("c.test"), update.cid(), &key(2)).unwrap();
+        assert!(matches!(
+            directory.submit(&did, next.clone()),
+            Err(SubmitError::Storage(_))
+        ));
+        directory.state.lock().file = good;
+        assert!(matches!(
+            directory.submit(&did, next.clone()),
+            Err(SubmitError::Storage(_))
+        ));
+        assert_eq!(handle_of(&directory, &did), "at://b.test");
+        let reopened = PlcDirectory::open(dir.path(), clock()).unwrap();
+        reopened.submit(&did, next).unwrap();
+    }
+
+    #[test]
     fn an_export_pages_over_operations_of_one_millisecond() {
         let directory = PlcDirectory::in_memory(clock());
         fill(&directory);

@@ -205,3 +205,50 @@ fn a_new_handle_takes_the_place_of_the_old_one() {
     state.set_handle(&"bob.test".parse().unwrap());
     assert_eq!(state.also_known_as, ["at://bob.test"]);
 }
+
+#[test]
+fn the_same_keys_give_the_same_bytes_as_the_typescript_library() {
+    // DID, CIDs and signatures made with @did-plc/lib; RFC 6979 makes signatures comparable.
+    let key = |byte: u8| SigningKey::from_bytes(&[byte; 32]).unwrap();
+    let signer = key(0x11);
+    let rotation = [key(0x22), key(0x44), key(0x11)].map(|key| key.public_key());
+    let state = |handle: &str| {
+        PlcState::account(
+            &rotation,
+            &key(0x33).public_key(),
+            &handle.parse().unwrap(),
+            "https://pds.example",
+        )
+    };
+    let genesis = Operation::genesis(state("alice.test"), &signer).unwrap();
+    let mut renamed = genesis.state().unwrap();
+    renamed.set_handle(&"bob.test".parse().unwrap());
+    let update = Operation::update(renamed, genesis.cid(), &key(0x44)).unwrap();
+    let end = Operation::tombstone(update.cid(), &signer).unwrap();
+    assert_eq!(
+        genesis.did().unwrap().as_str(),
+        "did:plc:nzzp3h2hgolouv6qjvkbk4wb"
+    );
+    for (operation, cid, sig) in [
+        (
+            &genesis,
+            "bafyreidool6z6rzts3vfpucnkqkxfqlrxznwdlchobgrwcbqcsj26igecq",
+            "R3XLEmoqkQZB6sjQMbxxkAkHaPbXpczx2Km4AogndglXfJm4s1QFjONdyzo_JSeMPMX-DVb418hsWHadHHh4Fg",
+        ),
+        (
+            &update,
+            "bafyreie5av26aayjkf3e4xw6aoiwnpv5nkxgbbceid2y4tbufupyvdpsda",
+            "tPct086QtjDGsZKtMyOl2bNc83j6x2_dopqCADW-HzBsvtYV-RD9fIjteK_f83gC1tS2j1hakoQ2aNITr2BeEQ",
+        ),
+        (
+            &end,
+            "bafyreiftedjbyhom62q5724uidumlu75tlhzp54jqvaaz6tao6lbnusf4i",
+            "cpXHcEnOAJeTGuFa68hhoEfxYRfC-8hyavL5qBY84y4cze-A5pR80tplh938rljnjCIYL16I1CVusWLDUkuz5A",
+        ),
+    ] {
+        assert_eq!(
+            (operation.cid().to_string().as_str(), operation.sig.as_str()),
+            (cid, sig)
+        );
+    }
+}

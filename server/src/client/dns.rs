@@ -144,3 +144,85 @@ impl Dns for NoDns {
         Err(DnsError::NotFound)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::UdpSocket;
+
+    /// A name server on loopback: TXT in two parts, one address, and no name that has `missing` in it.
+    async fn name_server() -> NameServers {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let address = socket.local_addr().unwrap();
+        tokio::spawn(async move {
+            let mut query = [0; 1500];
+            loop {
+                let (length, from) = socket.recv_from(&mut query).await.unwrap();
+                socket.send_to(&answer(&query[..length]), from).await.unwrap();
+            }
+        });
+        NameServers::at(&[address], Duration::from_secs(5)).unwrap()
+    }
+
+    fn answer(query: &[u8]) -> Vec<u8> {
+        let name_end = 12 + query[12..].iter().position(|byte| *byte == 0).unwrap() + 1;
+        let question = &query[12..name_end + 4];
+        let missing = question
+            .windows(7)
+            .any(|window| window.eq_ignore_ascii_case(b"missing"));
+        let data: Option<Vec<u8>> = match question[question.len() - 3] {
+            16 => Some(b"\x04did=\x11did:web:a.example".to_vec()),
+            1 => Some(vec![203, 0, 113, 7]),
+            _ => None,
+        };
+        let data = data.filter(|_| !missing);
+        let mut answer = query[..2].to_vec();
+        answer.extend([
+            0x81,
+            if missing { 0x83 } else { 0x80 },
+            0,
+            1,
+            0,
+            u8::from(data.is_some()),
+            0,
+            0,
+            0,
+            0,
+        ]);
+        answer.extend(question);
+        if let Some(data) = data {
+            // The name of the question, its type and class, 60 seconds.
+            answer.extend([0xc0, 12]);
+            answer.extend(&question[question.len() - 4..]);
+            answer.extend([0, 0, 0, 60, 0, u8::try_from(data.len()).unwrap()]);
+            answer.extend(data);
+        }
+        answer
+    }
+
+    #[tokio::test]
+    async fn txt_parts_are_joined_and_addresses_found() {
+        let dns = name_server().await;
+        assert_eq!(
+            dns.txt("_atproto.alice.example").await.unwrap(),
+            ["did=did:web:a.example"]
+        );
+        assert_eq!(
+            dns.addresses("alice.example").await.unwrap(),
+            ["203.0.113.7".parse::<IpAddr>().unwrap()]
+        );
+    }
+
+    #[tokio::test]
+    async fn a_name_that_does_not_exist_is_told_from_a_failure() {
+        let dns = name_server().await;
+        assert!(matches!(
+            dns.txt("_atproto.missing.example").await,
+            Err(DnsError::NotFound)
+        ));
+        assert!(matches!(
+            dns.addresses("missing.example").await,
+            Err(DnsError::NotFound)
+        ));
+    }
+}

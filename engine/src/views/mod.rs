@@ -5,6 +5,8 @@
 //! from one that was there all along. What a crash leaves is a view that is *behind* the log (replay catches up) or, if
 //! the log lost its tail, *ahead* of it (thrown away and rebuilt).
 
+pub mod accounts;
+pub mod checkpoint;
 pub mod index;
 #[cfg(test)]
 pub(crate) mod testkit;

@@ -110,7 +110,6 @@ impl Watermark {
     /// Resolves when everything up to and including `lsn` is done, with how far it is then.
     ///
     /// The future fails with [`Failed`] if the stage stopped before. Dropping it forgets the wait.
-    #[must_use]
     pub fn wait(&self, lsn: Lsn) -> Wait {
         Wait {
             shared: Arc::clone(&self.shared),
@@ -120,7 +119,6 @@ impl Watermark {
     }
 
     /// Resolves when the watermark is past `lsn`, with what it is then. At [`Lsn::MAX`] that is at once.
-    #[must_use]
     pub fn changed_since(&self, lsn: Lsn) -> Wait {
         self.wait(lsn.next().unwrap_or(Lsn::MAX))
     }

@@ -90,6 +90,7 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
 pub trait StorageLock: fmt::Debug + Send + Sync {}
 
 /// An open file. All offsets are bytes from its start.
+#[allow(clippy::len_without_is_empty, reason = "asks the disk and may fail, unlike a collection's")]
 pub trait StorageFile: fmt::Debug + Send + Sync + 'static {
     /// Fills `buf` wholly from `offset`.
     ///
@@ -107,10 +108,6 @@ pub trait StorageFile: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     /// As the disk says.
-    #[allow(
-        clippy::len_without_is_empty,
-        reason = "asks the disk and may fail, unlike a collection's"
-    )]
     fn len(&self) -> io::Result<u64>;
 
     /// Cuts or grows (with zeros) to `len` bytes.

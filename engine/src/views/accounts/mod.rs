@@ -9,7 +9,7 @@
 //!   changeset changes rows when the log's driver applies it.
 //! - A changeset that does not fit is an error that stops the view. It is never ignored.
 //!
-//! What a crash leaves is in [`writer`]. The schema follows the reference PDS; `refresh_token.id` holds a hash here,
+//! What a crash leaves is told in `writer.rs`. The schema follows the reference PDS; `refresh_token.id` holds a hash here,
 //! and `signing_key` is our own. `token.id` must be chosen by the caller, at random: two transactions that are
 //! prepared side by side would be given the same number.
 

@@ -13,7 +13,7 @@ use crate::log::Lsn;
 use crate::views::ViewError;
 use crate::views::checkpoint::ViewSnapshot;
 
-/// Pages copied between two looks at nothing in particular: bounds how long SQLite's page cache is held at once.
+/// Pages that SQLite copies at once.
 const PAGES_A_STEP: i32 = 256;
 
 /// An open read transaction on a connection of its own. Writing goes on meanwhile; the write-ahead file cannot start

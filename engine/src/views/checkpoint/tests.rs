@@ -244,7 +244,7 @@ fn a_damaged_checkpoint_gives_way_to_the_one_before() {
             fs::write(dir.join("other.bin"), b"000").unwrap();
         }),
         ("a missing copy", |dir| {
-            fs::remove_file(dir.join("other.bin")).unwrap()
+            fs::remove_file(dir.join("other.bin")).unwrap();
         }),
         ("a truncated manifest", |dir| {
             let path = dir.join(MANIFEST_NAME);
@@ -252,7 +252,7 @@ fn a_damaged_checkpoint_gives_way_to_the_one_before() {
             fs::write(path, &bytes[..bytes.len() - 1]).unwrap();
         }),
         ("no manifest", |dir| {
-            fs::remove_file(dir.join(MANIFEST_NAME)).unwrap()
+            fs::remove_file(dir.join(MANIFEST_NAME)).unwrap();
         }),
     ];
     for (number, (what, harm)) in harms.into_iter().enumerate() {

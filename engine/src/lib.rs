@@ -15,8 +15,11 @@
 
 pub mod blobs;
 pub mod clock;
+pub mod engine;
 pub mod entry;
 pub mod log;
 pub mod repo;
 pub mod storage;
 pub mod views;
+
+pub use engine::{Engine, EngineConfig, EnginePrelude};

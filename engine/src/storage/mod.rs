@@ -90,7 +90,10 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
 pub trait StorageLock: fmt::Debug + Send + Sync {}
 
 /// An open file. All offsets are bytes from its start.
-#[allow(clippy::len_without_is_empty, reason = "asks the disk and may fail, unlike a collection's")]
+#[allow(
+    clippy::len_without_is_empty,
+    reason = "asks the disk and may fail, unlike a collection's"
+)]
 pub trait StorageFile: fmt::Debug + Send + Sync + 'static {
     /// Fills `buf` wholly from `offset`.
     ///

@@ -24,7 +24,7 @@ use sha2::{Digest, Sha256};
 pub use format::{CheckpointFile, CheckpointManifest, MANIFEST_BYTES_MAX, ManifestError};
 
 use super::ViewError;
-use super::index::IndexReader;
+use super::index::{self, IndexReader};
 use crate::log::{Epoch, LogId, Lsn};
 
 /// The name of the file that makes a directory a checkpoint.
@@ -48,12 +48,9 @@ pub trait ViewSnapshot {
     fn copy_to(&self, path: &Path) -> Result<(), ViewError>;
 }
 
-/// The index's file name.
-pub const INDEX_FILE_NAME: &str = "index.redb";
-
 impl ViewSnapshot for IndexReader {
     fn file_name(&self) -> &'static str {
-        INDEX_FILE_NAME
+        index::FILE_NAME
     }
 
     fn lsn(&self) -> Lsn {
@@ -62,7 +59,7 @@ impl ViewSnapshot for IndexReader {
 
     fn copy_to(&self, path: &Path) -> Result<(), ViewError> {
         // The inherent method of the same name.
-        IndexReader::copy_to(self, path).map_err(|error| ViewError::store("index", error))
+        IndexReader::copy_to(self, path).map_err(|error| ViewError::store(index::NAME, error))
     }
 }
 

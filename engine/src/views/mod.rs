@@ -1,12 +1,13 @@
 //! Views: state folded from the log, disposable by contract (I4).
 //!
 //! A view is a pure function of the log's entries up to its applied LSN, which it stores in the same transaction as the
-//! state itself. One driver is the only caller of [`View::apply`], live as at start, so a rebuilt view cannot differ
+//! state itself. The [`driver`] is the only caller of [`View::apply`], live as at start, so a rebuilt view cannot differ
 //! from one that was there all along. What a crash leaves is a view that is *behind* the log (replay catches up) or, if
 //! the log lost its tail, *ahead* of it (thrown away and rebuilt).
 
 pub mod accounts;
 pub mod checkpoint;
+pub mod driver;
 pub mod index;
 #[cfg(test)]
 pub(crate) mod testkit;
@@ -35,6 +36,25 @@ pub trait View: Send {
     /// # Errors
     /// The state on disk is then unknown; the driver stops.
     fn persist(&mut self) -> Result<(), ViewError>;
+}
+
+/// Borrowed for a replay, owned by the driver afterwards.
+impl<V: View + ?Sized> View for &mut V {
+    fn name(&self) -> &'static str {
+        (**self).name()
+    }
+
+    fn applied(&self) -> Lsn {
+        (**self).applied()
+    }
+
+    fn apply(&mut self, entries: &[Entry]) -> Result<(), ViewError> {
+        (**self).apply(entries)
+    }
+
+    fn persist(&mut self) -> Result<(), ViewError> {
+        (**self).persist()
+    }
 }
 
 /// Why a view cannot go on. The state before the failing call is intact in memory; a restart replays from the last

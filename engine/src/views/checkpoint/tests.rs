@@ -177,7 +177,7 @@ fn an_installed_checkpoint_goes_on_from_its_lsn_and_old_write_ahead_files_are_go
 fn both_views_come_back_from_one_checkpoint() {
     let dir = tempfile::tempdir().unwrap();
     let mut accounts = open(dir.path());
-    let mut index = IndexView::open(&dir.path().join(INDEX_FILE_NAME), LOG, 1 << 20).unwrap();
+    let mut index = IndexView::open(&dir.path().join(crate::views::index::FILE_NAME), LOG, 1 << 20).unwrap();
     let batch = [changeset(10, &step(&accounts.handle(), 10))];
     index.apply(&batch).unwrap();
     let checkpoints = Checkpoints::new(dir.path().join("ckpt"), LOG);
@@ -193,7 +193,7 @@ fn both_views_come_back_from_one_checkpoint() {
     let found = checkpoints.newest_valid(Lsn::MAX).unwrap().checkpoint.unwrap();
     let views = dir.path().join("views");
     found.install(&views).unwrap();
-    let index = IndexView::open(&views.join(INDEX_FILE_NAME), LOG, 1 << 20).unwrap();
+    let index = IndexView::open(&views.join(crate::views::index::FILE_NAME), LOG, 1 << 20).unwrap();
     assert_eq!(
         (
             index.applied(),

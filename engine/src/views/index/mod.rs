@@ -33,6 +33,8 @@ use crate::views::{View, ViewError};
 
 /// The view's name in logs, metrics and errors.
 pub const NAME: &str = "index";
+/// The index's file name, among the live views and in a checkpoint.
+pub const FILE_NAME: &str = "index.redb";
 /// The layout this program reads and writes; any other is rebuilt from the log.
 const FORMAT: u32 = 1;
 

@@ -20,7 +20,8 @@ use std::time::Instant;
 
 use bytes::BytesMut;
 
-use super::frame::{Draft, Flags, Frame, FrameHeader, Place};
+use super::draft::{Draft, Place};
+use super::frame::{Flags, Frame, FrameHeader};
 use super::lsn::{Epoch, Location, LogId, Lsn};
 use super::segment::{SegmentHeader, SegmentInfo, Tally};
 use super::set::{SegmentEntry, SegmentSet};

@@ -10,6 +10,7 @@
 //! group that `local` had reached, and of later ones a prefix; never half a group. `engine/FORMAT.md` draws every byte.
 
 mod append;
+mod draft;
 mod frame;
 mod install;
 mod lsn;
@@ -27,9 +28,10 @@ mod watermark;
 mod writer;
 
 pub use append::GroupLsns;
+pub use draft::{Draft, Stamp};
 pub use frame::{
-    Draft, FRAME_HEADER_BYTES, Flags, Frame, FrameError, FrameHeader, FramePart, FrameRef, MAX_FRAME_BYTES,
-    MAX_GROUP_BYTES, PublicFrame, Stamp, frames_in,
+    FRAME_HEADER_BYTES, Flags, Frame, FrameError, FrameHeader, FramePart, FrameRef, MAX_FRAME_BYTES,
+    MAX_GROUP_BYTES, PublicFrame, frames_in,
 };
 pub use install::{InstallError, SealedUpload, SegmentInstaller};
 pub use lsn::{Epoch, Location, LogId, LogIdError, Lsn, LsnOutOfRange};

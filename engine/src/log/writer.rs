@@ -11,7 +11,7 @@ use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 
 use super::append::{GroupLsns, LogCore};
-use super::frame::Draft;
+use super::draft::Draft;
 use super::reader::LogReader;
 use super::segment::SegmentInfo;
 use super::watermark::{Failed, Watermark};

@@ -253,9 +253,9 @@ fn assemble(header: &ChunkHeader, body: &[u8]) -> Bytes {
     out.u8(header.kind.code());
     out.u8(0);
     out.u32(header.body_len);
-    out.bytes(header.log_id.as_bytes());
+    out.bytes(&header.log_id.0);
     out.bytes(&header.writer_id.0);
-    out.u64(header.epoch.get());
+    out.u64(header.epoch.0);
     out.u64(header.ordinal.0);
     out.u64(header.next_ordinal.0);
     out.u64(header.prev_lsn.get());
@@ -280,7 +280,10 @@ impl ChunkHeader {
     /// [`ChunkError`]: see there.
     pub fn decode(object: &[u8]) -> Result<ChunkHeader, ChunkError> {
         let Some(bytes) = object.get(..HEADER_BYTES) else {
-            return Err(ChunkError::Truncated { need: HEADER_BYTES, have: object.len() });
+            return Err(ChunkError::Truncated {
+                need: HEADER_BYTES,
+                have: object.len(),
+            });
         };
         let mut fields = FieldReader::new(bytes);
         if fields.array::<8>() != MAGIC {
@@ -298,9 +301,9 @@ impl ChunkHeader {
         let header = ChunkHeader {
             kind,
             body_len: fields.u32(),
-            log_id: LogId::from_bytes(fields.array()),
+            log_id: LogId(fields.array()),
             writer_id: WriterId(fields.array()),
-            epoch: Epoch::new(fields.u64()),
+            epoch: Epoch(fields.u64()),
             ordinal: Ordinal(fields.u64()),
             next_ordinal: Ordinal(fields.u64()),
             prev_lsn: wire::lsn(fields.u64()).ok_or(ChunkError::Field("prev LSN"))?,
@@ -321,18 +324,31 @@ impl ChunkHeader {
 
     fn check(&self) -> Result<(), ChunkError> {
         let field = |ok: bool, name| if ok { Ok(()) } else { Err(ChunkError::Field(name)) };
-        let step = if self.kind == ChunkKind::Fence { MAX_IN_FLIGHT + 1 } else { 1 };
-        field(self.ordinal.0.checked_add(step) == Some(self.next_ordinal.0), "next ordinal")?;
+        let step = if self.kind == ChunkKind::Fence {
+            MAX_IN_FLIGHT + 1
+        } else {
+            1
+        };
+        field(
+            self.ordinal.0.checked_add(step) == Some(self.next_ordinal.0),
+            "next ordinal",
+        )?;
         field(self.lsn_floor >= self.last_lsn, "LSN floor")?;
         field(self.raw_len as usize <= MAX_RAW_BYTES, "raw length")?;
         if self.kind == ChunkKind::Data {
             field(self.first_lsn > self.prev_lsn, "first LSN")?;
             field(self.last_lsn >= self.first_lsn, "last LSN")?;
-            field(self.raw_len > 0 && self.frame_count > 0 && self.body_len > 0, "raw length")
+            field(
+                self.raw_len > 0 && self.frame_count > 0 && self.body_len > 0,
+                "raw length",
+            )
         } else {
             field(self.first_lsn == Lsn::ZERO, "first LSN")?;
             field(self.last_lsn == self.prev_lsn, "last LSN")?;
-            field(self.raw_len == 0 && self.frame_count == 0 && self.body_len == 0, "raw length")
+            field(
+                self.raw_len == 0 && self.frame_count == 0 && self.body_len == 0,
+                "raw length",
+            )
         }
     }
 
@@ -353,12 +369,19 @@ impl ChunkHeader {
 pub fn decode(object: &[u8]) -> Result<(ChunkHeader, Vec<u8>), ChunkError> {
     let header = ChunkHeader::decode(object)?;
     let need = HEADER_BYTES + header.body_len as usize;
-    let body = object.get(HEADER_BYTES..need).ok_or(ChunkError::Truncated { need, have: object.len() })?;
+    let body = object.get(HEADER_BYTES..need).ok_or(ChunkError::Truncated {
+        need,
+        have: object.len(),
+    })?;
     if object.len() > need {
-        return Err(ChunkError::TooLong { extra: object.len() - need });
+        return Err(ChunkError::TooLong {
+            extra: object.len() - need,
+        });
     }
     let raw = if header.kind == ChunkKind::Data {
-        let damaged = ChunkError::Body { raw_len: header.raw_len };
+        let damaged = ChunkError::Body {
+            raw_len: header.raw_len,
+        };
         let raw = zstd::bulk::decompress(body, header.raw_len as usize).map_err(|_| damaged)?;
         if raw.len() != header.raw_len as usize {
             return Err(damaged);
@@ -368,7 +391,11 @@ pub fn decode(object: &[u8]) -> Result<(ChunkHeader, Vec<u8>), ChunkError> {
         Vec::new()
     };
     let digest: [u8; 32] = Sha256::digest(&raw).into();
-    if digest == header.raw_sha256 { Ok((header, raw)) } else { Err(ChunkError::Digest) }
+    if digest == header.raw_sha256 {
+        Ok((header, raw))
+    } else {
+        Err(ChunkError::Digest)
+    }
 }
 
 #[cfg(test)]
@@ -379,9 +406,9 @@ mod tests {
 
     fn draft(ordinal: u64) -> ChunkDraft {
         ChunkDraft {
-            log_id: LogId::from_bytes([0x11; 16]),
+            log_id: LogId([0x11; 16]),
             writer_id: WriterId([0x22; 16]),
-            epoch: Epoch::new(3),
+            epoch: Epoch(3),
             ordinal: Ordinal(ordinal),
             prev_lsn: lsn(1_000),
             lsn_floor: lsn(1_500),
@@ -390,7 +417,16 @@ mod tests {
     }
 
     fn data(raw: &[u8]) -> (ChunkHeader, Bytes) {
-        encode_data(&draft(7), RawFrames { first: lsn(1_001), last: lsn(2_000), count: 2, bytes: raw }).unwrap()
+        encode_data(
+            &draft(7),
+            RawFrames {
+                first: lsn(1_001),
+                last: lsn(2_000),
+                count: 2,
+                bytes: raw,
+            },
+        )
+        .unwrap()
     }
 
     #[test]
@@ -414,7 +450,13 @@ mod tests {
         assert_eq!(decode(&object), Err(ChunkError::UnknownVersion(2)));
         object[0] = b'X';
         assert_eq!(decode(&object), Err(ChunkError::NotAChunk));
-        assert_eq!(decode(b""), Err(ChunkError::Truncated { need: HEADER_BYTES, have: 0 }));
+        assert_eq!(
+            decode(b""),
+            Err(ChunkError::Truncated {
+                need: HEADER_BYTES,
+                have: 0
+            })
+        );
     }
 
     #[test]
@@ -422,7 +464,10 @@ mod tests {
         let (mut header, _) = data(&[7; 100]);
         let bomb = zstd::bulk::compress(&vec![0; 1 << 20], 1).unwrap();
         header.body_len = u32::try_from(bomb.len()).unwrap();
-        assert_eq!(decode(&assemble(&header, &bomb)), Err(ChunkError::Body { raw_len: 100 }));
+        assert_eq!(
+            decode(&assemble(&header, &bomb)),
+            Err(ChunkError::Body { raw_len: 100 })
+        );
     }
 
     proptest! {

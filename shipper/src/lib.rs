@@ -10,4 +10,13 @@
 )]
 
 pub mod blobs;
+pub mod chunk;
+pub mod fence;
+pub mod log_object;
+pub mod manifest;
+pub mod names;
+pub mod plan;
+mod requests;
+pub mod sealed;
 pub mod store;
+mod wire;

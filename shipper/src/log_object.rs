@@ -43,8 +43,7 @@ impl LogObject {
     pub fn encode(&self) -> Vec<u8> {
         format!(
             "{{\"format\":{FORMAT},\"logId\":\"{}\",\"createdAtMicros\":{}}}\n",
-            data_encoding::HEXLOWER.encode(self.log_id.as_bytes()),
-            self.created_at_micros
+            self.log_id, self.created_at_micros
         )
         .into_bytes()
     }
@@ -58,9 +57,11 @@ impl LogObject {
         if json.format != FORMAT {
             return Err(LogObjectError::UnknownFormat(json.format));
         }
-        let id = data_encoding::HEXLOWER.decode(json.log_id.as_bytes()).map_err(|_| LogObjectError::LogId)?;
-        let id: [u8; 16] = id.try_into().map_err(|_| LogObjectError::LogId)?;
-        Ok(LogObject { log_id: LogId::from_bytes(id), created_at_micros: json.created_at_micros })
+        let log_id: LogId = json.log_id.parse().map_err(|_| LogObjectError::LogId)?;
+        Ok(LogObject {
+            log_id,
+            created_at_micros: json.created_at_micros,
+        })
     }
 }
 
@@ -71,7 +72,10 @@ mod tests {
 
     #[test]
     fn it_has_the_bytes_of_the_golden_file_and_comes_back() {
-        let object = LogObject { log_id: LogId::from_bytes([0xab; 16]), created_at_micros: 1_700_000_000_000_000 };
+        let object = LogObject {
+            log_id: LogId([0xab; 16]),
+            created_at_micros: 1_700_000_000_000_000,
+        };
         golden("log.json", &object.encode());
         assert_eq!(LogObject::decode(&object.encode()).unwrap(), object);
     }
@@ -80,7 +84,10 @@ mod tests {
     fn damage_and_newer_formats_are_told_apart() {
         assert!(matches!(LogObject::decode(b"{"), Err(LogObjectError::Json(_))));
         let newer = br#"{"format":2,"logId":"00","createdAtMicros":1}"#;
-        assert!(matches!(LogObject::decode(newer), Err(LogObjectError::UnknownFormat(2))));
+        assert!(matches!(
+            LogObject::decode(newer),
+            Err(LogObjectError::UnknownFormat(2))
+        ));
         let bad = br#"{"format":1,"logId":"00","createdAtMicros":1}"#;
         assert!(matches!(LogObject::decode(bad), Err(LogObjectError::LogId)));
     }

@@ -127,7 +127,7 @@ impl Manifest {
     pub fn empty(log_id: LogId) -> Manifest {
         Manifest {
             generation: Generation::NONE.0,
-            log_id: *log_id.as_bytes(),
+            log_id: log_id.0,
             writer_id: [0; 16],
             epoch: 0,
             segments: Vec::new(),
@@ -143,7 +143,7 @@ impl Manifest {
     /// The log.
     #[must_use]
     pub fn log_id(&self) -> LogId {
-        LogId::from_bytes(self.log_id)
+        LogId(self.log_id)
     }
 
     /// This manifest's number.
@@ -161,7 +161,7 @@ impl Manifest {
     /// The writer's reign.
     #[must_use]
     pub fn epoch(&self) -> Epoch {
-        Epoch::new(self.epoch)
+        Epoch(self.epoch)
     }
 
     /// Where the chain continues after the covered chunks.
@@ -173,13 +173,18 @@ impl Manifest {
     /// The last LSN in the sealed segments; zero if there are none.
     #[must_use]
     pub fn covered_lsn(&self) -> Lsn {
-        self.segments.last().and_then(|s| wire::lsn(s.last)).unwrap_or(Lsn::ZERO)
+        self.segments
+            .last()
+            .and_then(|s| wire::lsn(s.last))
+            .unwrap_or(Lsn::ZERO)
     }
 
     /// No later LSN may be at or below this.
     #[must_use]
     pub fn lsn_floor(&self) -> Lsn {
-        wire::lsn(self.lsn_floor).unwrap_or(Lsn::ZERO).max(self.covered_lsn())
+        wire::lsn(self.lsn_floor)
+            .unwrap_or(Lsn::ZERO)
+            .max(self.covered_lsn())
     }
 
     /// The object's bytes.
@@ -205,7 +210,10 @@ impl Manifest {
     /// [`ManifestError`]: see there.
     pub fn decode(object: &[u8]) -> Result<Manifest, ManifestError> {
         if object.len() < HEADER_BYTES + CRC_BYTES || object.len() > MAX_MANIFEST_BYTES {
-            return Err(ManifestError::Length { need: HEADER_BYTES + CRC_BYTES, have: object.len() });
+            return Err(ManifestError::Length {
+                need: HEADER_BYTES + CRC_BYTES,
+                have: object.len(),
+            });
         }
         let mut fields = FieldReader::new(object);
         if fields.array::<8>() != MAGIC {
@@ -219,12 +227,17 @@ impl Manifest {
         let body_len = fields.u32() as usize;
         let need = HEADER_BYTES + body_len + CRC_BYTES;
         if need != object.len() {
-            return Err(ManifestError::Length { need, have: object.len() });
+            return Err(ManifestError::Length {
+                need,
+                have: object.len(),
+            });
         }
         if zero != 0 || !wire::crc_matches(object, HEADER_BYTES + body_len) {
             return Err(ManifestError::Checksum);
         }
-        let body = object.get(HEADER_BYTES..HEADER_BYTES + body_len).unwrap_or_default();
+        let body = object
+            .get(HEADER_BYTES..HEADER_BYTES + body_len)
+            .unwrap_or_default();
         let manifest: Manifest =
             wincode::deserialize_exact(body).map_err(|_| ManifestError::Body("not a manifest's fields"))?;
         manifest.check()?;
@@ -232,23 +245,53 @@ impl Manifest {
     }
 
     fn check(&self) -> Result<(), ManifestError> {
-        let rule = |ok: bool, name| if ok { Ok(()) } else { Err(ManifestError::Body(name)) };
-        rule(self.next_ordinal > self.covered_through, "next ordinal is not after the covered ones")?;
+        let rule = |ok: bool, name| {
+            if ok {
+                Ok(())
+            } else {
+                Err(ManifestError::Body(name))
+            }
+        };
+        rule(
+            self.next_ordinal > self.covered_through,
+            "next ordinal is not after the covered ones",
+        )?;
         rule(wire::lsn(self.lsn_floor).is_some(), "LSN floor out of range")?;
-        rule(self.covered_epoch <= self.epoch, "covered epoch above the writer's")?;
+        rule(
+            self.covered_epoch <= self.epoch,
+            "covered epoch above the writer's",
+        )?;
         let mut prev = None;
         for segment in &self.segments {
             rule(wire::lsn(segment.last).is_some(), "segment's LSN out of range")?;
-            rule(segment.base <= segment.last && segment.prev < segment.base, "segment's LSNs are out of order")?;
-            rule(prev.is_none_or(|prev| prev == segment.prev), "segments do not chain")?;
-            rule(segment.object.starts_with(SEGMENT_PREFIX), "segment's object name")?;
+            rule(
+                segment.base <= segment.last && segment.prev < segment.base,
+                "segment's LSNs are out of order",
+            )?;
+            rule(
+                prev.is_none_or(|prev| prev == segment.prev),
+                "segments do not chain",
+            )?;
+            rule(
+                segment.object.starts_with(SEGMENT_PREFIX),
+                "segment's object name",
+            )?;
             prev = Some(segment.last);
         }
         let mut newer = u64::MAX;
         for checkpoint in &self.checkpoints {
-            rule(checkpoint.lsn < newer && wire::lsn(checkpoint.lsn).is_some(), "checkpoints are out of order")?;
-            rule(checkpoint.files.len() <= MAX_CHECKPOINT_FILES, "too many checkpoint files")?;
-            rule(checkpoint.files.iter().all(|f| is_plain_file_name(&f.name)), "checkpoint file's name")?;
+            rule(
+                checkpoint.lsn < newer && wire::lsn(checkpoint.lsn).is_some(),
+                "checkpoints are out of order",
+            )?;
+            rule(
+                checkpoint.files.len() <= MAX_CHECKPOINT_FILES,
+                "too many checkpoint files",
+            )?;
+            rule(
+                checkpoint.files.iter().all(|f| is_plain_file_name(&f.name)),
+                "checkpoint file's name",
+            )?;
             newer = checkpoint.lsn;
         }
         Ok(())
@@ -319,7 +362,9 @@ mod tests {
             ("gap between segments", |m| m.segments[1].prev = 199),
             ("backward segment", |m| m.segments[0].last = 50),
             ("LSN over 2^53", |m| m.segments[1].last = 1 << 53),
-            ("path in a checkpoint", |m| m.checkpoints[0].files[0].name = "../../etc/passwd".into()),
+            ("path in a checkpoint", |m| {
+                m.checkpoints[0].files[0].name = "../../etc/passwd".into()
+            }),
             ("floor over 2^53", |m| m.lsn_floor = u64::MAX),
             ("covered epoch", |m| m.covered_epoch = 4),
         ];

@@ -130,13 +130,13 @@ pub fn segment_object(base: Lsn) -> String {
 /// The name to use when an earlier reign left a different object under [`segment_object`].
 #[must_use]
 pub fn segment_object_of_epoch(base: Lsn, epoch: Epoch) -> String {
-    format!("{SEGMENT_PREFIX}{:016x}-{:x}", base.get(), epoch.get())
+    format!("{SEGMENT_PREFIX}{:016x}-{:x}", base.get(), epoch.0)
 }
 
 /// The name of one file of a checkpoint. The epoch keeps two reigns that took a checkpoint at the same LSN apart.
 #[must_use]
 pub fn checkpoint_object(lsn: Lsn, epoch: Epoch, file: &str) -> String {
-    format!("{CHECKPOINT_PREFIX}{:016x}/{:x}-{file}", lsn.get(), epoch.get())
+    format!("{CHECKPOINT_PREFIX}{:016x}/{:x}-{file}", lsn.get(), epoch.0)
 }
 
 /// True for a checkpoint file's name that is one plain path component: letters, digits, `.`, `-`, `_`, and not a
@@ -146,12 +146,16 @@ pub fn is_plain_file_name(name: &str) -> bool {
     !name.is_empty()
         && name.len() <= 128
         && !name.starts_with('.')
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
 }
 
 fn parse_hex16(text: &str) -> Option<u64> {
     let lower_hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
-    (text.len() == 16 && text.bytes().all(lower_hex)).then(|| u64::from_str_radix(text, 16).ok()).flatten()
+    (text.len() == 16 && text.bytes().all(lower_hex))
+        .then(|| u64::from_str_radix(text, 16).ok())
+        .flatten()
 }
 
 #[cfg(test)]
@@ -162,14 +166,27 @@ mod tests {
     fn names_sort_like_their_numbers_and_come_back() {
         for (a, b) in [(0, 1), (9, 16), (255, 256), (1 << 40, u64::MAX)] {
             assert!(Ordinal(a).object_name() < Ordinal(b).object_name());
-            assert_eq!(Ordinal::from_object_name(&Ordinal(b).object_name()), Some(Ordinal(b)));
-            assert_eq!(Generation::from_object_name(&Generation(a).object_name()), Some(Generation(a)));
+            assert_eq!(
+                Ordinal::from_object_name(&Ordinal(b).object_name()),
+                Some(Ordinal(b))
+            );
+            assert_eq!(
+                Generation::from_object_name(&Generation(a).object_name()),
+                Some(Generation(a))
+            );
         }
     }
 
     #[test]
     fn names_of_other_things_are_not_numbers() {
-        for name in ["wal/", "wal/1", "wal/000000000000000G", "wal/00000000000000AA", "wal/+000000000000001", "seg/0000000000000001"] {
+        for name in [
+            "wal/",
+            "wal/1",
+            "wal/000000000000000G",
+            "wal/00000000000000AA",
+            "wal/+000000000000001",
+            "seg/0000000000000001",
+        ] {
             assert_eq!(Ordinal::from_object_name(name), None, "{name}");
         }
     }

@@ -67,7 +67,9 @@ pub enum SealedError {
     #[error("not a sealed segment: the magic bytes are missing at its end")]
     NotSealed,
     /// A format that this program does not know.
-    #[error("sealed-segment format version {0} is not known to this program (it knows {VERSION}); use a newer one")]
+    #[error(
+        "sealed-segment format version {0} is not known to this program (it knows {VERSION}); use a newer one"
+    )]
     UnknownVersion(u16),
     /// A checksum does not match.
     #[error("the checksum of the {0} does not match")]
@@ -128,7 +130,7 @@ pub fn encode(
     footer.u64(raw_bytes);
     footer.u32(blocks);
     footer.u32(crc32fast::hash(&table));
-    footer.bytes(log_id.as_bytes());
+    footer.bytes(&log_id.0);
     footer.u64(base.get());
     footer.bytes(&sha256);
     footer.u32(0);
@@ -137,7 +139,13 @@ pub fn encode(
     out.write_all(&footer.finish())?;
     out.flush()?;
     stored_bytes += (table.len() + FOOTER_BYTES) as u64;
-    Ok(SealedSummary { log_id, base, raw_bytes, stored_bytes, sha256 })
+    Ok(SealedSummary {
+        log_id,
+        base,
+        raw_bytes,
+        stored_bytes,
+        sha256,
+    })
 }
 
 fn read_full(from: &mut impl Read, into: &mut [u8]) -> io::Result<usize> {
@@ -188,7 +196,7 @@ impl Footer {
         let raw_bytes = fields.u64();
         let blocks = fields.u32();
         let table_crc = fields.u32();
-        let log_id = LogId::from_bytes(fields.array());
+        let log_id = LogId(fields.array());
         let base = wire::lsn(fields.u64()).ok_or(SealedError::Field("base LSN"))?;
         let sha256 = fields.array();
         if block_bytes == 0 || block_bytes > 16 << 20 {
@@ -198,7 +206,13 @@ impl Footer {
             return Err(SealedError::Field("number of blocks"));
         }
         let footer = Footer {
-            summary: SealedSummary { log_id, base, raw_bytes, stored_bytes, sha256 },
+            summary: SealedSummary {
+                log_id,
+                base,
+                raw_bytes,
+                stored_bytes,
+                sha256,
+            },
             block_bytes,
             blocks,
             table_crc,
@@ -297,7 +311,10 @@ impl SealedIndex {
     /// # Errors
     /// [`SealedError`]: see there.
     pub fn unpack(&self, block: u32, stored: &[u8]) -> Result<Vec<u8>, SealedError> {
-        let entry = self.blocks.get(block as usize).ok_or(SealedError::Field("block number"))?;
+        let entry = self
+            .blocks
+            .get(block as usize)
+            .ok_or(SealedError::Field("block number"))?;
         if stored.len() != entry.len as usize {
             return Err(SealedError::Truncated);
         }
@@ -308,7 +325,11 @@ impl SealedIndex {
         let want = (self.footer.summary.raw_bytes - start).min(u64::from(self.footer.block_bytes));
         let want = usize::try_from(want).map_err(|_| SealedError::Block(block))?;
         let raw = zstd::bulk::decompress(stored, want).map_err(|_| SealedError::Block(block))?;
-        if raw.len() == want { Ok(raw) } else { Err(SealedError::Block(block)) }
+        if raw.len() == want {
+            Ok(raw)
+        } else {
+            Err(SealedError::Block(block))
+        }
     }
 }
 
@@ -340,7 +361,10 @@ pub fn decode(
     for number in 0..index.block_count() {
         let range = index.stored_range(number).unwrap_or_default();
         // The table's sum was checked against the object's length, so a length here is never more than the file has.
-        buffer.resize(usize::try_from(range.end - range.start).map_err(|_| SealedError::Truncated)?, 0);
+        buffer.resize(
+            usize::try_from(range.end - range.start).map_err(|_| SealedError::Truncated)?,
+            0,
+        );
         stored.read_exact(&mut buffer)?;
         let raw = index.unpack(number, &buffer)?;
         digest.update(&raw);
@@ -348,7 +372,11 @@ pub fn decode(
     }
     out.flush()?;
     let digest: [u8; 32] = digest.finalize().into();
-    if digest == index.summary().sha256 { Ok(*index.summary()) } else { Err(SealedError::Digest) }
+    if digest == index.summary().sha256 {
+        Ok(*index.summary())
+    } else {
+        Err(SealedError::Digest)
+    }
 }
 
 #[cfg(test)]
@@ -360,7 +388,7 @@ mod tests {
 
     fn pack(raw: &[u8]) -> (SealedSummary, Vec<u8>) {
         let mut out = Vec::new();
-        let summary = encode(raw, &mut out, LogId::from_bytes([0x11; 16]), lsn(77)).unwrap();
+        let summary = encode(raw, &mut out, LogId([0x11; 16]), lsn(77)).unwrap();
         (summary, out)
     }
 
@@ -376,7 +404,10 @@ mod tests {
 
     #[test]
     fn an_object_has_the_bytes_of_the_golden_file() {
-        golden("sealed.bin", &pack(b"a very small segment, a very small segment").1);
+        golden(
+            "sealed.bin",
+            &pack(b"a very small segment, a very small segment").1,
+        );
     }
 
     #[test]
@@ -386,17 +417,26 @@ mod tests {
         assert_eq!(summary.stored_bytes, object.len() as u64);
         let footer = Footer::decode(&object[object.len() - FOOTER_BYTES..], object.len() as u64).unwrap();
         let table = footer.table_range();
-        let index = footer.index(&object[table.start as usize..table.end as usize]).unwrap();
+        let index = footer
+            .index(&object[table.start as usize..table.end as usize])
+            .unwrap();
         for range in [0..10, 262_140..262_150, 524_000..525_000, 0..raw.len() as u64] {
             let blocks = index.blocks_of(range.clone());
             let first = blocks.start;
             let mut got = Vec::new();
             for block in blocks {
                 let stored = index.stored_range(block).unwrap();
-                got.extend(index.unpack(block, &object[stored.start as usize..stored.end as usize]).unwrap());
+                got.extend(
+                    index
+                        .unpack(block, &object[stored.start as usize..stored.end as usize])
+                        .unwrap(),
+                );
             }
             let skip = range.start as usize - first as usize * BLOCK_BYTES as usize;
-            assert_eq!(got[skip..][..(range.end - range.start) as usize], raw[range.start as usize..range.end as usize]);
+            assert_eq!(
+                got[skip..][..(range.end - range.start) as usize],
+                raw[range.start as usize..range.end as usize]
+            );
         }
         assert_eq!(index.blocks_of(raw.len() as u64..u64::MAX), 0..0);
     }

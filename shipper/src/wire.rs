@@ -4,7 +4,7 @@ use engine::log::Lsn;
 
 /// An LSN read from a remote object, or `None` if it is out of range.
 pub(crate) fn lsn(raw: u64) -> Option<Lsn> {
-    (raw < 1 << 53).then(|| Lsn::new(raw))
+    Lsn::new(raw)
 }
 
 /// True if the little-endian u32 at `at` is the crc32 of everything before it.
@@ -96,12 +96,14 @@ pub(crate) mod testing {
     use engine::log::Lsn;
 
     pub(crate) fn lsn(raw: u64) -> Lsn {
-        Lsn::new(raw)
+        Lsn::new(raw).unwrap()
     }
 
     /// Compares with the checked-in file; `PDS_BLESS=1` writes it instead, which is a change of format.
     pub(crate) fn golden(name: &str, bytes: &[u8]) {
-        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata").join(name);
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("testdata")
+            .join(name);
         if std::env::var_os("PDS_BLESS").is_some() {
             std::fs::write(&path, bytes).unwrap();
         }

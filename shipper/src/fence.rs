@@ -102,8 +102,8 @@ pub struct ReplicaState {
 
 impl ReplicaState {
     /// The epoch above every one that is known.
-    fn next_epoch(&self) -> Epoch {
-        Epoch(self.end.epoch.0.max(self.manifest.epoch).saturating_add(1))
+    fn next_epoch(&self, above: Epoch) -> Epoch {
+        Epoch(self.end.epoch.0.max(self.manifest.epoch).max(above.0)).next()
     }
 
     /// What [`plan::decide_start`] needs; `known_writers` are the identities that this data directory has used.
@@ -120,7 +120,7 @@ impl ReplicaState {
         }
     }
 
-    /// The epoch of the frames at the chain's end is not in the headers; the last data chunk tells where they are.
+    /// The newest chunk with frames that no segment covers.
     #[must_use]
     pub fn last_data_chunk(&self) -> Option<&ChunkHeader> {
         self.chain
@@ -152,7 +152,7 @@ pub async fn survey(
     read_state(&requests, log.log_id).await.map(Some)
 }
 
-async fn read_log_object(requests: &Requests) -> Result<Option<LogObject>, ReplicaError> {
+pub(crate) async fn read_log_object(requests: &Requests) -> Result<Option<LogObject>, ReplicaError> {
     match requests
         .get(&ObjectName::new(LOG_OBJECT).map_err(StoreError::from)?, 4_096)
         .await
@@ -301,6 +301,8 @@ pub struct ClaimOptions {
     pub log_id: LogId,
     /// Our identity: fresh for every process.
     pub writer_id: WriterId,
+    /// The new reign's epoch is above this one, too: the local log's last.
+    pub above_epoch: Epoch,
     /// An LSN that ours must exceed; the local log's last one, or zero.
     pub lsn_floor: Lsn,
     /// For the creation times.
@@ -324,6 +326,8 @@ pub struct Claim {
     pub next_ordinal: Ordinal,
     /// Our LSNs must exceed this: everything that an earlier writer can have shown to anybody is at or below it.
     pub lsn_floor: Lsn,
+    /// Where the chain ended before our fence.
+    pub before: ChainEnd,
     /// Where the replica stands, our fence included.
     pub replica: ReplicaState,
 }
@@ -380,7 +384,7 @@ pub async fn claim(store: &Arc<dyn ReplicaStore>, options: &ClaimOptions) -> Res
         let draft = ChunkDraft {
             log_id: options.log_id,
             writer_id: options.writer_id,
-            epoch: state.next_epoch(),
+            epoch: state.next_epoch(options.above_epoch),
             ordinal: state.end.next,
             prev_lsn: state.end.last_lsn,
             lsn_floor: state.end.lsn_floor.max(options.lsn_floor),
@@ -408,7 +412,8 @@ pub async fn claim(store: &Arc<dyn ReplicaStore>, options: &ClaimOptions) -> Res
         if newest.covered_through >= fence.ordinal.0 {
             continue;
         }
-        state.end = state.end.follow(&fence).map_err(|source| ReplicaError::Chain {
+        let before = state.end;
+        state.end = before.follow(&fence).map_err(|source| ReplicaError::Chain {
             object: name.to_string(),
             source,
         })?;
@@ -426,6 +431,7 @@ pub async fn claim(store: &Arc<dyn ReplicaStore>, options: &ClaimOptions) -> Res
             ordinal: fence.ordinal,
             next_ordinal: fence.next_ordinal,
             lsn_floor: fence.lsn_floor,
+            before,
             replica: state,
         });
     }

@@ -10,13 +10,20 @@
 )]
 
 pub mod blobs;
+pub mod blobs;
+pub mod checkpoint;
 pub mod chunk;
+mod feed;
 pub mod fence;
+mod housekeeping;
 pub mod log_object;
 pub mod manifest;
 pub mod names;
 pub mod plan;
 mod requests;
+pub mod restore;
 pub mod sealed;
+pub mod ship;
+pub mod start;
 pub mod store;
 mod wire;

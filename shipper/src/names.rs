@@ -139,6 +139,13 @@ pub fn checkpoint_object(lsn: Lsn, epoch: Epoch, file: &str) -> String {
     format!("{CHECKPOINT_PREFIX}{:016x}/{:x}-{file}", lsn.get(), epoch.0)
 }
 
+/// The reign in the name of a checkpoint's file, or `None` if it is no such name.
+#[must_use]
+pub fn checkpoint_epoch(object: &str) -> Option<Epoch> {
+    let file = object.strip_prefix(CHECKPOINT_PREFIX)?.split_once('/')?.1;
+    u64::from_str_radix(file.split_once('-')?.0, 16).ok().map(Epoch)
+}
+
 /// True for a checkpoint file's name that is one plain path component: letters, digits, `.`, `-`, `_`, and not a
 /// dot name. Names come back from the replica at a restore, so they must not be able to leave the directory.
 #[must_use]

@@ -65,6 +65,12 @@ pub enum ChainError {
 }
 
 impl ChainEnd {
+    /// True if nobody has written to the chain yet.
+    #[must_use]
+    pub fn is_untouched(&self) -> bool {
+        self.epoch == Epoch::ZERO
+    }
+
     /// Where the chain continues after what `manifest` covers.
     #[must_use]
     pub fn after(manifest: &Manifest) -> ChainEnd {
@@ -73,7 +79,8 @@ impl ChainEnd {
             next: manifest.next_ordinal(),
             last_lsn: manifest.covered_lsn(),
             epoch: Epoch(manifest.covered_epoch),
-            writer: None,
+            // A manifest of the same reign was written by the process whose chunks it covers.
+            writer: (manifest.epoch > 0 && manifest.epoch == manifest.covered_epoch).then(|| manifest.writer_id()),
             lsn_floor: manifest.lsn_floor(),
             handed_over: false,
         }

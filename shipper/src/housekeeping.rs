@@ -1,0 +1,490 @@
+//! Beside the shipping of chunks: sealed segments, manifests, checkpoints, deletions. May lag for days without harm.
+//!
+//! | step | crash after it leaves | and the next start |
+//! |---|---|---|
+//! | pack a segment into a temporary file | nothing in the replica | packs it again |
+//! | create `seg/…` | an object that no manifest names | finds it (`Exists`), compares, uses it; if it differs, names its own by epoch |
+//! | create `manifest/<g + 1>` | everything covered is named | derives g + 2 from it |
+//! | check that g + 1 is the newest | the same | the same |
+//! | delete covered chunks, displaced checkpoints, old manifests | some are left | sweeps them after its first manifest |
+//!
+//! The check before the deletions matters because create-if-absent forgets the names of deleted objects: a writer that
+//! slept long enough could create a generation that was deleted meanwhile. It then sees a higher one and deletes nothing.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use engine::log::{Epoch, LogId, Lsn, SegmentInfo};
+use futures_util::StreamExt;
+use tokio::sync::mpsc;
+
+use crate::checkpoint::{self, CheckpointError, CheckpointRequest, LocalFile};
+use crate::chunk::{ChunkHeader, ChunkKind};
+use crate::fence::{self, ReplicaError};
+use crate::manifest::{CheckpointEntry, FileEntry, Manifest, ManifestError, SegmentEntry};
+use crate::names::{
+    self, CHECKPOINT_PREFIX, Generation, MANIFEST_PREFIX, Ordinal, SEGMENT_PREFIX, WAL_PREFIX,
+};
+use crate::plan::{self, ManifestVerdict};
+use crate::sealed::{self, FOOTER_BYTES, Footer, SealedError, SealedSummary};
+use crate::ship::{Shared, ShipEnd, with_sources};
+use crate::store::{Created, ObjectName, StoreError};
+
+/// Deletions at a time.
+const DELETES_AT_A_TIME: usize = 8;
+/// Manifests that stay before the newest.
+const OLD_MANIFESTS: u64 = 3;
+/// Most objects that a sweep looks at per prefix.
+const MAX_SWEPT: usize = 1_000_000;
+
+/// What housekeeping remembers of a chunk.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Link {
+    ordinal: Ordinal,
+    next: Ordinal,
+    kind: ChunkKind,
+    epoch: Epoch,
+    prev_lsn: Lsn,
+    last_lsn: Lsn,
+}
+
+impl Link {
+    pub(crate) fn of(header: &ChunkHeader) -> Link {
+        Link {
+            ordinal: header.ordinal,
+            next: header.next_ordinal,
+            kind: header.kind,
+            epoch: header.epoch,
+            prev_lsn: header.prev_lsn,
+            last_lsn: header.last_lsn,
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Trouble {
+    #[error("fenced by epoch {0}")]
+    Fenced(Epoch),
+    #[error(transparent)]
+    Replica(#[from] ReplicaError),
+    #[error("segment object {object}")]
+    Sealed {
+        object: String,
+        #[source]
+        source: SealedError,
+    },
+    #[error("local segment {segment}: {what}")]
+    Segment { segment: Lsn, what: String },
+    #[error("building a manifest")]
+    Manifest(#[from] ManifestError),
+    #[error("a chunk at ordinal {0} crosses the end of a sealed segment")]
+    Misaligned(Ordinal),
+    #[error("a task of housekeeping was lost: {0}")]
+    Task(String),
+}
+
+impl From<StoreError> for Trouble {
+    fn from(error: StoreError) -> Trouble {
+        Trouble::Replica(ReplicaError::Store(error))
+    }
+}
+
+pub(crate) struct Housekeeper {
+    shared: Arc<Shared>,
+    checkpoints: mpsc::Receiver<CheckpointRequest>,
+    manifest: Manifest,
+    swept: bool,
+}
+
+impl Housekeeper {
+    pub(crate) fn new(shared: Arc<Shared>, checkpoints: mpsc::Receiver<CheckpointRequest>) -> Housekeeper {
+        let manifest = shared.claim.replica.manifest.clone();
+        Housekeeper { shared, checkpoints, manifest, swept: false }
+    }
+
+    /// Runs until fenced.
+    pub(crate) async fn run(&mut self) -> ShipEnd {
+        let mut open = true;
+        let mut pause = self.shared.config.housekeeping_interval;
+        loop {
+            let request = tokio::select! {
+                () = tokio::time::sleep(pause) => None,
+                request = self.checkpoints.recv(), if open => {
+                    open = request.is_some();
+                    request
+                }
+            };
+            let outcome = match request {
+                Some(CheckpointRequest { dir, lsn, reply }) => {
+                    let result = self.checkpoint(&dir, lsn).await;
+                    let fenced = match &result {
+                        Err(Refused::Trouble(Trouble::Fenced(by))) => Some(*by),
+                        _ => None,
+                    };
+                    // The asker may have given up; what is published stays published.
+                    let _ = reply.send(result.map_err(Refused::into_error));
+                    fenced.map_or(Ok(()), |by| Err(Trouble::Fenced(by)))
+                }
+                None => self.segments().await,
+            };
+            match outcome {
+                Ok(()) => pause = self.shared.config.housekeeping_interval,
+                Err(Trouble::Fenced(by)) => return ShipEnd::Fenced { by },
+                Err(trouble) => {
+                    let text = self.shared.note_error(&trouble);
+                    tracing::warn!("housekeeping of the replica failed and is tried again: {text}");
+                    pause = (pause * 2).min(self.shared.config.housekeeping_interval * 30);
+                }
+            }
+        }
+    }
+
+    /// Ships every segment that is sealed and wholly in the replica's chain.
+    async fn segments(&mut self) -> Result<(), Trouble> {
+        self.seal_if_many_chunks().await;
+        let remote = self.shared.remote.get();
+        for segment in self.shared.log.segments() {
+            let covered = self.manifest.covered_lsn();
+            if !segment.sealed || segment.last > remote {
+                break;
+            }
+            if segment.last <= covered {
+                continue;
+            }
+            if segment.prev != covered {
+                let what = format!("it follows {}, but the replica's segments end at {covered}", segment.prev);
+                return Err(Trouble::Segment { segment: segment.base, what });
+            }
+            let entry = self.ship_segment(&segment).await?;
+            self.publish(|manifest| {
+                if manifest.covered_lsn() == Lsn::saturating(entry.prev) {
+                    manifest.segments.push(entry.clone());
+                }
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    /// Seals the open segment early if many chunks wait for one that covers them: neither a restore's requests nor our
+    /// memory may grow without bound.
+    async fn seal_if_many_chunks(&self) {
+        let links = self.shared.links.lock().len();
+        if links >= self.shared.config.seal_after_chunks {
+            if let Err(error) = self.shared.log.seal_now().await {
+                self.shared.note_error(&error);
+            }
+        }
+    }
+
+    async fn ship_segment(&self, segment: &SegmentInfo) -> Result<SegmentEntry, Trouble> {
+        let packed = self.pack(segment).await?;
+        let mut object = names::segment_object(segment.base);
+        let mut there = self.create_segment(&object, packed.file.path(), &packed.summary).await?;
+        if there.is_none() {
+            // An earlier reign packed other bytes for the same base. Ours is verified; that one may be anything.
+            object = names::segment_object_of_epoch(segment.base, self.shared.claim.epoch);
+            there = self.create_segment(&object, packed.file.path(), &packed.summary).await?;
+        }
+        let Some(stored_bytes) = there else {
+            let what = format!("{object} exists with other content");
+            return Err(Trouble::Segment { segment: segment.base, what });
+        };
+        metrics::counter!("pds_ship_bytes_total").increment(stored_bytes);
+        Ok(SegmentEntry {
+            base: segment.base.get(),
+            last: segment.last.get(),
+            prev: segment.prev.get(),
+            raw_bytes: packed.summary.raw_bytes,
+            sha256: packed.summary.sha256,
+            object,
+            stored_bytes,
+        })
+    }
+
+    async fn pack(&self, segment: &SegmentInfo) -> Result<Packed, Trouble> {
+        let base = segment.base;
+        let log = self.shared.log.reader();
+        let log_id = self.shared.claim.log_id;
+        let temp_dir = self.shared.config.temp_dir.clone();
+        let work = tokio::task::spawn_blocking(move || pack(&log, base, log_id, &temp_dir));
+        work.await.map_err(|error| Trouble::Task(error.to_string()))?
+    }
+
+    /// The stored bytes if the object is there now with our content; `None` if it is there with other content.
+    async fn create_segment(
+        &self,
+        object: &str,
+        file: &Path,
+        ours: &SealedSummary,
+    ) -> Result<Option<u64>, Trouble> {
+        let requests = &self.shared.requests;
+        let name = ObjectName::new(object).map_err(StoreError::from)?;
+        if requests.create_from_file(&name, file).await? == Created::Created {
+            return Ok(Some(ours.stored_bytes));
+        }
+        let Some(size) = requests.once(requests.store().size(&name)).await? else {
+            return Err(StoreError::NotFound { object: object.to_owned() }.into());
+        };
+        if size < FOOTER_BYTES as u64 {
+            return Ok(None);
+        }
+        let footer = requests.get_range(&name, size - FOOTER_BYTES as u64..size).await?;
+        match Footer::decode(&footer, size) {
+            // Same length, same digest of the raw bytes, same format: the compressor is the same, so are the bytes. To
+            // be sure of those that matter, read it back.
+            Ok(footer) if footer.summary == *ours => {
+                let temp = tempfile::NamedTempFile::new_in(&self.shared.config.temp_dir)
+                    .map_err(|source| Trouble::Sealed { object: object.to_owned(), source: source.into() })?;
+                requests.get_to_file(&name, temp.path()).await?;
+                let work = tokio::task::spawn_blocking(move || {
+                    let mut stored = std::fs::File::open(temp.path())?;
+                    sealed::decode(&mut stored, size, std::io::sink())
+                });
+                let decoded = work.await.map_err(|error| Trouble::Task(error.to_string()))?;
+                Ok((matches!(decoded, Ok(summary) if summary == *ours)).then_some(size))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    async fn checkpoint(&mut self, dir: &Path, lsn: Lsn) -> Result<(), Refused> {
+        if let Some(newest) = self.manifest.checkpoints.first()
+            && newest.lsn >= lsn.get()
+        {
+            return Err(CheckpointError::NotNewer { newest: Lsn::saturating(newest.lsn) }.into());
+        }
+        let owned = dir.to_owned();
+        let read = tokio::task::spawn_blocking(move || checkpoint::read_dir(&owned)).await;
+        let files = read.map_err(|error| Trouble::Task(error.to_string()))??;
+        let mut entries = Vec::with_capacity(files.len());
+        for file in files {
+            entries.push(self.ship_file(lsn, file).await?);
+        }
+        let entry = CheckpointEntry { lsn: lsn.get(), files: entries };
+        let keep = self.shared.config.keep_checkpoints.max(1);
+        self.publish(|manifest| {
+            manifest.checkpoints.retain(|other| other.lsn < entry.lsn);
+            manifest.checkpoints.insert(0, entry.clone());
+            manifest.checkpoints.truncate(keep);
+        })
+        .await?;
+        Ok(())
+    }
+
+    async fn ship_file(&self, lsn: Lsn, file: LocalFile) -> Result<FileEntry, CheckpointError> {
+        let object = names::checkpoint_object(lsn, self.shared.claim.epoch, &file.name);
+        let failed = |source| CheckpointError::Store { object: object.clone(), source };
+        let requests = &self.shared.requests;
+        let name = ObjectName::new(object.clone()).map_err(|error| failed(error.into()))?;
+        if requests.create_from_file(&name, &file.path).await.map_err(failed)? == Created::Exists {
+            // Ours from an earlier try of this process, since the epoch is in the name; but is it the same file?
+            let (path, dir) = (file.path.clone(), self.shared.config.temp_dir.clone());
+            let local = |source| CheckpointError::Local { path, source };
+            let temp = tempfile::NamedTempFile::new_in(dir).map_err(local.clone())?;
+            requests.get_to_file(&name, temp.path()).await.map_err(failed)?;
+            let digest = tokio::task::spawn_blocking(move || checkpoint::digest_file(temp.path())).await;
+            let digest = digest.map_err(|_| CheckpointError::Stopped)?.map_err(local)?;
+            if digest != (file.size, file.sha256) {
+                let what = "the replica has another file of this name and LSN; take a newer checkpoint";
+                return Err(CheckpointError::Unsuitable { path: file.path, what });
+            }
+        }
+        metrics::counter!("pds_ship_bytes_total").increment(file.size);
+        Ok(FileEntry { name: file.name, object, size: file.size, sha256: file.sha256 })
+    }
+
+    /// Publishes the manifest that follows from the newest one by `change`, then deletes what it no longer names.
+    async fn publish(&mut self, change: impl Fn(&mut Manifest)) -> Result<(), Trouble> {
+        let requests = &self.shared.requests;
+        let log_id = self.shared.claim.log_id;
+        let epoch = self.shared.claim.epoch;
+        loop {
+            let mut next = self.manifest.clone();
+            next.generation = self.manifest.generation().next().0;
+            next.writer_id = self.shared.claim.writer_id.0;
+            next.epoch = epoch.0;
+            next.created_at_micros = self.shared.clock.now_micros();
+            next.lsn_floor = next.lsn_floor.max(self.shared.claim.lsn_floor.get()).max(self.shared.remote.get().get());
+            change(&mut next);
+            let covered = self.cover(&mut next)?;
+            let name = ObjectName::new(next.generation().object_name()).map_err(StoreError::from)?;
+            if requests.create(&name, next.encode()?.into()).await? == Created::Exists {
+                let Some(there) = fence::read_manifest(requests, log_id, next.generation()).await? else {
+                    let newest = fence::newest_manifest(requests, log_id).await?;
+                    self.adopt(newest)?;
+                    continue;
+                };
+                match plan::on_manifest_exists(&next, &there) {
+                    ManifestVerdict::Ours => {}
+                    ManifestVerdict::Adopt => {
+                        self.adopt(there)?;
+                        continue;
+                    }
+                    ManifestVerdict::Fenced { by } => return Err(Trouble::Fenced(by)),
+                }
+            }
+            if let Some(newer) = fence::newest_generation(requests, next.generation()).await? {
+                // A generation that was deleted came to life again; it is not the truth, and we are not the writer.
+                let by = fence::read_manifest(requests, log_id, newer).await?.map_or(epoch, |m| m.epoch());
+                return Err(Trouble::Fenced(by));
+            }
+            let displaced = std::mem::replace(&mut self.manifest, next);
+            self.delete_covered(covered, &displaced).await;
+            return Ok(());
+        }
+    }
+
+    fn adopt(&mut self, there: Manifest) -> Result<(), Trouble> {
+        if there.epoch() > self.shared.claim.epoch {
+            return Err(Trouble::Fenced(there.epoch()));
+        }
+        tracing::info!(generation = there.generation, "an earlier reign published a manifest; going on from it");
+        let from = there.next_ordinal();
+        self.shared.links.lock().retain(|link| link.ordinal >= from);
+        self.manifest = there;
+        Ok(())
+    }
+
+    /// Says in `next` which chunks its segments cover; yields those with data.
+    fn cover(&self, next: &mut Manifest) -> Result<Vec<Ordinal>, Trouble> {
+        let covered = next.covered_lsn();
+        let links = self.shared.links.lock();
+        let kinds: Vec<(ChunkKind, Lsn)> = links.iter().map(|link| (link.kind, link.last_lsn)).collect();
+        let count = plan::covered_links(&kinds, covered);
+        if let Some(after) = links.iter().skip(count).find(|link| link.kind == ChunkKind::Data)
+            && after.prev_lsn < covered
+        {
+            return Err(Trouble::Misaligned(after.ordinal));
+        }
+        if let Some(last) = count.checked_sub(1).and_then(|at| links.get(at)) {
+            next.covered_through = last.ordinal.0;
+            next.next_ordinal = last.next.0;
+            next.covered_epoch = last.epoch.0;
+        }
+        let data = links.iter().take(count).filter(|link| link.kind == ChunkKind::Data);
+        Ok(data.map(|link| link.ordinal).collect())
+    }
+
+    /// Deletes what the manifest no longer names. Failures are noted; what is left is swept by the next start.
+    async fn delete_covered(&mut self, covered: Vec<Ordinal>, displaced: &Manifest) {
+        let from = self.manifest.next_ordinal();
+        self.shared.links.lock().retain(|link| link.ordinal >= from);
+        let mut doomed: Vec<String> = covered.into_iter().map(Ordinal::object_name).collect();
+        let live = |lsn: u64| self.manifest.checkpoints.iter().any(|kept| kept.lsn == lsn);
+        for gone in displaced.checkpoints.iter().filter(|old| !live(old.lsn)) {
+            doomed.extend(gone.files.iter().map(|file| file.object.clone()));
+        }
+        if let Some(old) = self.manifest.generation.checked_sub(OLD_MANIFESTS + 1).filter(|old| *old > 0) {
+            doomed.push(Generation(old).object_name());
+        }
+        if !self.swept {
+            match self.find_orphans().await {
+                Ok(orphans) => {
+                    self.swept = true;
+                    doomed.extend(orphans);
+                }
+                Err(error) => {
+                    self.shared.note_error(&error);
+                }
+            }
+        }
+        doomed.sort();
+        doomed.dedup();
+        let shared = &self.shared;
+        let deletes = futures_util::stream::iter(doomed).map(|object| async move {
+            let deleted = match ObjectName::new(object.clone()) {
+                Ok(name) => shared.requests.delete(&name).await,
+                Err(error) => Err(error.into()),
+            };
+            if let Err(error) = deleted {
+                let text = shared.note_error(&error);
+                tracing::warn!("deleting {object} failed and is left to the next start: {text}");
+            }
+        });
+        deletes.buffer_unordered(DELETES_AT_A_TIME).collect::<Vec<()>>().await;
+    }
+
+    /// Everything that the manifest, known to be the newest, does not name and that nobody can still name.
+    async fn find_orphans(&self) -> Result<Vec<String>, StoreError> {
+        let requests = &self.shared.requests;
+        let manifest = &self.manifest;
+        let mut orphans = Vec::new();
+        let listed = requests.list_all(WAL_PREFIX, None, MAX_SWEPT).await?;
+        let chunks: Vec<(Ordinal, u64)> = listed
+            .iter()
+            .filter_map(|object| Some((Ordinal::from_object_name(object.name.as_str())?, object.size)))
+            .collect();
+        orphans.extend(plan::deletable_chunks(manifest, &chunks).into_iter().map(Ordinal::object_name));
+        for object in requests.list_all(MANIFEST_PREFIX, None, MAX_SWEPT).await? {
+            let generation = Generation::from_object_name(object.name.as_str());
+            if generation.is_some_and(|old| old.0 + OLD_MANIFESTS < manifest.generation) {
+                orphans.push(object.name.as_str().to_owned());
+            }
+        }
+        for object in requests.list_all(CHECKPOINT_PREFIX, None, MAX_SWEPT).await? {
+            let name = object.name.as_str();
+            let named = manifest.checkpoints.iter().flat_map(|c| &c.files).any(|file| file.object == name);
+            // A later reign's files may be on their way into a manifest that we have not seen yet.
+            if !named && names::checkpoint_epoch(name).is_some_and(|by| by <= self.shared.claim.epoch) {
+                orphans.push(name.to_owned());
+            }
+        }
+        for object in requests.list_all(SEGMENT_PREFIX, None, MAX_SWEPT).await? {
+            let name = object.name.as_str();
+            let named = manifest.segments.iter().any(|segment| segment.object == name);
+            let base = name.get(SEGMENT_PREFIX.len()..).and_then(|rest| rest.get(..16)).and_then(Lsn::from_hex);
+            if !named && base.is_some_and(|base| base <= manifest.covered_lsn()) {
+                orphans.push(name.to_owned());
+            }
+        }
+        Ok(orphans)
+    }
+}
+
+/// Why a checkpoint was refused, still knowing whether it was a fence.
+enum Refused {
+    Error(CheckpointError),
+    Trouble(Trouble),
+}
+
+impl Refused {
+    fn into_error(self) -> CheckpointError {
+        match self {
+            Refused::Error(error) => error,
+            Refused::Trouble(trouble) => CheckpointError::Manifest(with_sources(&trouble)),
+        }
+    }
+}
+
+impl From<CheckpointError> for Refused {
+    fn from(error: CheckpointError) -> Refused {
+        Refused::Error(error)
+    }
+}
+
+impl From<Trouble> for Refused {
+    fn from(trouble: Trouble) -> Refused {
+        Refused::Trouble(trouble)
+    }
+}
+
+struct Packed {
+    file: tempfile::NamedTempFile,
+    summary: SealedSummary,
+}
+
+/// Packs a sealed segment into a temporary file, after checking every byte of it. Blocks.
+fn pack(log: &engine::log::LogReader, base: Lsn, log_id: LogId, temp_dir: &Path) -> Result<Packed, Trouble> {
+    let wrong = |what: String| Trouble::Segment { segment: base, what };
+    let segment = log.sealed(base).map_err(|error| wrong(error.to_string()))?;
+    let bytes = segment.bytes();
+    // What goes into the replica replaces chunks, so it must be known to be whole.
+    engine::log::verify_segment(bytes).map_err(|damage| wrong(damage.to_string()))?;
+    let object = names::segment_object(base);
+    let failed = |source| Trouble::Sealed { object: object.clone(), source };
+    let mut file = tempfile::NamedTempFile::new_in(temp_dir).map_err(|error| failed(error.into()))?;
+    let out = std::io::BufWriter::new(file.as_file_mut());
+    let summary = sealed::encode(bytes, out, log_id, base).map_err(failed)?;
+    Ok(Packed { file, summary })
+}

@@ -1,0 +1,515 @@
+//! Bringing a log back on an empty disk.
+//!
+//! ```text
+//! marker file ─► newest manifest ─► checkpoint files ─┐
+//!                       └─► sealed segments, in order ─► chunks behind them, in order ─► finish ─► remove the marker
+//! ```
+//! Everything is checked on the way: digests of objects, checksums and chain of every frame, epochs of the chain. A crash
+//! at any point leaves the marker, and the next restore begins anew in a cleaned directory; without the marker the
+//! directory is whole.
+//!
+//! A writer that is still at work may cover and delete chunks while we read; then there is a newer manifest, and the
+//! restore starts over from that.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use engine::log::{Epoch, InstallError, LogId, Lsn, SealedUpload, SegmentInstaller};
+use engine::storage::Storage;
+use futures_util::{StreamExt, TryStreamExt};
+
+use crate::checkpoint::digest_file;
+use crate::chunk;
+use crate::fence::{self, ReplicaError};
+use crate::manifest::{CheckpointEntry, Manifest, SegmentEntry};
+use crate::names::{Ordinal, WAL_PREFIX};
+use crate::plan::ChainEnd;
+use crate::requests::Requests;
+use crate::sealed::{self, SealedError};
+use crate::store::{ObjectName, ReplicaStore, StoreError};
+
+/// The log's directory below a data directory.
+pub const LOG_DIR: &str = "log";
+/// The checkpoints' directory below a data directory.
+pub const CHECKPOINT_DIR: &str = "ckpt";
+/// Says that a restore has begun and has not ended.
+pub const MARKER: &str = "restore-in-progress";
+/// Where objects are put before they are unpacked.
+const TEMP_DIR: &str = "restore-tmp";
+
+/// Chunks that are fetched at a time.
+const CHUNKS_AT_A_TIME: usize = 8;
+/// Sealed segments that are fetched at a time.
+const SEGMENTS_AT_A_TIME: usize = 2;
+/// Most chunks that a restore lists.
+const MAX_LISTED: usize = 1_000_000;
+/// How often a restore starts over because a writer moved things along.
+const MAX_ROUNDS: u32 = 5;
+
+/// How far a restore is, in bytes of objects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Fetched and unpacked.
+    pub bytes_done: u64,
+    /// In all, as far as is known.
+    pub bytes_total: u64,
+}
+
+/// Told about [`Progress`] after each object.
+pub type OnProgress = Arc<dyn Fn(Progress) + Send + Sync>;
+
+/// How to restore.
+#[derive(Clone)]
+pub struct RestoreOptions {
+    /// The disk for the log's segments; checkpoints and temporary files go to the real one.
+    pub storage: Arc<dyn Storage>,
+    /// The longest that one request may take.
+    pub request_timeout: Duration,
+    /// Fetch a checkpoint of the views, if there is one.
+    pub with_checkpoint: bool,
+    /// Told about the progress.
+    pub on_progress: Option<OnProgress>,
+}
+
+/// How long the parts took. Checkpoint and log are fetched at the same time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RestoreTimings {
+    /// Finding and reading the manifest.
+    pub manifest: Duration,
+    /// The checkpoint's files.
+    pub checkpoint: Duration,
+    /// The sealed segments.
+    pub segments: Duration,
+    /// The chunks.
+    pub chunks: Duration,
+}
+
+/// What was restored.
+#[derive(Clone, Debug)]
+pub struct Restored {
+    /// The log.
+    pub log_id: LogId,
+    /// Its last LSN; zero if it has no frames.
+    pub last_lsn: Lsn,
+    /// The newest reign in the chain.
+    pub last_epoch: Epoch,
+    /// The directory of the newest usable checkpoint, and its LSN.
+    pub checkpoint: Option<(PathBuf, Lsn)>,
+    /// What was wrong and could be done without: damaged checkpoints.
+    pub warnings: Vec<String>,
+    /// How long it took.
+    pub timings: RestoreTimings,
+}
+
+/// Why nothing was restored. The destination is cleaned by the next try.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// The replica cannot be read, or an object in it is damaged.
+    #[error(transparent)]
+    Replica(#[from] ReplicaError),
+    /// There is nothing to restore.
+    #[error("there is no log in the replica {0}")]
+    Empty(String),
+    /// A sealed segment is damaged.
+    #[error("segment {object} of the replica is damaged")]
+    Segment {
+        /// The object.
+        object: String,
+        /// What is wrong.
+        #[source]
+        source: SealedError,
+    },
+    /// An object's content is whole but is not what the manifest says.
+    #[error("{object} of the replica is not what the manifest says")]
+    NotAsNamed {
+        /// The object.
+        object: String,
+    },
+    /// The frames in an object do not fit.
+    #[error("{object} of the replica cannot be installed")]
+    Install {
+        /// The object.
+        object: String,
+        /// What is wrong.
+        #[source]
+        source: InstallError,
+    },
+    /// There is a log already.
+    #[error("{0} is not empty; restore into an empty directory")]
+    NotEmpty(PathBuf),
+    /// The local disk failed.
+    #[error("{path}")]
+    Local {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// A part of the work was lost.
+    #[error("restoring: {0}")]
+    Task(String),
+}
+
+impl From<StoreError> for RestoreError {
+    fn from(error: StoreError) -> RestoreError {
+        RestoreError::Replica(ReplicaError::Store(error))
+    }
+}
+
+fn local(path: &Path) -> impl FnOnce(io::Error) -> RestoreError {
+    let path = path.to_owned();
+    move |source| RestoreError::Local { path, source }
+}
+
+/// Restores everything that the replica has into `dest`, as `log/` and `ckpt/<LSN, 16 hex>/`. Other files in `dest` are
+/// left alone. Writes nothing to the replica. Requests that fail in passing are repeated for about a minute each.
+///
+/// # Errors
+/// [`RestoreError`], naming the object at fault.
+pub async fn restore(
+    store: &Arc<dyn ReplicaStore>,
+    dest: &Path,
+    options: &RestoreOptions,
+) -> Result<Restored, RestoreError> {
+    let requests = Requests::new(store.clone(), options.request_timeout);
+    begin(dest, options)?;
+    for round in 1.. {
+        let begun = Instant::now();
+        let log_id = match fence::read_log_object(&requests).await? {
+            Some(log) => log.log_id,
+            None => {
+                clean(dest, options)?;
+                remove_marker(dest)?;
+                return Err(RestoreError::Empty(store.describe()));
+            }
+        };
+        let manifest = fence::newest_manifest(&requests, log_id).await?;
+        let generation = manifest.generation();
+        let work = Work::new(&requests, dest, options, manifest);
+        let manifest_time = begun.elapsed();
+        match Box::pin(work.run()).await {
+            Ok(mut restored) => {
+                restored.timings.manifest = manifest_time;
+                let temp = dest.join(TEMP_DIR);
+                remove_dir(&temp)?;
+                remove_marker(dest)?;
+                return Ok(restored);
+            }
+            Err(error) => {
+                let newer = fence::newest_generation(&requests, generation).await?;
+                if newer.is_none_or(|newer| newer <= generation) || round >= MAX_ROUNDS {
+                    return Err(error);
+                }
+                tracing::info!("the replica moved on while it was read; starting over: {error}");
+                clean(dest, options)?;
+            }
+        }
+    }
+    Err(RestoreError::Task("too many rounds".into()))
+}
+
+/// True if a restore into `dest` began and did not end; its content is then of no use.
+#[must_use]
+pub fn is_unfinished(dest: &Path) -> bool {
+    dest.join(MARKER).exists()
+}
+
+fn begin(dest: &Path, options: &RestoreOptions) -> Result<(), RestoreError> {
+    std::fs::create_dir_all(dest).map_err(local(dest))?;
+    let marker = dest.join(MARKER);
+    if marker.exists() {
+        return clean(dest, options);
+    }
+    let log_dir = dest.join(LOG_DIR);
+    options.storage.create_dir_all(&log_dir).map_err(local(&log_dir))?;
+    let segments = options.storage.list(&log_dir).map_err(local(&log_dir))?;
+    if segments.iter().any(|name| name.ends_with(".seg")) {
+        return Err(RestoreError::NotEmpty(log_dir));
+    }
+    let checkpoints = dest.join(CHECKPOINT_DIR);
+    match std::fs::read_dir(&checkpoints) {
+        Ok(mut entries) => {
+            if entries.next().is_some() {
+                return Err(RestoreError::NotEmpty(checkpoints));
+            }
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(local(&checkpoints)(error)),
+    }
+    let file = std::fs::File::create(&marker).map_err(local(&marker))?;
+    file.sync_all().map_err(local(&marker))?;
+    sync_dir(dest)
+}
+
+/// Removes what an unfinished restore left.
+fn clean(dest: &Path, options: &RestoreOptions) -> Result<(), RestoreError> {
+    let log_dir = dest.join(LOG_DIR);
+    options.storage.create_dir_all(&log_dir).map_err(local(&log_dir))?;
+    for name in options.storage.list(&log_dir).map_err(local(&log_dir))? {
+        if name.ends_with(".seg") || name.ends_with(".tmp") {
+            let path = log_dir.join(&name);
+            options.storage.remove(&path).map_err(local(&path))?;
+        }
+    }
+    remove_dir(&dest.join(CHECKPOINT_DIR))?;
+    remove_dir(&dest.join(TEMP_DIR))
+}
+
+fn remove_dir(path: &Path) -> Result<(), RestoreError> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(local(path)(error)),
+        _ => Ok(()),
+    }
+}
+
+fn remove_marker(dest: &Path) -> Result<(), RestoreError> {
+    let marker = dest.join(MARKER);
+    sync_dir(dest)?;
+    std::fs::remove_file(&marker).map_err(local(&marker))?;
+    sync_dir(dest)
+}
+
+fn sync_dir(dir: &Path) -> Result<(), RestoreError> {
+    std::fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(local(dir))
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, RestoreError> + Send + 'static,
+) -> Result<T, RestoreError> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| RestoreError::Task(error.to_string()))?
+}
+
+struct Work<'a> {
+    requests: &'a Requests,
+    dest: &'a Path,
+    options: &'a RestoreOptions,
+    manifest: Manifest,
+    done: AtomicU64,
+    total: AtomicU64,
+}
+
+/// What the log's part of a restore found.
+struct LogPart {
+    last_lsn: Lsn,
+    end: ChainEnd,
+    segments: Duration,
+    chunks: Duration,
+}
+
+impl<'a> Work<'a> {
+    fn new(requests: &'a Requests, dest: &'a Path, options: &'a RestoreOptions, manifest: Manifest) -> Work<'a> {
+        let mut total: u64 = manifest.segments.iter().map(|segment| segment.stored_bytes).sum();
+        if let Some(newest) = manifest.checkpoints.first().filter(|_| options.with_checkpoint) {
+            total += newest.files.iter().map(|file| file.size).sum::<u64>();
+        }
+        Work { requests, dest, options, manifest, done: AtomicU64::new(0), total: AtomicU64::new(total) }
+    }
+
+    fn progress(&self, bytes: u64) {
+        let bytes_done = self.done.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if let Some(on_progress) = &self.options.on_progress {
+            let bytes_total = self.total.load(Ordering::Relaxed).max(bytes_done);
+            on_progress(Progress { bytes_done, bytes_total });
+        }
+    }
+
+    async fn run(self) -> Result<Restored, RestoreError> {
+        let temp = self.dest.join(TEMP_DIR);
+        std::fs::create_dir_all(&temp).map_err(local(&temp))?;
+        let ((checkpoint, warnings, checkpoint_time), log) =
+            tokio::try_join!(self.newest_checkpoint(), self.log(&temp))?;
+        Ok(Restored {
+            log_id: self.manifest.log_id(),
+            last_lsn: log.last_lsn,
+            last_epoch: log.end.epoch,
+            checkpoint,
+            warnings,
+            timings: RestoreTimings {
+                manifest: Duration::ZERO,
+                checkpoint: checkpoint_time,
+                segments: log.segments,
+                chunks: log.chunks,
+            },
+        })
+    }
+
+    /// The newest checkpoint that is whole. Views can be rebuilt from the log, so damage is a warning.
+    async fn newest_checkpoint(
+        &self,
+    ) -> Result<(Option<(PathBuf, Lsn)>, Vec<String>, Duration), RestoreError> {
+        let begun = Instant::now();
+        let mut warnings = Vec::new();
+        if self.options.with_checkpoint {
+            for checkpoint in &self.manifest.checkpoints {
+                match self.checkpoint(checkpoint).await {
+                    Ok(dir) => {
+                        let found = Some((dir, Lsn::saturating(checkpoint.lsn)));
+                        return Ok((found, warnings, begun.elapsed()));
+                    }
+                    Err(
+                        error @ (RestoreError::NotAsNamed { .. }
+                        | RestoreError::Replica(ReplicaError::Store(StoreError::NotFound { .. }))),
+                    ) => {
+                        tracing::error!("a checkpoint in the replica is of no use: {error}");
+                        warnings.push(error.to_string());
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok((None, warnings, begun.elapsed()))
+    }
+
+    async fn checkpoint(&self, checkpoint: &CheckpointEntry) -> Result<PathBuf, RestoreError> {
+        let parent = self.dest.join(CHECKPOINT_DIR);
+        let name = Lsn::saturating(checkpoint.lsn).hex();
+        let (unfinished, finished) = (parent.join(format!("{name}.tmp")), parent.join(name));
+        std::fs::create_dir_all(&unfinished).map_err(local(&unfinished))?;
+        for file in &checkpoint.files {
+            let path = unfinished.join(&file.name);
+            let object = ObjectName::new(file.object.clone()).map_err(StoreError::from)?;
+            self.requests.get_to_file(&object, &path).await?;
+            let digest = blocking(move || digest_file(&path).map_err(local(&path))).await?;
+            if digest != (file.size, file.sha256) {
+                remove_dir(&unfinished)?;
+                return Err(RestoreError::NotAsNamed { object: file.object.clone() });
+            }
+            self.progress(file.size);
+        }
+        std::fs::rename(&unfinished, &finished).map_err(local(&finished))?;
+        sync_dir(&parent)?;
+        Ok(finished)
+    }
+
+    async fn log(&self, temp: &Path) -> Result<LogPart, RestoreError> {
+        let log_dir = self.dest.join(LOG_DIR);
+        let (storage, log_id) = (self.options.storage.clone(), self.manifest.log_id());
+        let mut installer = blocking(move || {
+            let begun = SegmentInstaller::begin(storage, &log_dir, log_id);
+            begun.map_err(|source| RestoreError::Install { object: "the log".into(), source })
+        })
+        .await?;
+        let begun = Instant::now();
+        let mut fetched = futures_util::stream::iter(&self.manifest.segments)
+            .map(|segment| self.fetch_segment(segment, temp))
+            .buffered(SEGMENTS_AT_A_TIME);
+        while let Some((segment, path)) = fetched.try_next().await? {
+            let stored_bytes = segment.stored_bytes;
+            installer = blocking(move || install_segment(installer, &segment, &path)).await?;
+            self.progress(stored_bytes);
+        }
+        drop(fetched);
+        let segments = begun.elapsed();
+        let begun = Instant::now();
+        let (installer, end) = self.chunks(installer).await?;
+        let last_lsn = blocking(move || {
+            let finished = installer.finish();
+            finished.map_err(|source| RestoreError::Install { object: "the log".into(), source })
+        })
+        .await?;
+        Ok(LogPart { last_lsn, end, segments, chunks: begun.elapsed() })
+    }
+
+    async fn fetch_segment(&self, segment: &SegmentEntry, temp: &Path) -> Result<(SegmentEntry, PathBuf), RestoreError> {
+        let name = ObjectName::new(segment.object.clone()).map_err(StoreError::from)?;
+        let path = temp.join(Lsn::saturating(segment.base).hex());
+        let size = self.requests.get_to_file(&name, &path).await?;
+        if size != segment.stored_bytes {
+            return Err(RestoreError::NotAsNamed { object: segment.object.clone() });
+        }
+        Ok((segment.clone(), path))
+    }
+
+    /// The chunks behind the segments, up to the first hole.
+    async fn chunks(&self, mut installer: SegmentInstaller) -> Result<(SegmentInstaller, ChainEnd), RestoreError> {
+        let mut end = ChainEnd::after(&self.manifest);
+        let before = Ordinal(end.next.0.saturating_sub(1)).object_name();
+        let listed = self.requests.list_all(WAL_PREFIX, Some(&before), MAX_LISTED).await?;
+        self.total.fetch_add(listed.iter().map(|object| object.size).sum(), Ordering::Relaxed);
+        let requests = self.requests;
+        let objects = listed
+            .into_iter()
+            .filter_map(|object| Some((Ordinal::from_object_name(object.name.as_str())?, object)));
+        let mut fetched = futures_util::stream::iter(objects)
+            .map(|(ordinal, object)| async move {
+                let bytes = requests.get(&object.name, object.size).await;
+                (ordinal, object.name.as_str().to_owned(), bytes)
+            })
+            .buffered(CHUNKS_AT_A_TIME);
+        while let Some((ordinal, object, bytes)) = fetched.next().await {
+            if ordinal < end.next {
+                continue; // A stray in the gap behind a fence.
+            }
+            if ordinal > end.next {
+                break;
+            }
+            let bytes = bytes?;
+            let size = bytes.len() as u64;
+            let from = end;
+            (installer, end) = blocking(move || install_chunk(installer, from, object, &bytes)).await?;
+            self.progress(size);
+        }
+        Ok((installer, end))
+    }
+}
+
+struct UploadWriter(SealedUpload);
+
+impl Write for UploadWriter {
+    fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
+        self.0.write(piece)?;
+        Ok(piece.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn install_segment(
+    mut installer: SegmentInstaller,
+    segment: &SegmentEntry,
+    path: &Path,
+) -> Result<SegmentInstaller, RestoreError> {
+    let object = || segment.object.clone();
+    let install = |source| RestoreError::Install { object: object(), source };
+    let base = Lsn::saturating(segment.base);
+    let mut stored = std::fs::File::open(path).map_err(local(path))?;
+    let mut upload = UploadWriter(installer.sealed(base).map_err(install)?);
+    let summary = sealed::decode(&mut stored, segment.stored_bytes, &mut upload)
+        .map_err(|source| RestoreError::Segment { object: object(), source })?;
+    let info = installer.install(upload.0).map_err(install)?;
+    let as_named = summary.base == base
+        && summary.sha256 == segment.sha256
+        && summary.raw_bytes == segment.raw_bytes
+        && (info.last.get(), info.prev.get()) == (segment.last, segment.prev);
+    if !as_named {
+        return Err(RestoreError::NotAsNamed { object: object() });
+    }
+    std::fs::remove_file(path).map_err(local(path))?;
+    Ok(installer)
+}
+
+fn install_chunk(
+    mut installer: SegmentInstaller,
+    end: ChainEnd,
+    object: String,
+    bytes: &[u8],
+) -> Result<(SegmentInstaller, ChainEnd), RestoreError> {
+    let (header, raw) = chunk::decode(bytes)
+        .map_err(|source| ReplicaError::Chunk { object: object.clone(), source })?;
+    let end = end.follow(&header).map_err(|source| ReplicaError::Chain { object: object.clone(), source })?;
+    if !raw.is_empty() {
+        let last = installer
+            .append_frames(&raw)
+            .map_err(|source| RestoreError::Install { object: object.clone(), source })?;
+        if last != header.last_lsn {
+            return Err(RestoreError::NotAsNamed { object });
+        }
+    }
+    Ok((installer, end))
+}

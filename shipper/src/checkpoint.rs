@@ -92,16 +92,31 @@ pub(crate) fn read_dir(dir: &Path) -> Result<Vec<LocalFile>, CheckpointError> {
     for entry in std::fs::read_dir(dir).map_err(local(dir))? {
         let entry = entry.map_err(local(dir))?;
         let path = entry.path();
-        let unsuitable = |what| CheckpointError::Unsuitable { path: path.clone(), what };
+        let unsuitable = |what| CheckpointError::Unsuitable {
+            path: path.clone(),
+            what,
+        };
         if !entry.file_type().map_err(local(&path))?.is_file() {
             return Err(unsuitable("a checkpoint has files only"));
         }
-        let name = entry.file_name().into_string().ok().filter(|name| is_plain_file_name(name));
+        let name = entry
+            .file_name()
+            .into_string()
+            .ok()
+            .filter(|name| is_plain_file_name(name));
         let name = name.ok_or_else(|| unsuitable("not a plain file name"))?;
         let (size, sha256) = digest_file(&path).map_err(local(&path))?;
-        files.push(LocalFile { name, path, size, sha256 });
+        files.push(LocalFile {
+            name,
+            path,
+            size,
+            sha256,
+        });
         if files.len() > MAX_CHECKPOINT_FILES {
-            return Err(CheckpointError::Unsuitable { path: dir.to_owned(), what: "too many files" });
+            return Err(CheckpointError::Unsuitable {
+                path: dir.to_owned(),
+                what: "too many files",
+            });
         }
     }
     files.sort_by(|a, b| a.name.cmp(&b.name));

@@ -41,7 +41,10 @@ pub(crate) struct Feed {
 
 impl Feed {
     pub(crate) fn new(log: &LogReader, from: Lsn) -> Feed {
-        Feed { tail: log.tail(from), ahead: VecDeque::new() }
+        Feed {
+            tail: log.tail(from),
+            ahead: VecDeque::new(),
+        }
     }
 
     /// The next whole groups up to `limit`, which must be the end of one; about `max_bytes`, at least one group if there is one.
@@ -49,14 +52,15 @@ impl Feed {
     pub(crate) fn cut(&mut self, limit: Lsn, max_bytes: usize) -> Result<Option<Cut>, FeedError> {
         let mut taken: Vec<Frame> = Vec::new();
         let (mut bytes, mut whole) = (0, 0);
-        loop {
-            let Some(frame) = self.peek(limit)? else { break };
+        while let Some(frame) = self.peek(limit)? {
             let starts_group = whole == taken.len();
             let starts_segment = frame.flags().contains(Flags::SEGMENT_START) && !taken.is_empty();
             if starts_group && (starts_segment || bytes >= max_bytes) {
                 break;
             }
-            let Some(frame) = self.ahead.pop_front() else { break };
+            let Some(frame) = self.ahead.pop_front() else {
+                break;
+            };
             bytes += frame.bytes().len();
             let more = frame.flags().contains(Flags::MORE);
             taken.push(frame);
@@ -67,7 +71,9 @@ impl Feed {
         for frame in taken.drain(whole..).rev() {
             self.ahead.push_front(frame);
         }
-        let (Some(first), Some(last)) = (taken.first(), taken.last()) else { return Ok(None) };
+        let (Some(first), Some(last)) = (taken.first(), taken.last()) else {
+            return Ok(None);
+        };
         let mut raw = Vec::with_capacity(bytes);
         for frame in &taken {
             raw.extend_from_slice(frame.bytes());

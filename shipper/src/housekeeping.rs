@@ -99,7 +99,12 @@ pub(crate) struct Housekeeper {
 impl Housekeeper {
     pub(crate) fn new(shared: Arc<Shared>, checkpoints: mpsc::Receiver<CheckpointRequest>) -> Housekeeper {
         let manifest = shared.claim.replica.manifest.clone();
-        Housekeeper { shared, checkpoints, manifest, swept: false }
+        Housekeeper {
+            shared,
+            checkpoints,
+            manifest,
+            swept: false,
+        }
     }
 
     /// Runs until fenced.
@@ -152,8 +157,14 @@ impl Housekeeper {
                 continue;
             }
             if segment.prev != covered {
-                let what = format!("it follows {}, but the replica's segments end at {covered}", segment.prev);
-                return Err(Trouble::Segment { segment: segment.base, what });
+                let what = format!(
+                    "it follows {}, but the replica's segments end at {covered}",
+                    segment.prev
+                );
+                return Err(Trouble::Segment {
+                    segment: segment.base,
+                    what,
+                });
             }
             let entry = self.ship_segment(&segment).await?;
             self.publish(|manifest| {
@@ -170,25 +181,32 @@ impl Housekeeper {
     /// memory may grow without bound.
     async fn seal_if_many_chunks(&self) {
         let links = self.shared.links.lock().len();
-        if links >= self.shared.config.seal_after_chunks {
-            if let Err(error) = self.shared.log.seal_now().await {
-                self.shared.note_error(&error);
-            }
+        if links >= self.shared.config.seal_after_chunks
+            && let Err(error) = self.shared.log.seal_now().await
+        {
+            self.shared.note_error(&error);
         }
     }
 
     async fn ship_segment(&self, segment: &SegmentInfo) -> Result<SegmentEntry, Trouble> {
         let packed = self.pack(segment).await?;
         let mut object = names::segment_object(segment.base);
-        let mut there = self.create_segment(&object, packed.file.path(), &packed.summary).await?;
+        let mut there = self
+            .create_segment(&object, packed.file.path(), &packed.summary)
+            .await?;
         if there.is_none() {
             // An earlier reign packed other bytes for the same base. Ours is verified; that one may be anything.
             object = names::segment_object_of_epoch(segment.base, self.shared.claim.epoch);
-            there = self.create_segment(&object, packed.file.path(), &packed.summary).await?;
+            there = self
+                .create_segment(&object, packed.file.path(), &packed.summary)
+                .await?;
         }
         let Some(stored_bytes) = there else {
             let what = format!("{object} exists with other content");
-            return Err(Trouble::Segment { segment: segment.base, what });
+            return Err(Trouble::Segment {
+                segment: segment.base,
+                what,
+            });
         };
         metrics::counter!("pds_ship_bytes_total").increment(stored_bytes);
         Ok(SegmentEntry {
@@ -224,18 +242,28 @@ impl Housekeeper {
             return Ok(Some(ours.stored_bytes));
         }
         let Some(size) = requests.once(requests.store().size(&name)).await? else {
-            return Err(StoreError::NotFound { object: object.to_owned() }.into());
+            return Err(StoreError::NotFound {
+                object: object.to_owned(),
+            }
+            .into());
         };
         if size < FOOTER_BYTES as u64 {
             return Ok(None);
         }
-        let footer = requests.get_range(&name, size - FOOTER_BYTES as u64..size).await?;
+        let footer = requests
+            .get_range(&name, size - FOOTER_BYTES as u64..size)
+            .await?;
         match Footer::decode(&footer, size) {
             // Same length, same digest of the raw bytes, same format: the compressor is the same, so are the bytes. To
             // be sure of those that matter, read it back.
             Ok(footer) if footer.summary == *ours => {
-                let temp = tempfile::NamedTempFile::new_in(&self.shared.config.temp_dir)
-                    .map_err(|source| Trouble::Sealed { object: object.to_owned(), source: source.into() })?;
+                let temp =
+                    tempfile::NamedTempFile::new_in(&self.shared.config.temp_dir).map_err(|source| {
+                        Trouble::Sealed {
+                            object: object.to_owned(),
+                            source: source.into(),
+                        }
+                    })?;
                 requests.get_to_file(&name, temp.path()).await?;
                 let work = tokio::task::spawn_blocking(move || {
                     let mut stored = std::fs::File::open(temp.path())?;
@@ -252,7 +280,10 @@ impl Housekeeper {
         if let Some(newest) = self.manifest.checkpoints.first()
             && newest.lsn >= lsn.get()
         {
-            return Err(CheckpointError::NotNewer { newest: Lsn::saturating(newest.lsn) }.into());
+            return Err(CheckpointError::NotNewer {
+                newest: Lsn::saturating(newest.lsn),
+            }
+            .into());
         }
         let owned = dir.to_owned();
         let read = tokio::task::spawn_blocking(move || checkpoint::read_dir(&owned)).await;
@@ -261,7 +292,10 @@ impl Housekeeper {
         for file in files {
             entries.push(self.ship_file(lsn, file).await?);
         }
-        let entry = CheckpointEntry { lsn: lsn.get(), files: entries };
+        let entry = CheckpointEntry {
+            lsn: lsn.get(),
+            files: entries,
+        };
         let keep = self.shared.config.keep_checkpoints.max(1);
         self.publish(|manifest| {
             manifest.checkpoints.retain(|other| other.lsn < entry.lsn);
@@ -274,10 +308,18 @@ impl Housekeeper {
 
     async fn ship_file(&self, lsn: Lsn, file: LocalFile) -> Result<FileEntry, CheckpointError> {
         let object = names::checkpoint_object(lsn, self.shared.claim.epoch, &file.name);
-        let failed = |source| CheckpointError::Store { object: object.clone(), source };
+        let failed = |source| CheckpointError::Store {
+            object: object.clone(),
+            source,
+        };
         let requests = &self.shared.requests;
         let name = ObjectName::new(object.clone()).map_err(|error| failed(error.into()))?;
-        if requests.create_from_file(&name, &file.path).await.map_err(failed)? == Created::Exists {
+        if requests
+            .create_from_file(&name, &file.path)
+            .await
+            .map_err(failed)?
+            == Created::Exists
+        {
             // Ours from an earlier try of this process, since the epoch is in the name; but is it the same file?
             let (path, dir) = (file.path.clone(), self.shared.config.temp_dir.clone());
             let local = |source| CheckpointError::Local { path, source };
@@ -287,16 +329,25 @@ impl Housekeeper {
             let digest = digest.map_err(|_| CheckpointError::Stopped)?.map_err(local)?;
             if digest != (file.size, file.sha256) {
                 let what = "the replica has another file of this name and LSN; take a newer checkpoint";
-                return Err(CheckpointError::Unsuitable { path: file.path, what });
+                return Err(CheckpointError::Unsuitable {
+                    path: file.path,
+                    what,
+                });
             }
         }
         metrics::counter!("pds_ship_bytes_total").increment(file.size);
-        Ok(FileEntry { name: file.name, object, size: file.size, sha256: file.sha256 })
+        Ok(FileEntry {
+            name: file.name,
+            object,
+            size: file.size,
+            sha256: file.sha256,
+        })
     }
 
     /// Publishes the manifest that follows from the newest one by `change`, then deletes what it no longer names.
     async fn publish(&mut self, change: impl Fn(&mut Manifest)) -> Result<(), Trouble> {
-        let requests = &self.shared.requests;
+        let shared = self.shared.clone();
+        let requests = &shared.requests;
         let log_id = self.shared.claim.log_id;
         let epoch = self.shared.claim.epoch;
         loop {
@@ -305,7 +356,10 @@ impl Housekeeper {
             next.writer_id = self.shared.claim.writer_id.0;
             next.epoch = epoch.0;
             next.created_at_micros = self.shared.clock.now_micros();
-            next.lsn_floor = next.lsn_floor.max(self.shared.claim.lsn_floor.get()).max(self.shared.remote.get().get());
+            next.lsn_floor = next
+                .lsn_floor
+                .max(self.shared.claim.lsn_floor.get())
+                .max(self.shared.remote.get().get());
             change(&mut next);
             let covered = self.cover(&mut next)?;
             let name = ObjectName::new(next.generation().object_name()).map_err(StoreError::from)?;
@@ -326,7 +380,9 @@ impl Housekeeper {
             }
             if let Some(newer) = fence::newest_generation(requests, next.generation()).await? {
                 // A generation that was deleted came to life again; it is not the truth, and we are not the writer.
-                let by = fence::read_manifest(requests, log_id, newer).await?.map_or(epoch, |m| m.epoch());
+                let by = fence::read_manifest(requests, log_id, newer)
+                    .await?
+                    .map_or(epoch, |m| m.epoch());
                 return Err(Trouble::Fenced(by));
             }
             let displaced = std::mem::replace(&mut self.manifest, next);
@@ -339,7 +395,10 @@ impl Housekeeper {
         if there.epoch() > self.shared.claim.epoch {
             return Err(Trouble::Fenced(there.epoch()));
         }
-        tracing::info!(generation = there.generation, "an earlier reign published a manifest; going on from it");
+        tracing::info!(
+            generation = there.generation,
+            "an earlier reign published a manifest; going on from it"
+        );
         let from = there.next_ordinal();
         self.shared.links.lock().retain(|link| link.ordinal >= from);
         self.manifest = there;
@@ -362,7 +421,10 @@ impl Housekeeper {
             next.next_ordinal = last.next.0;
             next.covered_epoch = last.epoch.0;
         }
-        let data = links.iter().take(count).filter(|link| link.kind == ChunkKind::Data);
+        let data = links
+            .iter()
+            .take(count)
+            .filter(|link| link.kind == ChunkKind::Data);
         Ok(data.map(|link| link.ordinal).collect())
     }
 
@@ -375,7 +437,12 @@ impl Housekeeper {
         for gone in displaced.checkpoints.iter().filter(|old| !live(old.lsn)) {
             doomed.extend(gone.files.iter().map(|file| file.object.clone()));
         }
-        if let Some(old) = self.manifest.generation.checked_sub(OLD_MANIFESTS + 1).filter(|old| *old > 0) {
+        if let Some(old) = self
+            .manifest
+            .generation
+            .checked_sub(OLD_MANIFESTS + 1)
+            .filter(|old| *old > 0)
+        {
             doomed.push(Generation(old).object_name());
         }
         if !self.swept {
@@ -402,7 +469,10 @@ impl Housekeeper {
                 tracing::warn!("deleting {object} failed and is left to the next start: {text}");
             }
         });
-        deletes.buffer_unordered(DELETES_AT_A_TIME).collect::<Vec<()>>().await;
+        deletes
+            .buffer_unordered(DELETES_AT_A_TIME)
+            .collect::<Vec<()>>()
+            .await;
     }
 
     /// Everything that the manifest, known to be the newest, does not name and that nobody can still name.
@@ -415,7 +485,11 @@ impl Housekeeper {
             .iter()
             .filter_map(|object| Some((Ordinal::from_object_name(object.name.as_str())?, object.size)))
             .collect();
-        orphans.extend(plan::deletable_chunks(manifest, &chunks).into_iter().map(Ordinal::object_name));
+        orphans.extend(
+            plan::deletable_chunks(manifest, &chunks)
+                .into_iter()
+                .map(Ordinal::object_name),
+        );
         for object in requests.list_all(MANIFEST_PREFIX, None, MAX_SWEPT).await? {
             let generation = Generation::from_object_name(object.name.as_str());
             if generation.is_some_and(|old| old.0 + OLD_MANIFESTS < manifest.generation) {
@@ -424,7 +498,11 @@ impl Housekeeper {
         }
         for object in requests.list_all(CHECKPOINT_PREFIX, None, MAX_SWEPT).await? {
             let name = object.name.as_str();
-            let named = manifest.checkpoints.iter().flat_map(|c| &c.files).any(|file| file.object == name);
+            let named = manifest
+                .checkpoints
+                .iter()
+                .flat_map(|c| &c.files)
+                .any(|file| file.object == name);
             // A later reign's files may be on their way into a manifest that we have not seen yet.
             if !named && names::checkpoint_epoch(name).is_some_and(|by| by <= self.shared.claim.epoch) {
                 orphans.push(name.to_owned());
@@ -433,7 +511,10 @@ impl Housekeeper {
         for object in requests.list_all(SEGMENT_PREFIX, None, MAX_SWEPT).await? {
             let name = object.name.as_str();
             let named = manifest.segments.iter().any(|segment| segment.object == name);
-            let base = name.get(SEGMENT_PREFIX.len()..).and_then(|rest| rest.get(..16)).and_then(Lsn::from_hex);
+            let base = name
+                .get(SEGMENT_PREFIX.len()..)
+                .and_then(|rest| rest.get(..16))
+                .and_then(Lsn::from_hex);
             if !named && base.is_some_and(|base| base <= manifest.covered_lsn()) {
                 orphans.push(name.to_owned());
             }
@@ -482,7 +563,10 @@ fn pack(log: &engine::log::LogReader, base: Lsn, log_id: LogId, temp_dir: &Path)
     // What goes into the replica replaces chunks, so it must be known to be whole.
     engine::log::verify_segment(bytes).map_err(|damage| wrong(damage.to_string()))?;
     let object = names::segment_object(base);
-    let failed = |source| Trouble::Sealed { object: object.clone(), source };
+    let failed = |source| Trouble::Sealed {
+        object: object.clone(),
+        source,
+    };
     let mut file = tempfile::NamedTempFile::new_in(temp_dir).map_err(|error| failed(error.into()))?;
     let out = std::io::BufWriter::new(file.as_file_mut());
     let summary = sealed::encode(bytes, out, log_id, base).map_err(failed)?;

@@ -10,7 +10,6 @@
 )]
 
 pub mod blobs;
-pub mod blobs;
 pub mod checkpoint;
 pub mod chunk;
 mod feed;

@@ -80,7 +80,8 @@ impl ChainEnd {
             last_lsn: manifest.covered_lsn(),
             epoch: Epoch(manifest.covered_epoch),
             // A manifest of the same reign was written by the process whose chunks it covers.
-            writer: (manifest.epoch > 0 && manifest.epoch == manifest.covered_epoch).then(|| manifest.writer_id()),
+            writer: (manifest.epoch > 0 && manifest.epoch == manifest.covered_epoch)
+                .then(|| manifest.writer_id()),
             lsn_floor: manifest.lsn_floor(),
             handed_over: false,
         }

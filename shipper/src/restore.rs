@@ -225,7 +225,10 @@ fn begin(dest: &Path, options: &RestoreOptions) -> Result<(), RestoreError> {
         return clean(dest, options);
     }
     let log_dir = dest.join(LOG_DIR);
-    options.storage.create_dir_all(&log_dir).map_err(local(&log_dir))?;
+    options
+        .storage
+        .create_dir_all(&log_dir)
+        .map_err(local(&log_dir))?;
     let segments = options.storage.list(&log_dir).map_err(local(&log_dir))?;
     if segments.iter().any(|name| name.ends_with(".seg")) {
         return Err(RestoreError::NotEmpty(log_dir));
@@ -248,7 +251,10 @@ fn begin(dest: &Path, options: &RestoreOptions) -> Result<(), RestoreError> {
 /// Removes what an unfinished restore left.
 fn clean(dest: &Path, options: &RestoreOptions) -> Result<(), RestoreError> {
     let log_dir = dest.join(LOG_DIR);
-    options.storage.create_dir_all(&log_dir).map_err(local(&log_dir))?;
+    options
+        .storage
+        .create_dir_all(&log_dir)
+        .map_err(local(&log_dir))?;
     for name in options.storage.list(&log_dir).map_err(local(&log_dir))? {
         if name.ends_with(".seg") || name.ends_with(".tmp") {
             let path = log_dir.join(&name);
@@ -274,13 +280,17 @@ fn remove_marker(dest: &Path) -> Result<(), RestoreError> {
 }
 
 fn sync_dir(dir: &Path) -> Result<(), RestoreError> {
-    std::fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(local(dir))
+    std::fs::File::open(dir)
+        .and_then(|dir| dir.sync_all())
+        .map_err(local(dir))
 }
 
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, RestoreError> + Send + 'static,
 ) -> Result<T, RestoreError> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| RestoreError::Task(error.to_string()))?
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| RestoreError::Task(error.to_string()))?
 }
 
 struct Work<'a> {
@@ -301,19 +311,34 @@ struct LogPart {
 }
 
 impl<'a> Work<'a> {
-    fn new(requests: &'a Requests, dest: &'a Path, options: &'a RestoreOptions, manifest: Manifest) -> Work<'a> {
+    fn new(
+        requests: &'a Requests,
+        dest: &'a Path,
+        options: &'a RestoreOptions,
+        manifest: Manifest,
+    ) -> Work<'a> {
         let mut total: u64 = manifest.segments.iter().map(|segment| segment.stored_bytes).sum();
         if let Some(newest) = manifest.checkpoints.first().filter(|_| options.with_checkpoint) {
             total += newest.files.iter().map(|file| file.size).sum::<u64>();
         }
-        Work { requests, dest, options, manifest, done: AtomicU64::new(0), total: AtomicU64::new(total) }
+        Work {
+            requests,
+            dest,
+            options,
+            manifest,
+            done: AtomicU64::new(0),
+            total: AtomicU64::new(total),
+        }
     }
 
     fn progress(&self, bytes: u64) {
         let bytes_done = self.done.fetch_add(bytes, Ordering::Relaxed) + bytes;
         if let Some(on_progress) = &self.options.on_progress {
             let bytes_total = self.total.load(Ordering::Relaxed).max(bytes_done);
-            on_progress(Progress { bytes_done, bytes_total });
+            on_progress(Progress {
+                bytes_done,
+                bytes_total,
+            });
         }
     }
 
@@ -376,7 +401,9 @@ impl<'a> Work<'a> {
             let digest = blocking(move || digest_file(&path).map_err(local(&path))).await?;
             if digest != (file.size, file.sha256) {
                 remove_dir(&unfinished)?;
-                return Err(RestoreError::NotAsNamed { object: file.object.clone() });
+                return Err(RestoreError::NotAsNamed {
+                    object: file.object.clone(),
+                });
             }
             self.progress(file.size);
         }
@@ -390,7 +417,10 @@ impl<'a> Work<'a> {
         let (storage, log_id) = (self.options.storage.clone(), self.manifest.log_id());
         let mut installer = blocking(move || {
             let begun = SegmentInstaller::begin(storage, &log_dir, log_id);
-            begun.map_err(|source| RestoreError::Install { object: "the log".into(), source })
+            begun.map_err(|source| RestoreError::Install {
+                object: "the log".into(),
+                source,
+            })
         })
         .await?;
         let begun = Instant::now();
@@ -408,28 +438,49 @@ impl<'a> Work<'a> {
         let (installer, end) = self.chunks(installer).await?;
         let last_lsn = blocking(move || {
             let finished = installer.finish();
-            finished.map_err(|source| RestoreError::Install { object: "the log".into(), source })
+            finished.map_err(|source| RestoreError::Install {
+                object: "the log".into(),
+                source,
+            })
         })
         .await?;
-        Ok(LogPart { last_lsn, end, segments, chunks: begun.elapsed() })
+        Ok(LogPart {
+            last_lsn,
+            end,
+            segments,
+            chunks: begun.elapsed(),
+        })
     }
 
-    async fn fetch_segment(&self, segment: &SegmentEntry, temp: &Path) -> Result<(SegmentEntry, PathBuf), RestoreError> {
+    async fn fetch_segment(
+        &self,
+        segment: &SegmentEntry,
+        temp: &Path,
+    ) -> Result<(SegmentEntry, PathBuf), RestoreError> {
         let name = ObjectName::new(segment.object.clone()).map_err(StoreError::from)?;
         let path = temp.join(Lsn::saturating(segment.base).hex());
         let size = self.requests.get_to_file(&name, &path).await?;
         if size != segment.stored_bytes {
-            return Err(RestoreError::NotAsNamed { object: segment.object.clone() });
+            return Err(RestoreError::NotAsNamed {
+                object: segment.object.clone(),
+            });
         }
         Ok((segment.clone(), path))
     }
 
     /// The chunks behind the segments, up to the first hole.
-    async fn chunks(&self, mut installer: SegmentInstaller) -> Result<(SegmentInstaller, ChainEnd), RestoreError> {
+    async fn chunks(
+        &self,
+        mut installer: SegmentInstaller,
+    ) -> Result<(SegmentInstaller, ChainEnd), RestoreError> {
         let mut end = ChainEnd::after(&self.manifest);
         let before = Ordinal(end.next.0.saturating_sub(1)).object_name();
-        let listed = self.requests.list_all(WAL_PREFIX, Some(&before), MAX_LISTED).await?;
-        self.total.fetch_add(listed.iter().map(|object| object.size).sum(), Ordering::Relaxed);
+        let listed = self
+            .requests
+            .list_all(WAL_PREFIX, Some(&before), MAX_LISTED)
+            .await?;
+        self.total
+            .fetch_add(listed.iter().map(|object| object.size).sum(), Ordering::Relaxed);
         let requests = self.requests;
         let objects = listed
             .into_iter()
@@ -476,12 +527,19 @@ fn install_segment(
     path: &Path,
 ) -> Result<SegmentInstaller, RestoreError> {
     let object = || segment.object.clone();
-    let install = |source| RestoreError::Install { object: object(), source };
+    let install = |source| RestoreError::Install {
+        object: object(),
+        source,
+    };
     let base = Lsn::saturating(segment.base);
     let mut stored = std::fs::File::open(path).map_err(local(path))?;
     let mut upload = UploadWriter(installer.sealed(base).map_err(install)?);
-    let summary = sealed::decode(&mut stored, segment.stored_bytes, &mut upload)
-        .map_err(|source| RestoreError::Segment { object: object(), source })?;
+    let summary = sealed::decode(&mut stored, segment.stored_bytes, &mut upload).map_err(|source| {
+        RestoreError::Segment {
+            object: object(),
+            source,
+        }
+    })?;
     let info = installer.install(upload.0).map_err(install)?;
     let as_named = summary.base == base
         && summary.sha256 == segment.sha256
@@ -500,13 +558,21 @@ fn install_chunk(
     object: String,
     bytes: &[u8],
 ) -> Result<(SegmentInstaller, ChainEnd), RestoreError> {
-    let (header, raw) = chunk::decode(bytes)
-        .map_err(|source| ReplicaError::Chunk { object: object.clone(), source })?;
-    let end = end.follow(&header).map_err(|source| ReplicaError::Chain { object: object.clone(), source })?;
+    let (header, raw) = chunk::decode(bytes).map_err(|source| ReplicaError::Chunk {
+        object: object.clone(),
+        source,
+    })?;
+    let end = end.follow(&header).map_err(|source| ReplicaError::Chain {
+        object: object.clone(),
+        source,
+    })?;
     if !raw.is_empty() {
         let last = installer
             .append_frames(&raw)
-            .map_err(|source| RestoreError::Install { object: object.clone(), source })?;
+            .map_err(|source| RestoreError::Install {
+                object: object.clone(),
+                source,
+            })?;
         if last != header.last_lsn {
             return Err(RestoreError::NotAsNamed { object });
         }

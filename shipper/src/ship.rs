@@ -30,8 +30,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::checkpoint::{CheckpointError, CheckpointRequest};
 use crate::chunk::{self, ChunkDraft, ChunkError, ChunkHeader, ChunkKind, MAX_IN_FLIGHT, RawFrames};
-use crate::fence::{self, Claim, ReplicaError};
 use crate::feed::{Cut, Feed, FeedError};
+use crate::fence::{self, Claim, ReplicaError};
 use crate::housekeeping::{Housekeeper, Link};
 use crate::names::{Generation, Ordinal, WAL_PREFIX};
 use crate::plan::{self, ExistsVerdict};
@@ -260,10 +260,16 @@ impl ShipHandle {
     pub fn lag(&self) -> Lag {
         let local = self.shared.log.local().get();
         let remote = self.shared.remote.get();
-        let segments = if local > remote { self.shared.log.segments() } else { Vec::new() };
+        let segments = if local > remote {
+            self.shared.log.segments()
+        } else {
+            Vec::new()
+        };
         let status = self.shared.status.lock();
         let (gathered_bytes, gathered_entries) = waiting(&segments, status.cut_to, status.cut_end);
-        let oldest = status.oldest_in_flight.or_else(|| (local > remote).then_some(remote.max(status.cut_to)));
+        let oldest = status
+            .oldest_in_flight
+            .or_else(|| (local > remote).then_some(remote.max(status.cut_to)));
         let lag = match oldest {
             None => Lag::default(),
             Some(oldest) => {
@@ -272,7 +278,11 @@ impl ShipHandle {
                     bytes: status.in_flight_bytes + gathered_bytes,
                     entries: status.in_flight_entries + gathered_entries,
                     // What only the predecessor's age is known of is young: it has not been offered to the window.
-                    seconds: if status.oldest_in_flight.is_some() { age as f64 / 1e6 } else { 0.0 },
+                    seconds: if status.oldest_in_flight.is_some() {
+                        age as f64 / 1e6
+                    } else {
+                        0.0
+                    },
                     oldest_unshipped: Some(oldest),
                 }
             }
@@ -323,11 +333,17 @@ impl ShipHandle {
     /// [`CheckpointError`]; nothing is published then, and a later checkpoint may be tried.
     pub async fn publish_checkpoint(&self, dir: std::path::PathBuf, lsn: Lsn) -> Result<(), CheckpointError> {
         if lsn > self.shared.remote.get() {
-            return Err(CheckpointError::NotDurable { lsn, remote: self.shared.remote.get() });
+            return Err(CheckpointError::NotDurable {
+                lsn,
+                remote: self.shared.remote.get(),
+            });
         }
         let (reply, wait) = oneshot::channel();
         let request = CheckpointRequest { dir, lsn, reply };
-        self.checkpoints.send(request).await.map_err(|_| CheckpointError::Stopped)?;
+        self.checkpoints
+            .send(request)
+            .await
+            .map_err(|_| CheckpointError::Stopped)?;
         wait.await.map_err(|_| CheckpointError::Stopped)?
     }
 }
@@ -365,7 +381,9 @@ impl Shipper {
         claim: Claim,
         clock: Arc<dyn Clock>,
     ) -> (Shipper, ShipHandle) {
-        config.in_flight = config.in_flight.clamp(1, usize::try_from(MAX_IN_FLIGHT).unwrap_or(1));
+        config.in_flight = config
+            .in_flight
+            .clamp(1, usize::try_from(MAX_IN_FLIGHT).unwrap_or(1));
         config.chunk_bytes = config.chunk_bytes.clamp(1, chunk::MAX_RAW_BYTES / 2);
         let from = claim.replica.end.last_lsn;
         remote.advance(from);
@@ -393,7 +411,11 @@ impl Shipper {
             }),
             hurry: Notify::new(),
         });
-        let handle = ShipHandle { shared: shared.clone(), commands, checkpoints };
+        let handle = ShipHandle {
+            shared: shared.clone(),
+            commands,
+            checkpoints,
+        };
         let shipper = Shipper {
             shared,
             feed: Feed::new(&log.reader(), from),
@@ -408,8 +430,22 @@ impl Shipper {
     /// Ships until `shutdown`, a hand-over, or the end of all hope. Uploads that are out when `shutdown` comes are
     /// abandoned; use [`ShipHandle::drain`] first. However it ends, the remote watermark is failed, so nobody waits for ever.
     pub async fn run(self, shutdown: CancellationToken) -> ShipEnd {
-        let Shipper { shared, feed, commands, checkpoints, next, chain_lsn } = self;
-        let mut follower = Follower { shared: shared.clone(), feed: Some(feed), commands, next, chain_lsn, cut_end: None };
+        let Shipper {
+            shared,
+            feed,
+            commands,
+            checkpoints,
+            next,
+            chain_lsn,
+        } = self;
+        let mut follower = Follower {
+            shared: shared.clone(),
+            feed: Some(feed),
+            commands,
+            next,
+            chain_lsn,
+            cut_end: None,
+        };
         let mut housekeeper = Housekeeper::new(shared.clone(), checkpoints);
         let end = tokio::select! {
             () = shutdown.cancelled() => ShipEnd::Stopped,
@@ -432,7 +468,12 @@ impl Shipper {
             }
             ShipEnd::Failed { reason } => {
                 tracing::error!("shipping stopped: {reason}");
-                (ShipState::Failed { reason: reason.clone() }, reason.clone())
+                (
+                    ShipState::Failed {
+                        reason: reason.clone(),
+                    },
+                    reason.clone(),
+                )
             }
         };
         shared.status.lock().state = state;
@@ -468,7 +509,11 @@ impl Follower {
             if room && dirty && pause.is_none() {
                 match self.cut(seen).await {
                     Ok(Some((header, object))) => {
-                        not_before = self.shared.config.min_interval.map(|i| tokio::time::Instant::now() + i);
+                        not_before = self
+                            .shared
+                            .config
+                            .min_interval
+                            .map(|i| tokio::time::Instant::now() + i);
                         flights.push_back(Flight { header, done: false });
                         uploads.push(upload(self.shared.clone(), header, object));
                         self.publish_status(&flights);
@@ -519,7 +564,9 @@ impl Follower {
 
     /// Cuts the next chunk from what is locally durable. `None` if there is no whole group yet.
     async fn cut(&mut self, limit: Lsn) -> Result<Option<(ChunkHeader, Bytes)>, String> {
-        let Some(mut feed) = self.feed.take() else { return Err("the feed is lost".into()) };
+        let Some(mut feed) = self.feed.take() else {
+            return Err("the feed is lost".into());
+        };
         let draft = ChunkDraft {
             log_id: self.shared.claim.log_id,
             writer_id: self.shared.claim.writer_id,
@@ -533,7 +580,10 @@ impl Follower {
         // Reading, compressing and hashing are work for a thread that may block.
         let work = tokio::task::spawn_blocking(move || {
             let cut = feed.cut(limit, cap);
-            let built = cut.and_then(|cut| cut.map(|cut| build(&draft, &cut).map(|built| (built, cut.end))).transpose());
+            let built = cut.and_then(|cut| {
+                cut.map(|cut| build(&draft, &cut).map(|built| (built, cut.end)))
+                    .transpose()
+            });
             (feed, built)
         });
         let (feed, built) = work.await.map_err(|error| format!("cutting a chunk: {error}"))?;
@@ -548,7 +598,10 @@ impl Follower {
     }
 
     fn acknowledge(&self, flights: &mut VecDeque<Flight>, ordinal: Ordinal) {
-        for flight in flights.iter_mut().filter(|flight| flight.header.ordinal == ordinal) {
+        for flight in flights
+            .iter_mut()
+            .filter(|flight| flight.header.ordinal == ordinal)
+        {
             flight.done = true;
         }
         let mut reached = None;
@@ -588,16 +641,26 @@ impl Follower {
         };
         match chunk::encode_mark(ChunkKind::HandOver, &draft) {
             Ok((header, object)) => upload(self.shared.clone(), header, object).await,
-            Err(error) => UploadEnd::End(ShipEnd::Failed { reason: error.to_string() }),
+            Err(error) => UploadEnd::End(ShipEnd::Failed {
+                reason: error.to_string(),
+            }),
         }
     }
 }
 
 fn build(draft: &ChunkDraft, cut: &Cut) -> Result<(ChunkHeader, Bytes), FeedError> {
     if cut.prev != draft.prev_lsn {
-        return Err(FeedError::Gap { expected: draft.prev_lsn, found: cut.prev });
+        return Err(FeedError::Gap {
+            expected: draft.prev_lsn,
+            found: cut.prev,
+        });
     }
-    let frames = RawFrames { first: cut.first, last: cut.last, count: cut.count, bytes: &cut.bytes };
+    let frames = RawFrames {
+        first: cut.first,
+        last: cut.last,
+        count: cut.count,
+        bytes: &cut.bytes,
+    };
     chunk::encode_data(draft, frames).map_err(FeedError::Chunk)
 }
 
@@ -605,7 +668,11 @@ fn build(draft: &ChunkDraft, cut: &Cut) -> Result<(ChunkHeader, Bytes), FeedErro
 async fn upload(shared: Arc<Shared>, header: ChunkHeader, object: Bytes) -> UploadEnd {
     let name = match ObjectName::new(header.ordinal.object_name()) {
         Ok(name) => name,
-        Err(error) => return UploadEnd::End(ShipEnd::Failed { reason: error.to_string() }),
+        Err(error) => {
+            return UploadEnd::End(ShipEnd::Failed {
+                reason: error.to_string(),
+            });
+        }
     };
     let begun = Instant::now();
     let mut tries = 0u32;
@@ -628,14 +695,18 @@ async fn upload(shared: Arc<Shared>, header: ChunkHeader, object: Bytes) -> Uplo
             }
             Ok(Settled::Fenced { by }) => return UploadEnd::End(ShipEnd::Fenced { by }),
             Ok(Settled::Unreadable(error)) => {
-                let reason = format!("object {name} of the replica, where our chunk belongs, cannot be read: {error}");
+                let reason =
+                    format!("object {name} of the replica, where our chunk belongs, cannot be read: {error}");
                 return UploadEnd::End(ShipEnd::Failed { reason });
             }
             Ok(Settled::Gone) => continue_after("the object that was in the way is gone"),
             Err(error) => error,
         };
         let text = shared.note_error(&error);
-        let futile = matches!(&error, StoreError::Denied { .. } | StoreError::Precondition { .. } | StoreError::Invalid { .. });
+        let futile = matches!(
+            &error,
+            StoreError::Denied { .. } | StoreError::Precondition { .. } | StoreError::Invalid { .. }
+        );
         if tries == 1 || futile {
             tracing::warn!(object = %name, tries, "upload failed and is tried again: {text}");
         }
@@ -651,12 +722,17 @@ async fn upload(shared: Arc<Shared>, header: ChunkHeader, object: Bytes) -> Uplo
 }
 
 fn continue_after(what: &str) -> StoreError {
-    StoreError::Other { detail: what.to_owned(), sent: false }
+    StoreError::Other {
+        detail: what.to_owned(),
+        sent: false,
+    }
 }
 
 enum Settled {
     Ours,
-    Fenced { by: Epoch },
+    Fenced {
+        by: Epoch,
+    },
     Unreadable(ChunkError),
     /// Something was there, and then was not.
     Gone,
@@ -669,7 +745,10 @@ async fn attempt(
     name: &ObjectName,
     object: Bytes,
 ) -> Result<Settled, StoreError> {
-    let outcome = shared.requests.once(shared.requests.store().create(name, object)).await;
+    let outcome = shared
+        .requests
+        .once(shared.requests.store().create(name, object))
+        .await;
     let result = match &outcome {
         Ok(Created::Created) => "created",
         Ok(Created::Exists) => "exists",
@@ -689,14 +768,16 @@ async fn attempt(
 }
 
 async fn compare(shared: &Shared, header: &ChunkHeader) -> Result<Settled, StoreError> {
-    Ok(match fence::read_header(&shared.requests, header.ordinal).await? {
-        None => Settled::Gone,
-        Some(there) => match plan::on_chunk_exists(header, there) {
-            ExistsVerdict::Ours => Settled::Ours,
-            ExistsVerdict::Fenced { by } => Settled::Fenced { by },
-            ExistsVerdict::Unreadable(error) => Settled::Unreadable(error),
+    Ok(
+        match fence::read_header(&shared.requests, header.ordinal).await? {
+            None => Settled::Gone,
+            Some(there) => match plan::on_chunk_exists(header, there) {
+                ExistsVerdict::Ours => Settled::Ours,
+                ExistsVerdict::Fenced { by } => Settled::Fenced { by },
+                ExistsVerdict::Unreadable(error) => Settled::Unreadable(error),
+            },
         },
-    })
+    )
 }
 
 /// After a gap in time: is the chain still ours? Looks for our own object, for a later reign's manifest, and for another
@@ -705,16 +786,23 @@ async fn still_ours(shared: &Shared, header: &ChunkHeader) -> Result<Settled, St
     tracing::warn!(ordinal = %header.ordinal, "much time has passed since an upload began; reading the chain again");
     let as_store_error = |error: ReplicaError| match error {
         ReplicaError::Store(error) => error,
-        other => StoreError::Other { detail: with_sources(&other), sent: false },
+        other => StoreError::Other {
+            detail: with_sources(&other),
+            sent: false,
+        },
     };
-    let newest = fence::newest_manifest(&shared.requests, shared.claim.log_id).await.map_err(as_store_error)?;
+    let newest = fence::newest_manifest(&shared.requests, shared.claim.log_id)
+        .await
+        .map_err(as_store_error)?;
     if newest.generation() > Generation::NONE && newest.epoch() > shared.claim.epoch {
         return Ok(Settled::Fenced { by: newest.epoch() });
     }
     let after = header.ordinal.object_name();
     let window = usize::try_from(2 * MAX_IN_FLIGHT).unwrap_or(32);
     for object in shared.requests.list(WAL_PREFIX, Some(&after), window).await? {
-        let Some(ordinal) = Ordinal::from_object_name(object.name.as_str()) else { continue };
+        let Some(ordinal) = Ordinal::from_object_name(object.name.as_str()) else {
+            continue;
+        };
         match fence::read_header(&shared.requests, ordinal).await? {
             Some(Ok(there)) if there.epoch > shared.claim.epoch => {
                 return Ok(Settled::Fenced { by: there.epoch });
@@ -734,7 +822,10 @@ struct Sent {
 
 impl Sent {
     fn now(clock: &dyn Clock) -> Sent {
-        Sent { monotonic: Instant::now(), wall_micros: clock.now_micros() }
+        Sent {
+            monotonic: Instant::now(),
+            wall_micros: clock.now_micros(),
+        }
     }
 
     fn is_older_than(&self, bound: Duration, clock: &dyn Clock) -> bool {

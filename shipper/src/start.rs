@@ -133,7 +133,10 @@ pub async fn begin(store: &Arc<dyn ReplicaStore>, options: &StartOptions) -> Res
     let last_writer = replica.as_ref().and_then(|replica| replica.end.writer);
     let ours = last_writer.filter(|last| known.contains(last));
     write_writers(data_dir, ours.into_iter().chain([writer_id]))?;
-    let log_id = match (replica.as_ref().map(|r| r.log_id), here.as_ref().and_then(Recovered::log_id)) {
+    let log_id = match (
+        replica.as_ref().map(|r| r.log_id),
+        here.as_ref().and_then(Recovered::log_id),
+    ) {
         (Some(id), _) | (None, Some(id)) => id,
         (None, None) => LogId::random(&*options.entropy).map_err(local(data_dir))?,
     };
@@ -165,11 +168,21 @@ pub async fn begin(store: &Arc<dyn ReplicaStore>, options: &StartOptions) -> Res
                 Some(recovered) => recovered,
                 None => open(options)?,
             };
-            Ok(Started { decision, claim, recovered, restored: None, set_aside: None })
+            Ok(Started {
+                decision,
+                claim,
+                recovered,
+                restored: None,
+                set_aside: None,
+            })
         }
         StartDecision::RestoreReplica { set_aside_local } => {
             drop(here);
-            let set_aside = if set_aside_local { Some(set_aside(options)?) } else { None };
+            let set_aside = if set_aside_local {
+                Some(set_aside(options)?)
+            } else {
+                None
+            };
             if let Some(to) = &set_aside {
                 tracing::error!(
                     "the local log differs from the replica, which wins; the local one was set aside in {}",
@@ -190,7 +203,13 @@ pub async fn begin(store: &Arc<dyn ReplicaStore>, options: &StartOptions) -> Res
                 });
             }
             let recovered = open(options)?;
-            Ok(Started { decision, claim, recovered, restored: Some(restored), set_aside })
+            Ok(Started {
+                decision,
+                claim,
+                recovered,
+                restored: Some(restored),
+                set_aside,
+            })
         }
     }
 }
@@ -218,7 +237,11 @@ fn decide(
     };
     let facts_here = here.and_then(facts);
     let facts_there = replica.map(|replica| replica.facts(known));
-    Ok(plan::decide_start(facts_here.as_ref(), facts_there.as_ref(), overlap))
+    Ok(plan::decide_start(
+        facts_here.as_ref(),
+        facts_there.as_ref(),
+        overlap,
+    ))
 }
 
 /// Does the local log hold the replica's newest frames?
@@ -233,7 +256,9 @@ fn overlap(here: &Recovered, replica: &ReplicaState) -> Result<Overlap, ReadErro
                 Ok(frames) => frames,
                 Err(ReadError::Trimmed { .. }) => return Ok(Overlap::Diverged),
                 // A chain that does not pass through the chunk's start looks like damage to the reader.
-                Err(ReadError::Corrupt { .. }) if tail.position() == chunk.prev_lsn => return Ok(Overlap::Diverged),
+                Err(ReadError::Corrupt { .. }) if tail.position() == chunk.prev_lsn => {
+                    return Ok(Overlap::Diverged);
+                }
                 Err(error) => return Err(error),
             };
             if frames.is_empty() {
@@ -246,7 +271,8 @@ fn overlap(here: &Recovered, replica: &ReplicaState) -> Result<Overlap, ReadErro
         <[u8; 32]>::from(digest.finalize()) == chunk.raw_sha256
     } else if let Some(newest) = replica.manifest.segments.last() {
         let is_it = |segment: &engine::log::SegmentInfo| {
-            (segment.base.get(), segment.last.get(), segment.prev.get()) == (newest.base, newest.last, newest.prev)
+            (segment.base.get(), segment.last.get(), segment.prev.get())
+                == (newest.base, newest.last, newest.prev)
         };
         here.segments().iter().any(is_it)
     } else {
@@ -258,9 +284,12 @@ fn overlap(here: &Recovered, replica: &ReplicaState) -> Result<Overlap, ReadErro
 /// Moves everything but what is to be kept. The log goes last: while it is there, a crash means to do it again.
 fn set_aside(options: &StartOptions) -> Result<PathBuf, StartError> {
     let data_dir = &options.data_dir;
-    let to = data_dir.join(SET_ASIDE_DIR).join(options.clock.now_micros().to_string());
+    let to = data_dir
+        .join(SET_ASIDE_DIR)
+        .join(options.clock.now_micros().to_string());
     std::fs::create_dir_all(&to).map_err(local(&to))?;
-    let stays = |name: &str| name == SET_ASIDE_DIR || name == WRITERS_FILE || options.keep.iter().any(|k| k == name);
+    let stays =
+        |name: &str| name == SET_ASIDE_DIR || name == WRITERS_FILE || options.keep.iter().any(|k| k == name);
     let mut names = Vec::new();
     for entry in std::fs::read_dir(data_dir).map_err(local(data_dir))? {
         let name = entry.map_err(local(data_dir))?.file_name();
@@ -275,7 +304,9 @@ fn set_aside(options: &StartOptions) -> Result<PathBuf, StartError> {
         std::fs::rename(&from, to.join(&name)).map_err(local(&from))?;
     }
     for dir in [to.as_path(), data_dir] {
-        std::fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(local(dir))?;
+        std::fs::File::open(dir)
+            .and_then(|dir| dir.sync_all())
+            .map_err(local(dir))?;
     }
     Ok(to)
 }
@@ -295,7 +326,11 @@ fn write_writers(data_dir: &Path, writers: impl Iterator<Item = WriterId>) -> Re
     let path = data_dir.join(WRITERS_FILE);
     let text: String = writers.map(|writer| format!("{writer}\n")).collect();
     let mut temp = tempfile::NamedTempFile::new_in(data_dir).map_err(local(data_dir))?;
-    temp.write_all(text.as_bytes()).and_then(|()| temp.as_file().sync_all()).map_err(local(&path))?;
+    temp.write_all(text.as_bytes())
+        .and_then(|()| temp.as_file().sync_all())
+        .map_err(local(&path))?;
     temp.persist(&path).map_err(|error| local(&path)(error.error))?;
-    std::fs::File::open(data_dir).and_then(|dir| dir.sync_all()).map_err(local(data_dir))
+    std::fs::File::open(data_dir)
+        .and_then(|dir| dir.sync_all())
+        .map_err(local(data_dir))
 }

@@ -1,0 +1,236 @@
+//! A server with everything around it.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use tempfile::TempDir;
+
+use crate::api::Api;
+use crate::azurite::Azurite;
+use crate::process::{Process, program};
+
+/// Time for everything that is fast, generously, so that a hanging server fails a test instead of hanging it.
+pub const SOON: Duration = Duration::from_secs(30);
+
+/// Where a server's log is replicated to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReplicaKind {
+    /// Nowhere.
+    None,
+    /// A directory.
+    Directory,
+    /// The Azure emulator.
+    Azure,
+}
+
+/// A did:plc directory, perhaps an emulator, and a place for the data of servers.
+#[derive(Debug)]
+pub struct Stack {
+    dir: TempDir,
+    plc: Process,
+    azurite: Option<Azurite>,
+    /// Base URL of the did:plc directory.
+    pub plc_url: String,
+}
+
+impl Stack {
+    /// Starts the directory, and the emulator if `kind` needs it; `None` when that is not installed.
+    ///
+    /// # Errors
+    /// Something does not start.
+    pub async fn start(kind: ReplicaKind) -> Result<Option<Stack>> {
+        let dir = TempDir::with_prefix("pds-test-")?;
+        let azurite = match kind {
+            ReplicaKind::Azure => match Azurite::start(dir.path()).await? {
+                None => return Ok(None),
+                started => started,
+            },
+            ReplicaKind::None | ReplicaKind::Directory => None,
+        };
+        let (operations, port_file) = (dir.path().join("plc"), dir.path().join("plc.port"));
+        let arguments = [
+            OsStr::new("plc"),
+            OsStr::new("--port"),
+            OsStr::new("0"),
+            OsStr::new("--dir"),
+            operations.as_os_str(),
+            OsStr::new("--port-file"),
+            port_file.as_os_str(),
+        ];
+        let mut plc = Process::spawn(&program("pds")?, &arguments, &[], &dir.path().join("plc.log"))?;
+        let port = plc.port(&port_file).await.context("the did:plc directory")?;
+        Ok(Some(Stack {
+            dir,
+            plc,
+            azurite,
+            plc_url: format!("http://127.0.0.1:{port}"),
+        }))
+    }
+
+    /// A fresh directory below the stack's own.
+    #[must_use]
+    pub fn place(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The settings of a replica called `name`.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub async fn replica(&self, kind: ReplicaKind, name: &str) -> Result<Vec<(String, String)>> {
+        match kind {
+            ReplicaKind::None => Ok(Vec::new()),
+            ReplicaKind::Directory => {
+                let dir = self.place(name);
+                std::fs::create_dir_all(&dir)?;
+                Ok(vec![(
+                    "PDS_REPLICA_URL".to_owned(),
+                    format!("file://{}", dir.display()),
+                )])
+            }
+            ReplicaKind::Azure => {
+                self.azurite
+                    .as_ref()
+                    .context("this stack has no emulator")?
+                    .replica(name)
+                    .await
+            }
+        }
+    }
+
+    /// The settings of a server that keeps its data in `data`.
+    #[must_use]
+    pub fn settings(&self, data: &Path) -> Settings {
+        let fixed = [
+            ("PDS_HOSTNAME", "localhost"),
+            ("PDS_PORT", "0"),
+            ("PDS_SERVICE_HANDLE_DOMAINS", ".test"),
+            ("PDS_DEV_MODE", "true"),
+            ("PDS_INVITE_REQUIRED", "false"),
+            ("PDS_JWT_SECRET", "a secret for tests that is long enough"),
+            ("PDS_ADMIN_PASSWORD", ADMIN_PASSWORD),
+            (
+                "PDS_PLC_ROTATION_KEY_K256_PRIVATE_KEY_HEX",
+                "4d0c9b0f5c1a2e3f4d0c9b0f5c1a2e3f4d0c9b0f5c1a2e3f4d0c9b0f5c1a2e3f",
+            ),
+            ("PDS_LOG_FORMAT", "json"),
+            ("LOG_LEVEL", "info"),
+        ];
+        let mut env: Vec<_> = fixed
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .to_vec();
+        env.push(("PDS_DID_PLC_URL".to_owned(), self.plc_url.clone()));
+        env.push(("PDS_DATA_DIRECTORY".to_owned(), data.display().to_string()));
+        Settings {
+            env,
+            data: data.to_owned(),
+        }
+    }
+
+    /// Ends the directory; the rest ends when it is dropped.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub async fn stop(mut self) -> Result<()> {
+        self.plc.kill().await
+    }
+}
+
+/// The administrator's password of every test server.
+pub const ADMIN_PASSWORD: &str = "an admin password for tests";
+
+/// The environment of one server.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    env: Vec<(String, String)>,
+    data: PathBuf,
+}
+
+impl Settings {
+    /// With one more variable, or another value for one.
+    #[must_use]
+    pub fn with(mut self, name: &str, value: &str) -> Settings {
+        self.env.retain(|(known, _)| known != name);
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// With some more.
+    #[must_use]
+    pub fn with_all(mut self, more: Vec<(String, String)>) -> Settings {
+        for (name, value) in more {
+            self = self.with(&name, &value);
+        }
+        self
+    }
+}
+
+/// A running server.
+#[derive(Debug)]
+pub struct Pds {
+    /// The process.
+    pub process: Process,
+    /// Base URL.
+    pub url: String,
+    /// Its data directory.
+    pub data: PathBuf,
+    /// A client of it.
+    pub api: Api,
+}
+
+impl Pds {
+    /// Starts a server and does not wait for anything.
+    ///
+    /// # Errors
+    /// The program cannot be started.
+    pub fn spawn(settings: &Settings) -> Result<(Process, PathBuf)> {
+        std::fs::create_dir_all(&settings.data)?;
+        let beside = |ending: &str| settings.data.with_extension(ending);
+        let port_file = beside("port");
+        let _absent = std::fs::remove_file(&port_file);
+        let mut env = settings.env.clone();
+        env.push(("PDS_PORT_FILE".to_owned(), port_file.display().to_string()));
+        Ok((
+            Process::spawn(&program("pds")?, &[], &env, &beside("log"))?,
+            port_file,
+        ))
+    }
+
+    /// Starts a server and waits until it is ready.
+    ///
+    /// # Errors
+    /// It ends, or is not ready in time; its last lines are in the message.
+    pub async fn start(settings: &Settings) -> Result<Pds> {
+        let (mut process, port_file) = Pds::spawn(settings)?;
+        let port = process.port(&port_file).await?;
+        let url = format!("http://127.0.0.1:{port}");
+        let api = Api::new(&url)?;
+        let started = Instant::now();
+        while !api.ready().await {
+            process.check_alive(started).await?;
+        }
+        Ok(Pds {
+            process,
+            url,
+            data: settings.data.clone(),
+            api,
+        })
+    }
+
+    /// Stops it as an operator does, and checks that it ended well and soon.
+    ///
+    /// # Errors
+    /// It did not.
+    pub async fn stop(mut self) -> Result<Duration> {
+        let (status, took) = self.process.terminate().await?;
+        anyhow::ensure!(
+            status.success(),
+            "the server ended with {status}:\n{}",
+            self.process.tail()
+        );
+        anyhow::ensure!(took < Duration::from_secs(10), "the server took {took:?} to stop");
+        Ok(took)
+    }
+}

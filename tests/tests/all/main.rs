@@ -1,0 +1,9 @@
+//! End to end: real processes, real clients, real damage. Each module's header tells what would break.
+
+mod bad_input;
+mod damage;
+mod dev;
+mod drill;
+mod e2e;
+mod restart;
+mod split_brain;

@@ -18,6 +18,8 @@
 
 mod error;
 mod open;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 use std::sync::Arc;

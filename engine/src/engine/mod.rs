@@ -169,11 +169,14 @@ impl Receipt {
     /// [`WriteError`]: nothing is known about the group then.
     pub async fn durable(self) -> Result<GroupLsns, WriteError> {
         let Receipt { pending, engine } = self;
-        let lsns = pending.await.map_err(|error| match AppendError::from(error) {
-            AppendError::Closed => engine.doubt(WriteError::Closed),
-            error => engine.doubt(WriteError::OutcomeUnknown {
-                reason: error.to_string().into(),
-            }),
+        let lsns = pending.await.map_err(|error| {
+            engine.doubt(match AppendError::from(error) {
+                AppendError::Closed => WriteError::Closed,
+                AppendError::Poisoned { reason } => WriteError::OutcomeUnknown { reason },
+                error => WriteError::OutcomeUnknown {
+                    reason: error.to_string().into(),
+                },
+            })
         })?;
         engine.wait_applied(lsns.last).await?;
         Ok(lsns)

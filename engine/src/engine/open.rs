@@ -353,10 +353,9 @@ fn open_accounts(
             bounds.oldest,
             bounds.end
         ),
-        Err(
-            error
-            @ (AccountsError::Corrupt(_) | AccountsError::Foreign { .. } | AccountsError::Failed { .. }),
-        ) => error.to_string(),
+        Err(error @ (AccountsError::Corrupt(_) | AccountsError::Foreign | AccountsError::Failed { .. })) => {
+            error.to_string()
+        }
         Err(error) => return Err(EngineError::Accounts(error)),
     };
     tracing::warn!(%reason, "the account database is thrown away; the log has everything");

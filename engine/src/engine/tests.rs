@@ -1,7 +1,7 @@
 //! The engine as a whole: what is acknowledged is durable and applied (I1), views are disposable (I4), a fenced or
 //! failed writer acknowledges nothing (I5), and entries above the replica's end wait for it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::*;
@@ -9,7 +9,7 @@ use crate::clock::{SeededEntropy, SystemClock};
 use crate::repo::mst::{NodeSource, NodeSourceError};
 use crate::repo::{Cid, Did};
 use crate::storage::OsStorage;
-use crate::views::testkit::{TestRepo, record};
+use crate::views::testkit::{TestRepo, Writes, record};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -66,8 +66,8 @@ fn stop(engine: Engine) {
     wait(engine.shutdown(how)).unwrap();
 }
 
-fn writes(path: &str) -> BTreeMap<String, Option<(Vec<u8>, BTreeSet<Cid>)>> {
-    BTreeMap::from([(path.to_owned(), Some((record(path, &[]), BTreeSet::new())))])
+fn writes(path: &str) -> Writes {
+    Writes::from([(path.to_owned(), Some((record(path, &[]), BTreeSet::new())))])
 }
 
 fn post(engine: &Engine, repo: &mut TestRepo, rkey: u32) -> Receipt {

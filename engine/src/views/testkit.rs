@@ -20,6 +20,11 @@ pub fn lsn(n: u64) -> Lsn {
     Lsn::new(n).unwrap()
 }
 
+/// A record and the blobs in it; `None` deletes.
+pub type Write = Option<(Vec<u8>, BTreeSet<Cid>)>;
+/// What one commit does, by path.
+pub type Writes = BTreeMap<String, Write>;
+
 /// A record `{text, blobs: […]}`.
 pub fn record(text: &str, blobs: &[Cid]) -> Vec<u8> {
     let mut out = Vec::new();
@@ -90,11 +95,7 @@ impl TestRepo {
     }
 
     /// Commits `writes` (`None` deletes), with nodes that are not in memory from `source`.
-    pub fn commit(
-        &mut self,
-        writes: &BTreeMap<String, Option<(Vec<u8>, BTreeSet<Cid>)>>,
-        source: &dyn NodeSource,
-    ) -> EntryDraft {
+    pub fn commit(&mut self, writes: &Writes, source: &dyn NodeSource) -> EntryDraft {
         let rev = Tid::next_after(self.head.map(|(_, rev, _)| rev), 1_700_000_000_000_000, 3);
         let mut ops = Vec::new();
         let mut lost = BTreeSet::new();

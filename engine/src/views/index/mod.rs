@@ -9,6 +9,7 @@
 //! meanwhile.
 
 mod apply;
+mod blobs;
 mod copy;
 mod nodes;
 mod reader;
@@ -21,10 +22,9 @@ use std::sync::Arc;
 
 use redb::{Database, Durability, ReadableDatabase, TableDefinition};
 
+pub use blobs::{BlobItem, MissingBlob};
 pub use nodes::RepoNodes;
-pub use reader::{
-    BlobItem, BlockPlace, IndexReader, ListOrder, MissingBlob, RecordItem, Records, RepoCounts, RepoHead,
-};
+pub use reader::{BlockPlace, IndexReader, ListOrder, RecordItem, Records, RepoCounts, RepoHead};
 pub use rows::{BlobRow, RecordRow};
 
 use crate::entry::Entry;

@@ -1,6 +1,6 @@
 //! The index against a model: any history gives the answers of a `BTreeMap`, a rebuilt file those of the live one (I4).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use proptest::prelude::*;
 use redb::{ReadableDatabase, ReadableTable};
@@ -9,7 +9,7 @@ use super::*;
 use crate::entry::{Change, EntryDraft};
 use crate::repo::cid::Cid;
 use crate::repo::mst::{NodeSource, NodeSourceError, Tree, build_from_sorted};
-use crate::views::testkit::{LOG_ID, Placer, TestRepo, lsn, record};
+use crate::views::testkit::{LOG_ID, Placer, TestRepo, Write, Writes, lsn, record};
 
 fn open(dir: &Path) -> IndexView {
     IndexView::open(&dir.join("index.redb"), LOG_ID, 8 << 20).unwrap()
@@ -50,9 +50,6 @@ fn dump(view: &IndexView) -> Vec<(&'static str, Vec<u8>, Vec<u8>)> {
     rows
 }
 
-/// A record and the blobs in it; `None` deletes.
-type Write = Option<(Vec<u8>, BTreeSet<Cid>)>;
-
 struct NoNodes;
 
 impl NodeSource for NoNodes {
@@ -61,7 +58,7 @@ impl NodeSource for NoNodes {
     }
 }
 
-fn create(paths: &[&str]) -> BTreeMap<String, Write> {
+fn create(paths: &[&str]) -> Writes {
     paths
         .iter()
         .map(|path| ((*path).to_owned(), Some((record(path, &[]), BTreeSet::new()))))
@@ -255,7 +252,7 @@ fn entries_that_are_applied_already_are_skipped() {
     let mut repo = TestRepo::new("twice");
     let first = placer.place(repo.commit(&create(&["app.test.post/a"]), &NoNodes));
     let second = placer.place(repo.commit(&create(&["app.test.post/b"]), &NoNodes));
-    view.apply(&[first.clone()]).unwrap();
+    view.apply(std::slice::from_ref(&first)).unwrap();
     view.apply(&[first, second.clone()]).unwrap();
     assert_eq!(view.applied(), second.lsn);
     repo.check(&view.reader().unwrap());
@@ -294,12 +291,15 @@ fn what_was_persisted_is_there_after_reopening() {
     repo.check(&view.reader().unwrap());
 }
 
+/// Collection, record key, and text and blobs unless it deletes.
+type AnyWrite = (u8, u16, Option<(u8, Vec<u8>)>);
+
 /// A step of the property test.
 #[derive(Clone, Debug)]
 enum Step {
     Commit {
         repo: usize,
-        writes: Vec<(u8, u16, Option<(u8, Vec<u8>)>)>,
+        writes: Vec<AnyWrite>,
         reopen: bool,
     },
     Upload {

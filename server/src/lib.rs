@@ -1,4 +1,7 @@
-//! (under construction)
+//! The server: an AT Protocol Personal Data Server over HTTP, on top of the engine and its replication.
+//!
+//! Data flows one way: a request enters in [`xrpc`], a [`service`] decides what it means, the engine's log makes it
+//! durable, and the answer and the [`firehose`] follow the log. [`start`] composes all of it.
 #![cfg_attr(
     test,
     allow(
@@ -9,8 +12,18 @@
     )
 )]
 
+pub mod app;
 pub mod auth;
 pub mod client;
+pub mod config;
+pub mod dev;
+pub mod firehose;
+pub mod http;
 pub mod identity;
+pub mod pages;
 pub mod plc;
 pub mod secrets;
+pub mod service;
+pub mod start;
+pub mod telemetry;
+pub mod xrpc;

@@ -339,6 +339,17 @@ impl Engine {
         self.inner.log.segments()
     }
 
+    /// Bytes of all segments that are kept.
+    #[must_use]
+    pub fn log_bytes(&self) -> u64 {
+        self.inner
+            .log
+            .segments()
+            .iter()
+            .map(|segment| segment.bytes)
+            .sum()
+    }
+
     /// Another writer has taken over: nothing is accepted any more, and nothing that waits is acknowledged (I5).
     pub fn fence(&self, by: Epoch) {
         // The first is the one that counts; a second fence changes nothing.

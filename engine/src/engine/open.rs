@@ -86,6 +86,12 @@ impl EnginePrelude {
         Ok(EnginePrelude { config, recovered })
     }
 
+    /// A directory whose log somebody else has recovered already, such as the shipper at its start.
+    #[must_use]
+    pub fn of(config: EngineConfig, recovered: Recovered) -> EnginePrelude {
+        EnginePrelude { config, recovered }
+    }
+
     /// Which log it is; `None` if there is none yet.
     #[must_use]
     pub fn log_id(&self) -> Option<LogId> {

@@ -22,6 +22,10 @@ pub const MIGRATIONS: &[Migration] = &[
         name: "002-signing-keys",
         sql: include_str!("migrations/002-signing-keys.sql"),
     },
+    Migration {
+        name: "003-plc-intents",
+        sql: include_str!("migrations/003-plc-intents.sql"),
+    },
 ];
 
 /// Columns that together are unique, besides the primary key.

@@ -1,0 +1,144 @@
+//! Composition: from settings to a running server and back to a stopped one. Only here are tasks started.
+
+use engine::log::Lsn;
+use serde_json::{Value, json};
+use shipper::ship::{ShipHandle, ShipState};
+use std::sync::Arc;
+
+use crate::auth::admin::AdminAuth;
+use crate::auth::tokens::SessionTokens;
+use crate::config::{Config, Durability};
+use crate::firehose::Firehose;
+use crate::service::accounts::Accounts;
+use crate::service::blobs::Blobs;
+use crate::service::core::Core;
+use crate::service::names::Names;
+use crate::service::repos::Repos;
+use crate::service::repos::export::Exports;
+
+/// Everything a request may need.
+pub struct App {
+    /// The settings.
+    pub config: Arc<Config>,
+    /// The engine.
+    pub engine: Core,
+    /// Session tokens.
+    pub tokens: Arc<SessionTokens>,
+    /// The administrator's password.
+    pub admin: AdminAuth,
+    /// Accounts.
+    pub accounts: Accounts,
+    /// Repos.
+    pub repos: Repos,
+    /// Media blobs.
+    pub blobs: Blobs,
+    /// Handles and DIDs.
+    pub names: Names,
+    /// The event stream.
+    pub firehose: Firehose,
+    /// The bound of concurrent exports.
+    pub exports: Exports,
+    /// Replication, if there is a replica.
+    pub shipper: Option<ShipHandle>,
+}
+
+/// What `/_health/ready` answers.
+pub struct Health {
+    /// Whether writes are taken.
+    pub ready: bool,
+    /// The details.
+    pub json: Value,
+}
+
+/// Lag of replication above which a server with remote durability is not ready: its writers wait that long.
+const LAG_MAX_SECONDS: f64 = 30.0;
+
+impl App {
+    /// Seconds since 1970.
+    #[must_use]
+    pub fn now_seconds(&self) -> u64 {
+        self.engine.now_micros() / 1_000_000
+    }
+
+    /// The truth about replay, fencing and lag.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        let engine = self.engine.health();
+        let mut ready = engine.failed.is_none() && engine.fenced.is_none();
+        let mut replica = Value::Null;
+        if let Some(shipper) = &self.shipper {
+            let lag = shipper.lag();
+            let state = shipper.state();
+            let ended = !matches!(state, ShipState::Shipping | ShipState::Retrying { .. });
+            let late = self.config.durability == Durability::Remote && lag.seconds > LAG_MAX_SECONDS;
+            ready &= !ended && !late;
+            replica = json!({
+                "state": state_word(&state),
+                "lagSeconds": lag.seconds,
+                "lagBytes": lag.bytes,
+                "lagEntries": lag.entries,
+                "lastError": shipper.last_error(),
+            });
+        }
+        let json = json!({
+            "status": if ready { "ready" } else { "not ready" },
+            "phase": "serving",
+            "durability": match self.config.durability {
+                Durability::Local => "local",
+                Durability::Remote => "remote",
+            },
+            "failure": engine.failed.as_deref(),
+            "fencedBy": engine.fenced.map(|epoch| epoch.0),
+            "epoch": engine.epoch.0,
+            "backlogBytes": engine.backlog_bytes,
+            "watermarks": {
+                "appended": engine.appended.get(),
+                "local": engine.local.get(),
+                "remote": engine.remote.map(Lsn::get),
+                "applied": engine.applied.get(),
+                "visible": engine.visible.get(),
+            },
+            "replica": replica,
+        });
+        Health { ready, json }
+    }
+
+    /// Sets the gauges that are read off the state rather than counted.
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "gauges are floating point; an LSN below 2^53 is exact"
+    )]
+    pub fn observe_gauges(&self) {
+        let engine = self.engine.health();
+        for (name, lsn) in [
+            ("appended", Some(engine.appended)),
+            ("local", Some(engine.local)),
+            ("remote", engine.remote),
+            ("applied", Some(engine.applied)),
+            ("visible", Some(engine.visible)),
+        ] {
+            if let Some(lsn) = lsn {
+                metrics::gauge!("pds_watermark_lsn", "stage" => name).set(lsn.get() as f64);
+            }
+        }
+        metrics::gauge!("pds_log_backlog_bytes").set(engine.backlog_bytes as f64);
+        metrics::gauge!("pds_firehose_subscribers").set(self.firehose.subscribers() as f64);
+        if let Some(shipper) = &self.shipper {
+            let lag = shipper.lag();
+            metrics::gauge!("pds_ship_lag_seconds").set(lag.seconds);
+            metrics::gauge!("pds_ship_lag_bytes").set(lag.bytes as f64);
+            metrics::gauge!("pds_ship_lag_entries").set(lag.entries as f64);
+        }
+    }
+}
+
+/// The shipper's state in one word.
+fn state_word(state: &ShipState) -> &'static str {
+    match state {
+        ShipState::Shipping => "shipping",
+        ShipState::Retrying { .. } => "retrying",
+        ShipState::Fenced { .. } => "fenced",
+        ShipState::Failed { .. } => "failed",
+        ShipState::Stopped => "stopped",
+    }
+}

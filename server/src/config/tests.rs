@@ -1,0 +1,122 @@
+use super::*;
+
+fn base() -> Vec<(&'static str, &'static str)> {
+    vec![
+        ("PDS_JWT_SECRET", "0123456789abcdef0123"),
+        ("PDS_ADMIN_PASSWORD", "hunter2hunter2"),
+        (
+            "PDS_PLC_ROTATION_KEY_K256_PRIVATE_KEY_HEX",
+            "1111111111111111111111111111111111111111111111111111111111111111",
+        ),
+    ]
+}
+
+fn read(extra: &[(&str, &str)]) -> Result<(Config, Vec<String>), ConfigError> {
+    let all = base().into_iter().chain(extra.iter().copied());
+    Config::from_vars(all.map(|(k, v)| (k.to_owned(), v.to_owned())))
+}
+
+#[test]
+fn the_three_secrets_are_enough_and_defaults_follow_the_reference() {
+    let (config, warnings) = read(&[]).unwrap();
+    assert!(warnings.is_empty());
+    assert_eq!(config.public_url(), "http://localhost:2583");
+    assert_eq!(config.service_did.as_str(), "did:web:localhost");
+    assert_eq!(config.handle_domains, [".test"]);
+    assert!(config.invite_required);
+    assert_eq!(config.durability, Durability::Local);
+}
+
+#[test]
+fn every_problem_is_reported_at_once_and_no_secret_is_shown() {
+    let error = Config::from_vars(
+        [
+            ("PDS_JWT_SECRET", "short"),
+            ("PDS_PLC_ROTATION_KEY_K256_PRIVATE_KEY_HEX", "deadbeef-not-hex"),
+            ("PDS_PORT", "99999"),
+            ("PDS_SERVICE_HANDLE_DOMAINS", "example.com"),
+            ("PDS_DURABILITY", "remote"),
+        ]
+        .map(|(k, v)| (k.to_owned(), v.to_owned())),
+    )
+    .unwrap_err();
+    let text = error.to_string();
+    for name in [
+        "PDS_JWT_SECRET",
+        "PDS_ADMIN_PASSWORD",
+        "ROTATION_KEY",
+        "PDS_PORT",
+        "start with a dot",
+        "PDS_DURABILITY",
+    ] {
+        assert!(text.contains(name), "{name} missing in: {text}");
+    }
+    assert!(!text.contains("deadbeef"));
+    assert!(!text.contains("'short'"));
+}
+
+#[test]
+fn unknown_names_are_warned_about_with_the_nearest_known_one() {
+    let (_, warnings) = read(&[
+        ("PDS_HOSTNAM", "x"),
+        ("PDS_CRAWLERS", "https://bsky.network"),
+        ("HOME", "/"),
+    ])
+    .unwrap();
+    assert_eq!(warnings.len(), 2);
+    assert!(warnings.iter().any(|w| w.contains("did you mean PDS_HOSTNAME")));
+    assert!(warnings.iter().any(|w| w.contains("PDS_CRAWLERS has no effect")));
+}
+
+#[test]
+fn a_replica_makes_remote_the_default_durability() {
+    let url = "https://acct.blob.core.windows.net/pds/prod/one";
+    let (config, _) = read(&[("PDS_REPLICA_URL", url), ("PDS_HOSTNAME", "pds.example.com")]).unwrap();
+    assert_eq!(config.durability, Durability::Remote);
+    let Some(Replica::Azure(azure)) = &config.replica else {
+        panic!("not azure")
+    };
+    assert_eq!(
+        (azure.container.as_str(), azure.prefix.as_str()),
+        ("pds", "prod/one")
+    );
+    assert_eq!(azure.service_url, "https://acct.blob.core.windows.net");
+    assert!(matches!(config.blobs, BlobPlace::Azure));
+}
+
+#[test]
+fn the_emulator_url_keeps_its_account_in_the_path() {
+    let (config, _) = read(&[
+        ("PDS_REPLICA_URL", "http://127.0.0.1:10000/devstoreaccount1/pds"),
+        ("PDS_REPLICA_AZURE_AUTH", "shared-key"),
+        ("PDS_REPLICA_AZURE_ACCOUNT_KEY", "c2VjcmV0"),
+    ])
+    .unwrap();
+    let Some(Replica::Azure(azure)) = &config.replica else {
+        panic!("not azure")
+    };
+    assert_eq!(azure.service_url, "http://127.0.0.1:10000/devstoreaccount1");
+    assert!(
+        matches!(&azure.auth, AzureAuthSettings::SharedKey { account, .. } if account == "devstoreaccount1")
+    );
+    assert!(!format!("{config:?}").contains("c2VjcmV0"));
+}
+
+#[test]
+fn identities_are_refused_over_plain_http() {
+    assert!(read(&[("PDS_REPLICA_URL", "http://acct.blob.core.windows.net/pds")]).is_err());
+}
+
+#[test]
+fn a_secret_may_come_from_a_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("jwt");
+    std::fs::write(&path, "a-secret-of-many-bytes\n").unwrap();
+    let vars = base()
+        .into_iter()
+        .filter(|(k, _)| *k != "PDS_JWT_SECRET")
+        .map(|(k, v)| (k.to_owned(), v.to_owned()));
+    let file = [("PDS_JWT_SECRET_FILE".to_owned(), path.display().to_string())];
+    let (config, _) = Config::from_vars(vars.chain(file)).unwrap();
+    assert_eq!(config.jwt_secret.expose(), "a-secret-of-many-bytes");
+}

@@ -1,0 +1,261 @@
+//! One subscriber: cursor rules, backfill, live, and the rules by which it is dropped.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, WebSocketUpgrade, close_code};
+use axum::http::{Response, Uri};
+use axum::response::IntoResponse;
+use engine::log::{Lsn, ReadError};
+use futures_util::stream::{SplitSink, SplitStream};
+use futures_util::{SinkExt, StreamExt};
+
+use super::ring::{Event, Found};
+use super::{Firehose, Inner, error_message, read, to_event};
+use crate::app::App;
+use crate::xrpc::error::XrpcError;
+use crate::xrpc::params::Params;
+
+/// How often a silent connection is pinged.
+const PING_EVERY: Duration = Duration::from_secs(30);
+/// Bytes handed to a socket between two looks at the ring.
+const SEND_BYTES: usize = 256 << 10;
+/// Largest message that a subscriber may send us; all are ignored.
+const MAX_INCOMING_BYTES: usize = 4096;
+
+/// `GET /xrpc/com.atproto.sync.subscribeRepos`.
+pub async fn subscribe(
+    State(app): State<Arc<App>>,
+    uri: Uri,
+    upgrade: Result<WebSocketUpgrade, axum::extract::ws::rejection::WebSocketUpgradeRejection>,
+) -> Response<axum::body::Body> {
+    let cursor = match Params::parse(uri.query()).and_then(|params| params.parsed_optional::<i64>("cursor")) {
+        Ok(cursor) => cursor,
+        Err(error) => return error.into_http(),
+    };
+    let Ok(upgrade) = upgrade else {
+        return XrpcError::invalid("com.atproto.sync.subscribeRepos is a WebSocket").into_http();
+    };
+    let inner = app.firehose.inner.clone();
+    if inner.subscribers.fetch_add(1, Ordering::AcqRel) >= inner.settings.max_subscribers {
+        inner.subscribers.fetch_sub(1, Ordering::AcqRel);
+        return XrpcError::unavailable("Too many firehose subscribers", 30).into_http();
+    }
+    let place = Place(Firehose { inner });
+    upgrade
+        .max_message_size(MAX_INCOMING_BYTES)
+        .write_buffer_size(64 << 10)
+        .on_upgrade(move |socket| async move { serve(place, socket, cursor).await })
+        .into_response()
+}
+
+/// A subscriber's place in the count; leaving gives it back.
+struct Place(Firehose);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.inner.subscribers.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Why a subscriber is let go.
+enum End {
+    /// It left, or its connection broke.
+    Gone,
+    /// We stop.
+    Stopping,
+    /// It gets an error message first.
+    Error(&'static str, &'static str),
+}
+
+async fn serve(place: Place, socket: WebSocket, cursor: Option<i64>) {
+    let inner = &place.0.inner;
+    let (mut sink, mut stream) = socket.split();
+    let end = tokio::select! {
+        end = feed(inner, &mut sink, cursor) => end,
+        end = listen(&mut stream) => end,
+        () = inner.stop.cancelled() => End::Stopping,
+    };
+    let close = match end {
+        End::Gone => None,
+        End::Stopping => Some(CloseFrame {
+            code: close_code::AWAY,
+            reason: Utf8Bytes::from_static("stopping"),
+        }),
+        End::Error(name, message) => {
+            let _gone = send(inner, &mut sink, Message::Binary(error_message(name, message))).await;
+            Some(CloseFrame {
+                code: close_code::POLICY,
+                reason: Utf8Bytes::from_static(name),
+            })
+        }
+    };
+    if let Some(close) = close {
+        let _gone = send(inner, &mut sink, Message::Close(Some(close))).await;
+    }
+}
+
+/// Reads and ignores what the subscriber says; pings are answered by the library.
+async fn listen(stream: &mut SplitStream<WebSocket>) -> End {
+    while let Some(Ok(message)) = stream.next().await {
+        if matches!(message, Message::Close(_)) {
+            break;
+        }
+    }
+    End::Gone
+}
+
+/// Sends events from the cursor on, until something ends it.
+async fn feed(inner: &Inner, sink: &mut SplitSink<WebSocket, Message>, cursor: Option<i64>) -> End {
+    let newest = inner.ring.newest();
+    let mut position = match start(inner, cursor, newest).await {
+        Start::At(position) => position,
+        Start::Outdated(position) => {
+            let info = engine::repo::event::encode_info(
+                "OutdatedCursor",
+                Some("Requested cursor exceeded limit. Possibly missing events"),
+            );
+            if send(inner, sink, Message::Binary(info.into())).await.is_err() {
+                return End::Gone;
+            }
+            position
+        }
+        Start::Future => return End::Error("FutureCursor", "Cursor in the future."),
+    };
+    let mut watch = inner.ring.watch();
+    let mut live = false;
+    let mut tail = None;
+    loop {
+        watch.borrow_and_update();
+        match inner.ring.after(position, SEND_BYTES) {
+            Found::Events(events) => {
+                tail = None;
+                live = true;
+                if let Err(end) = send_all(inner, sink, events, &mut position).await {
+                    return end;
+                }
+            }
+            Found::CaughtUp => {
+                tail = None;
+                live = true;
+                tokio::select! {
+                    changed = watch.changed() => if changed.is_err() { return End::Stopping },
+                    () = tokio::time::sleep(PING_EVERY) => {
+                        if send(inner, sink, Message::Ping(axum::body::Bytes::new())).await.is_err() {
+                            return End::Gone;
+                        }
+                    }
+                }
+            }
+            Found::Behind if live => {
+                metrics::counter!("pds_firehose_dropped_total", "reason" => "behind").increment(1);
+                return End::Error("ConsumerTooSlow", "Stream consumer too slow");
+            }
+            Found::Behind => {
+                let reader = tail.take().unwrap_or_else(|| inner.engine.tail(position));
+                match read(reader, inner.ring.newest()).await {
+                    Ok((reader, batch)) => {
+                        let through = reader.position();
+                        tail = Some(reader);
+                        let events = batch.iter().filter_map(to_event).collect();
+                        if let Err(end) = send_all(inner, sink, events, &mut position).await {
+                            return end;
+                        }
+                        position = position.max(through);
+                    }
+                    Err(ReadError::Trimmed { .. }) => {
+                        return End::Error("ConsumerTooSlow", "The cursor fell out of what is retained");
+                    }
+                    Err(error) => {
+                        tracing::error!(%error, "the firehose cannot read the log");
+                        return End::Error("InternalServerError", "The event log could not be read");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Where a subscriber begins.
+enum Start {
+    At(Lsn),
+    Outdated(Lsn),
+    Future,
+}
+
+async fn start(inner: &Inner, cursor: Option<i64>, newest: Lsn) -> Start {
+    let Some(cursor) = cursor else {
+        return Start::At(newest);
+    };
+    let Some(cursor) = Lsn::new(u64::try_from(cursor).unwrap_or(0)).filter(|cursor| *cursor <= newest) else {
+        return Start::Future;
+    };
+    let window = u64::try_from(inner.settings.backfill.as_micros()).unwrap_or(u64::MAX);
+    let cutoff = Lsn::saturating(inner.engine.now_micros().saturating_sub(window));
+    let floor = inner.engine.oldest_lsn().max(cutoff).min(newest);
+    // A cursor below the floor missed something only if an event lies between the two.
+    if cursor >= floor {
+        Start::At(cursor)
+    } else if inner.engine.oldest_lsn() <= cursor && !event_between(inner, cursor, floor).await {
+        Start::At(floor)
+    } else {
+        Start::Outdated(floor)
+    }
+}
+
+/// Whether an event lies after `from`, up to `to`; in doubt yes.
+async fn event_between(inner: &Inner, from: Lsn, to: Lsn) -> bool {
+    let mut tail = inner.engine.tail(from);
+    loop {
+        let Ok((back, batch)) = read(tail, to).await else {
+            return true;
+        };
+        if batch.is_empty() {
+            return false;
+        }
+        if batch.iter().any(|frame| to_event(frame).is_some()) {
+            return true;
+        }
+        tail = back;
+    }
+}
+
+async fn send_all(
+    inner: &Inner,
+    sink: &mut SplitSink<WebSocket, Message>,
+    events: Vec<Event>,
+    position: &mut Lsn,
+) -> Result<(), End> {
+    for event in events {
+        let feeding =
+            tokio::time::timeout(inner.settings.stall, sink.feed(Message::Binary(event.message))).await;
+        stalled_or_gone(feeding)?;
+        *position = event.lsn;
+    }
+    stalled_or_gone(tokio::time::timeout(inner.settings.stall, sink.flush()).await)
+}
+
+fn stalled_or_gone(outcome: Result<Result<(), axum::Error>, tokio::time::error::Elapsed>) -> Result<(), End> {
+    match outcome {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err(End::Gone),
+        Err(_) => {
+            metrics::counter!("pds_firehose_dropped_total", "reason" => "stalled").increment(1);
+            Err(End::Gone)
+        }
+    }
+}
+
+async fn send(inner: &Inner, sink: &mut SplitSink<WebSocket, Message>, message: Message) -> Result<(), ()> {
+    match tokio::time::timeout(
+        inner.settings.stall.min(Duration::from_secs(5)),
+        sink.send(message),
+    )
+    .await
+    {
+        Ok(Ok(())) => Ok(()),
+        _ => Err(()),
+    }
+}

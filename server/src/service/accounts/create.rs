@@ -1,0 +1,524 @@
+//! Sign-up: a new identity, its repo and its first session.
+//!
+//! The did:plc directory is not ours and takes part in no transaction, so its part is fenced by two entries of the log:
+//!
+//! | crash after                     | what is there                       | what the next start does                |
+//! |---------------------------------|-------------------------------------|-----------------------------------------|
+//! | intent (key and genesis logged) | perhaps a DID without an account    | buries the DID, forgets key and intent  |
+//! | genesis accepted by the directory | a DID without an account          | the same                                |
+//! | account entries                 | the account, announced              | nothing                                 |
+//!
+//! Nothing goes to the directory before the intent is durable in the replica (I1).
+
+use engine::entry::{Change, EntryDraft};
+use engine::repo::Did;
+use engine::repo::Handle;
+use engine::repo::event;
+use engine::repo::{PublicKey, SigningKey};
+use engine::views::accounts::{AccountsError, LockKey, model as view, queries};
+
+use super::sessions::{not_issued, seconds_text};
+use super::{Account, Accounts, ChangeError, Inner, Session, Status};
+use crate::auth::password::PasswordError;
+use crate::auth::tokens::{REFRESH_LIFETIME_SECS, Scope, hash_refresh_id};
+use crate::client::plc::PlcError;
+use crate::identity::handle::HandleError;
+use crate::plc::op::{Operation, PlcState};
+use crate::secrets::Purpose;
+use crate::service::repos::genesis;
+
+/// Longest e-mail address.
+const EMAIL_MAX: usize = 254;
+
+/// What somebody who signs up gives.
+#[derive(Clone)]
+pub struct CreateAccount {
+    /// The wanted handle.
+    pub handle: String,
+    /// E-mail address; needed with a password.
+    pub email: Option<String>,
+    /// Password; without one the account has neither password nor e-mail.
+    pub password: Option<String>,
+    /// Invite code, where one is required.
+    pub invite_code: Option<String>,
+    /// A did:key of the user's own, put above ours in the rotation keys.
+    pub recovery_key: Option<String>,
+}
+
+/// Why nobody was signed up.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateError {
+    /// Something in the request.
+    #[error("{0}")]
+    Invalid(String),
+    /// The handle.
+    #[error("{message}")]
+    Handle {
+        /// The error's name on the wire.
+        name: &'static str,
+        /// For people.
+        message: String,
+    },
+    /// The invite code.
+    #[error("Provided invite code not available")]
+    InviteCode,
+    /// Too many at once.
+    #[error("too many sign-ups at once; try again")]
+    Busy,
+    /// The directory refused or failed.
+    #[error("{message}")]
+    Plc {
+        /// Whether it is the directory's fault.
+        upstream: bool,
+        /// What it said.
+        message: String,
+    },
+    /// The account database or the log.
+    #[error(transparent)]
+    Change(#[from] ChangeError),
+}
+
+impl Accounts {
+    /// Signs somebody up with a new did:plc identity and opens a session.
+    ///
+    /// # Errors
+    /// See [`CreateError`]; unless it is [`ChangeError::Closed`], nothing of the account remains.
+    pub async fn create(&self, input: CreateAccount) -> Result<Session, CreateError> {
+        // A task of its own: a client that goes away in the middle must not leave an identity without an account.
+        let accounts = self.clone();
+        let signing_up = tokio::spawn(async move { accounts.create_to_the_end(input).await });
+        signing_up.await.map_err(|error| internal(&error))?
+    }
+
+    async fn create_to_the_end(&self, input: CreateAccount) -> Result<Session, CreateError> {
+        let inner = &self.inner;
+        let handle = inner
+            .names
+            .check_new_handle(&input.handle)
+            .map_err(|error| handle_error(&error))?;
+        let email = input.email.as_deref().map(check_email).transpose()?;
+        if input.password.is_some() && email.is_none() {
+            return Err(CreateError::Invalid("Email is required".to_owned()));
+        }
+        let invite = self.check_invite(input.invite_code).await?;
+        self.check_free(&handle, email.as_deref()).await?;
+        let recovery = input
+            .recovery_key
+            .or_else(|| inner.config.recovery_did_key.clone());
+        let recovery = recovery
+            .map(|text| PublicKey::from_did_key(&text))
+            .transpose()
+            .map_err(|error| CreateError::Invalid(format!("recoveryKey: {error}")))?;
+        let password_hash = match &input.password {
+            Some(password) => Some(inner.passwords.hash(password).await.map_err(password_error)?),
+            None => None,
+        };
+        let key = SigningKey::generate(inner.engine.entropy()).map_err(|e| internal(&e))?;
+        let rotation = inner.rotation_key()?;
+        let rotation_keys: Vec<PublicKey> = recovery.into_iter().chain([rotation.public_key()]).collect();
+        let state = PlcState::account(
+            &rotation_keys,
+            &key.public_key(),
+            &handle,
+            &inner.config.public_url(),
+        );
+        let operation = Operation::genesis(state, &rotation).map_err(|e| internal(&e))?;
+        let did = operation
+            .did()
+            .ok_or_else(|| internal(&"a genesis operation gives no DID"))?;
+
+        self.intend(&did, &key, &operation).await?;
+        if let Err(error) = inner.plc.submit(&did, &operation).await {
+            self.bury(
+                &did,
+                &operation,
+                matches!(error, PlcError::Unavailable(_) | PlcError::Malformed(_)),
+            )
+            .await;
+            return Err(plc_error(&error));
+        }
+        let email = email.filter(|_| password_hash.is_some());
+        let settled = self
+            .settle(&did, &key, &handle, email, password_hash, invite)
+            .await;
+        match settled {
+            Ok(session) => Ok(session),
+            // The outcome is unknown; the next start looks at what the log says.
+            Err(error @ ChangeError::Closed(_)) => Err(error.into()),
+            Err(error) => {
+                self.bury(&did, &operation, true).await;
+                Err(match error {
+                    ChangeError::Conflict(message) => CreateError::Invalid(message),
+                    other => other.into(),
+                })
+            }
+        }
+    }
+
+    /// Makes a code with which `use_count` people can sign up.
+    ///
+    /// # Errors
+    /// See [`ChangeError`].
+    pub async fn create_invite(&self, use_count: u32, for_account: &str) -> Result<String, ChangeError> {
+        let mut random = [0; 10];
+        let entropy = self.inner.engine.entropy();
+        entropy
+            .fill(&mut random)
+            .map_err(|error| ChangeError::Internal(error.to_string()))?;
+        let text = data_encoding::BASE32_NOPAD.encode(&random).to_ascii_lowercase();
+        let (first, second) = text.split_at(5);
+        let host = self.inner.config.hostname.replace('.', "-");
+        let code = format!("{host}-{first}-{}", second.get(..5).unwrap_or(second));
+        let (row, now, owner) = (code.clone(), self.inner.now_text(), for_account.to_owned());
+        let locks = vec![LockKey::invite(&code)];
+        self.change(locks, move |tx| {
+            tx.execute(
+                "INSERT INTO invite_code (code, availableUses, disabled, forAccount, createdBy, createdAt)
+                 VALUES (?1, ?2, 0, ?3, 'admin', ?4)",
+                rusqlite::params![row, use_count, owner, now],
+            )
+            .map_err(AccountsError::from)
+        })
+        .await?;
+        Ok(code)
+    }
+
+    /// Finishes what a crash left between an intent and its account. Called once at start.
+    ///
+    /// # Errors
+    /// The account database cannot be read.
+    pub async fn bury_abandoned(&self) -> Result<usize, ChangeError> {
+        let rows = self
+            .inner
+            .engine
+            .accounts()
+            .read(|conn| {
+                let mut statement =
+                    conn.prepare("SELECT did, operation FROM plc_intent ORDER BY did LIMIT 10000")?;
+                let rows = statement
+                    .query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))?;
+                Ok::<_, AccountsError>(rows.collect::<rusqlite::Result<Vec<_>>>()?)
+            })
+            .await
+            .map_err(ChangeError::from)?;
+        let count = rows.len();
+        for (did, operation) in rows {
+            let parsed = serde_json::from_str(&operation)
+                .ok()
+                .and_then(|json| Operation::from_json(&json).ok());
+            let (Ok(did), Some(operation)) = (did.parse::<Did>(), parsed) else {
+                tracing::error!(%did, "an abandoned sign-up does not parse; its row stays");
+                continue;
+            };
+            tracing::warn!(%did, "a sign-up was interrupted; its identity is buried");
+            self.bury(&did, &operation, true).await;
+        }
+        Ok(count)
+    }
+
+    /// Logs what is about to happen, with the key that would otherwise be lost.
+    async fn intend(&self, did: &Did, key: &SigningKey, operation: &Operation) -> Result<(), CreateError> {
+        let inner = &self.inner;
+        let wrapped = inner
+            .wrap
+            .wrap(
+                Purpose::REPO_SIGNING_KEY,
+                did.as_str(),
+                key.to_bytes().as_slice(),
+                inner.engine.entropy(),
+            )
+            .map_err(|e| internal(&e))?;
+        let public_key = key.public_key().to_did_key();
+        let (owner, now, json) = (
+            did.as_str().to_owned(),
+            inner.now_text(),
+            operation.to_json().to_string(),
+        );
+        self.change(vec![LockKey::did(did.as_str())], move |tx| {
+            queries::put_signing_key(
+                tx,
+                &view::SigningKey {
+                    did: owner.clone(),
+                    public_key,
+                    wrapped,
+                    created_at: now.clone(),
+                },
+            )?;
+            tx.execute(
+                "INSERT INTO plc_intent (did, operation, createdAt) VALUES (?1, ?2, ?3)",
+                rusqlite::params![owner, json, now],
+            )
+            .map_err(AccountsError::from)
+        })
+        .await?;
+        // An outbound effect follows, which needs the intent in the replica whatever the answers wait for.
+        inner
+            .engine
+            .replicated()
+            .await
+            .map_err(|error| ChangeError::Closed(error.to_string()))?;
+        Ok(())
+    }
+
+    /// Ends an identity that got no account. What fails here is tried again at the next start.
+    async fn bury(&self, did: &Did, operation: &Operation, perhaps_known: bool) {
+        if perhaps_known {
+            let buried = match self
+                .inner
+                .rotation_key()
+                .map(|key| Operation::tombstone(operation.cid(), &key))
+            {
+                Ok(Ok(tombstone)) => self
+                    .inner
+                    .plc
+                    .submit(did, &tombstone)
+                    .await
+                    .map_err(|e| e.to_string()),
+                Ok(Err(error)) => Err(error.to_string()),
+                Err(error) => Err(error.to_string()),
+            };
+            if let Err(error) = buried {
+                tracing::warn!(%did, %error, "an identity without an account could not be buried yet");
+                return;
+            }
+        }
+        let owner = did.as_str().to_owned();
+        let forgotten = self
+            .change(vec![LockKey::did(did.as_str())], move |tx| {
+                tx.execute("DELETE FROM signing_key WHERE did = ?1", [&owner])?;
+                Ok(tx.execute("DELETE FROM plc_intent WHERE did = ?1", [&owner])?)
+            })
+            .await;
+        if let Err(error) = forgotten {
+            tracing::warn!(%did, %error, "an abandoned sign-up could not be forgotten yet");
+        }
+    }
+
+    /// Logs account, repo and first session as one group.
+    async fn settle(
+        &self,
+        did: &Did,
+        key: &SigningKey,
+        handle: &Handle,
+        email: Option<String>,
+        password_hash: Option<String>,
+        invite: Option<String>,
+    ) -> Result<Session, ChangeError> {
+        let inner = &self.inner;
+        let now = inner.now_seconds();
+        let id = self.new_id()?;
+        let access = inner
+            .tokens
+            .issue_access(did, Scope::Access, now)
+            .map_err(not_issued)?;
+        let refresh = inner.tokens.issue_refresh(did, &id, now).map_err(not_issued)?;
+        let token = view::RefreshToken {
+            id: hash_refresh_id(&id),
+            did: did.as_str().to_owned(),
+            expires_at: seconds_text(now + REFRESH_LIFETIME_SECS),
+            next_id: None,
+            app_password_name: None,
+        };
+        let mut locks = vec![LockKey::did(did.as_str()), LockKey::handle(handle.as_str())];
+        locks.extend(email.as_deref().map(LockKey::email));
+        locks.extend(invite.as_deref().map(LockKey::invite));
+        let account = Account {
+            did: did.clone(),
+            handle: Some(handle.clone()),
+            email: email.clone(),
+            email_confirmed: false,
+            status: Status::Active,
+            password_hash: password_hash.clone(),
+        };
+        let (owner, name, at) = (
+            did.as_str().to_owned(),
+            handle.as_str().to_owned(),
+            inner.now_text(),
+        );
+        let prepared = self
+            .prepare(locks, move |tx| {
+                queries::insert_actor(
+                    tx,
+                    &view::Actor {
+                        did: owner.clone(),
+                        handle: Some(name),
+                        created_at: at.clone(),
+                        takedown_ref: None,
+                        deactivated_at: None,
+                        delete_after: None,
+                    },
+                )?;
+                if let (Some(email), Some(hash)) = (email, password_hash) {
+                    let password = view::PasswordHash(hash);
+                    let login = view::Login {
+                        email,
+                        password,
+                        email_confirmed_at: None,
+                        invites_disabled: false,
+                    };
+                    queries::insert_login(tx, &owner, &login)?;
+                }
+                if let Some(code) = &invite {
+                    // Looked at again under the code's lock: two sign-ups must not share its last use.
+                    if invite_uses_left(tx, code)? <= 0 {
+                        return Err(AccountsError::Conflict {
+                            table: "invite_code_use".to_owned(),
+                            column: "code".to_owned(),
+                        });
+                    }
+                    tx.execute(
+                        "INSERT INTO invite_code_use (code, usedBy, usedAt) VALUES (?1, ?2, ?3)",
+                        rusqlite::params![code, owner, at],
+                    )?;
+                }
+                queries::insert_refresh_token(tx, &token)?;
+                Ok(tx.execute("DELETE FROM plc_intent WHERE did = ?1", [&owner])?)
+            })
+            .await?;
+        let first =
+            genesis(did, key, inner.repos.next_tid()).map_err(|e| ChangeError::Internal(e.to_string()))?;
+        let identity = event::encode_identity(did, Some(handle));
+        let status = event::encode_account(did, None);
+        let change = Change::AccountsChangeset {
+            bytes: prepared.changeset,
+        };
+        inner
+            .commit(
+                vec![
+                    EntryDraft::identity(identity, vec![change]),
+                    EntryDraft::account(status, Vec::new()),
+                    first.commit,
+                    first.sync,
+                ],
+                prepared.locks,
+            )
+            .await?;
+        metrics::counter!("pds_accounts_created_total").increment(1);
+        Ok(Session {
+            access,
+            refresh,
+            account,
+        })
+    }
+
+    async fn check_invite(&self, code: Option<String>) -> Result<Option<String>, CreateError> {
+        if !self.inner.config.invite_required {
+            return Ok(None);
+        }
+        let code = code.ok_or(CreateError::InviteCode)?;
+        let wanted = code.clone();
+        let left = self
+            .inner
+            .engine
+            .accounts()
+            .read(move |conn| invite_uses_left(conn, &wanted))
+            .await
+            .map_err(ChangeError::from)?;
+        if left > 0 {
+            Ok(Some(code))
+        } else {
+            Err(CreateError::InviteCode)
+        }
+    }
+
+    async fn check_free(&self, handle: &Handle, email: Option<&str>) -> Result<(), CreateError> {
+        if self.by_handle(handle).await.map_err(ChangeError::from)?.is_some() {
+            return Err(CreateError::Handle {
+                name: "HandleNotAvailable",
+                message: format!("Handle already taken: {handle}"),
+            });
+        }
+        if let Some(email) = email
+            && self.by_email(email).await.map_err(ChangeError::from)?.is_some()
+        {
+            return Err(CreateError::Invalid(format!("Email already taken: {email}")));
+        }
+        Ok(())
+    }
+}
+
+impl Inner {
+    fn rotation_key(&self) -> Result<SigningKey, ChangeError> {
+        SigningKey::from_bytes(self.config.plc_rotation_key.expose())
+            .map_err(|error| ChangeError::Internal(format!("the PLC rotation key: {error}")))
+    }
+}
+
+/// How many more people can sign up with a code; none for a code that does not exist or is disabled.
+fn invite_uses_left(conn: &rusqlite::Connection, code: &str) -> Result<i64, AccountsError> {
+    let sql = "SELECT coalesce(sum(c.availableUses - (SELECT count(*) FROM invite_code_use u WHERE u.code = c.code)), 0)
+        FROM invite_code c LEFT JOIN actor a ON a.did = c.forAccount
+        WHERE c.code = ?1 AND c.disabled = 0 AND a.takedownRef IS NULL";
+    Ok(conn.query_row(sql, [code], |row| row.get(0))?)
+}
+
+/// Syntax of an e-mail address as far as it can be judged without sending to it; lower-case.
+fn check_email(email: &str) -> Result<String, CreateError> {
+    let refused = || {
+        CreateError::Invalid("This email address is not supported, please use a different email.".to_owned())
+    };
+    let (local, domain) = email.rsplit_once('@').ok_or_else(refused)?;
+    let sound = email.len() <= EMAIL_MAX
+        && !local.is_empty()
+        && local.len() <= 64
+        && domain.contains('.')
+        && !email.contains(|c: char| c.is_whitespace() || c.is_control() || "<>()[]\\,;:\"".contains(c))
+        && domain.split('.').all(|label| {
+            !label.is_empty()
+                && label.len() <= 63
+                && label
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b == b'-' || !b.is_ascii())
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+        })
+        && !local.contains('@');
+    if sound {
+        Ok(email.to_lowercase())
+    } else {
+        Err(refused())
+    }
+}
+
+fn handle_error(error: &HandleError) -> CreateError {
+    CreateError::Handle {
+        name: error.name(),
+        message: error.to_string(),
+    }
+}
+
+fn password_error(error: PasswordError) -> CreateError {
+    match error {
+        PasswordError::Busy => CreateError::Busy,
+        PasswordError::TooLong => CreateError::Invalid("Password too long".to_owned()),
+        other => internal(&other),
+    }
+}
+
+fn plc_error(error: &PlcError) -> CreateError {
+    CreateError::Plc {
+        upstream: error.status() >= 500,
+        message: error.to_string(),
+    }
+}
+
+fn internal(error: &dyn std::fmt::Display) -> CreateError {
+    CreateError::Change(ChangeError::Internal(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn e_mail_addresses_are_judged_by_their_form() {
+        for good in ["a@b.co", "Alice.Bob+tag@sub.example.com", "ü@exämple.com"] {
+            assert_eq!(check_email(good).unwrap(), good.to_lowercase(), "{good}");
+        }
+        for bad in [
+            "", "a", "a@b", "@b.co", "a@.co", "a@b..co", "a b@c.co", "a@b.co\n", "a@-b.co", "x@y@z.co",
+        ] {
+            assert!(check_email(bad).is_err(), "{bad}");
+        }
+    }
+}

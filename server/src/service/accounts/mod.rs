@@ -1,0 +1,400 @@
+//! Accounts: who lives here, in which state, and how they sign up and log in.
+//!
+//! Every change is a transaction that is *prepared* on the account database, logged as a changeset, and real only when
+//! its entry is durable; the keys it touches stay locked until then.
+
+mod create;
+mod sessions;
+
+use std::sync::Arc;
+
+use engine::engine::AppendError;
+use engine::entry::{Change, EntryDraft};
+use engine::repo::AtIdentifier;
+use engine::repo::Did;
+use engine::repo::Handle;
+use engine::views::accounts::{AccountsError, LockGuard, LockKey, Prepared, model as view, queries};
+
+use crate::auth::password::Passwords;
+use crate::auth::tokens::SessionTokens;
+use crate::client::plc::SharedPlc;
+use crate::config::Config;
+use crate::secrets::KeyWrap;
+use crate::service::core::Core;
+use crate::service::names::Names;
+use crate::service::repos::Repos;
+
+pub use create::{CreateAccount, CreateError};
+pub use sessions::{LoginError, RefreshError, Session};
+
+/// The accounts of this server; cheap to clone.
+#[derive(Clone)]
+pub struct Accounts {
+    inner: Arc<Inner>,
+}
+
+pub(super) struct Inner {
+    pub(super) engine: Core,
+    pub(super) config: Arc<Config>,
+    pub(super) tokens: Arc<SessionTokens>,
+    pub(super) passwords: Passwords,
+    pub(super) wrap: Arc<KeyWrap>,
+    pub(super) plc: SharedPlc,
+    pub(super) names: Names,
+    pub(super) repos: Repos,
+}
+
+/// The parts that [`Accounts`] is composed of.
+pub struct Parts {
+    /// The engine.
+    pub engine: Core,
+    /// The settings.
+    pub config: Arc<Config>,
+    /// Session tokens.
+    pub tokens: Arc<SessionTokens>,
+    /// Password hashing.
+    pub passwords: Passwords,
+    /// The wrap of signing keys.
+    pub wrap: Arc<KeyWrap>,
+    /// The did:plc directory.
+    pub plc: SharedPlc,
+    /// Handle and DID look-ups.
+    pub names: Names,
+    /// The repos.
+    pub repos: Repos,
+}
+
+/// State of an account, as far as others may know it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// Nothing special.
+    Active,
+    /// Taken down by a moderator; wins over deactivation.
+    TakenDown,
+    /// Switched off by its owner, or not switched on yet.
+    Deactivated,
+}
+
+impl Status {
+    /// The word in `status` fields; none when active.
+    #[must_use]
+    pub fn word(self) -> Option<&'static str> {
+        match self {
+            Status::Active => None,
+            Status::TakenDown => Some("takendown"),
+            Status::Deactivated => Some("deactivated"),
+        }
+    }
+}
+
+/// One account.
+#[derive(Clone, Debug)]
+pub struct Account {
+    /// Its DID.
+    pub did: Did,
+    /// Its handle, unless it lost it.
+    pub handle: Option<Handle>,
+    /// E-mail address, if it has one.
+    pub email: Option<String>,
+    /// Whether the address was confirmed.
+    pub email_confirmed: bool,
+    /// Its state.
+    pub status: Status,
+    /// The stored password hash, if it has a password.
+    password_hash: Option<String>,
+}
+
+/// Why an account's data cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("the account database cannot be used: {0}")]
+pub struct AccountsUnavailable(pub String);
+
+/// Why an account may not do what it wants to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StatusError {
+    /// Taken down.
+    #[error("Account has been taken down")]
+    TakenDown,
+    /// Deactivated.
+    #[error("Account is deactivated")]
+    Deactivated,
+}
+
+impl Account {
+    fn from_rows(actor: view::Actor, login: Option<view::Login>) -> Result<Account, AccountsError> {
+        let status = match actor.status() {
+            view::ActorStatus::Active => Status::Active,
+            view::ActorStatus::Takendown => Status::TakenDown,
+            view::ActorStatus::Deactivated => Status::Deactivated,
+        };
+        // What is in this table was a DID when it was written; anything else is damage.
+        let did = actor.did.parse::<Did>().map_err(|error| AccountsError::Failed {
+            applied: engine::log::Lsn::ZERO,
+            reason: format!("actor {}: {error}", actor.did),
+        })?;
+        Ok(Account {
+            did,
+            handle: actor.handle.and_then(|handle| handle.parse().ok()),
+            email_confirmed: login
+                .as_ref()
+                .is_some_and(|login| login.email_confirmed_at.is_some()),
+            password_hash: login.as_ref().map(|login| login.password.0.clone()),
+            email: login.map(|login| login.email),
+            status,
+        })
+    }
+
+    /// Whether it is neither taken down nor deactivated.
+    #[must_use]
+    pub fn is_active(&self) -> bool {
+        self.status == Status::Active
+    }
+
+    /// The handle as answers show it.
+    #[must_use]
+    pub fn handle_text(&self) -> &str {
+        self.handle.as_ref().map_or("handle.invalid", Handle::as_str)
+    }
+
+    /// Refuses taken-down accounts.
+    ///
+    /// # Errors
+    /// [`StatusError::TakenDown`].
+    pub fn check_not_taken_down(&self) -> Result<(), StatusError> {
+        if self.status == Status::TakenDown {
+            Err(StatusError::TakenDown)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Refuses everything but active accounts.
+    ///
+    /// # Errors
+    /// The state that it is in.
+    pub fn check_may_write(&self) -> Result<(), StatusError> {
+        match self.status {
+            Status::Active => Ok(()),
+            Status::TakenDown => Err(StatusError::TakenDown),
+            Status::Deactivated => Err(StatusError::Deactivated),
+        }
+    }
+}
+
+impl Accounts {
+    /// Composes the service.
+    #[must_use]
+    pub fn new(parts: Parts) -> Accounts {
+        let Parts {
+            engine,
+            config,
+            tokens,
+            passwords,
+            wrap,
+            plc,
+            names,
+            repos,
+        } = parts;
+        Accounts {
+            inner: Arc::new(Inner {
+                engine,
+                config,
+                tokens,
+                passwords,
+                wrap,
+                plc,
+                names,
+                repos,
+            }),
+        }
+    }
+
+    /// The account with this DID or handle, whatever its state.
+    ///
+    /// # Errors
+    /// The account database cannot be read.
+    pub async fn find(&self, who: &AtIdentifier) -> Result<Option<Account>, AccountsUnavailable> {
+        match who {
+            AtIdentifier::Did(did) => self.by_did(did).await,
+            AtIdentifier::Handle(handle) => self.by_handle(handle).await,
+        }
+    }
+
+    /// The account with this DID, whatever its state.
+    ///
+    /// # Errors
+    /// As [`Accounts::find`].
+    pub async fn by_did(&self, did: &Did) -> Result<Option<Account>, AccountsUnavailable> {
+        let did = did.as_str().to_owned();
+        self.row(move |conn| queries::account_by_did(conn, &did)).await
+    }
+
+    /// The account with this handle, whatever its state.
+    ///
+    /// # Errors
+    /// As [`Accounts::find`].
+    pub async fn by_handle(&self, handle: &Handle) -> Result<Option<Account>, AccountsUnavailable> {
+        let handle = handle.as_str().to_owned();
+        self.row(move |conn| queries::account_by_handle(conn, &handle))
+            .await
+    }
+
+    /// The account with this e-mail address, whatever its state.
+    ///
+    /// # Errors
+    /// As [`Accounts::find`].
+    pub async fn by_email(&self, email: &str) -> Result<Option<Account>, AccountsUnavailable> {
+        let email = email.to_owned();
+        self.row(move |conn| queries::account_by_email(conn, &email))
+            .await
+    }
+
+    /// Accounts in order of creation, after a cursor of creation time (text) and DID.
+    ///
+    /// # Errors
+    /// As [`Accounts::find`].
+    pub async fn list(
+        &self,
+        after: Option<(String, String)>,
+        limit: usize,
+    ) -> Result<Vec<(String, Account)>, AccountsUnavailable> {
+        let limit = u32::try_from(limit).unwrap_or(u32::MAX);
+        let listed = self.inner.engine.accounts().read(move |conn| {
+            let after = after.as_ref().map(|(at, did)| (at.as_str(), did.as_str()));
+            let actors = queries::list_actors(conn, after, limit)?;
+            actors
+                .into_iter()
+                .map(|actor| Ok((actor.created_at.clone(), Account::from_rows(actor, None)?)))
+                .collect::<Result<Vec<_>, AccountsError>>()
+        });
+        listed
+            .await
+            .map_err(|error| AccountsUnavailable(error.to_string()))
+    }
+
+    /// Whether the account database answers at all.
+    pub async fn is_healthy(&self) -> bool {
+        let answered = self.inner.engine.accounts().read(|conn| {
+            conn.query_row("SELECT 1", [], |_| Ok(()))
+                .map_err(AccountsError::from)
+        });
+        answered.await.is_ok()
+    }
+
+    async fn row(
+        &self,
+        query: impl FnOnce(&rusqlite::Connection) -> Result<Option<view::Account>, AccountsError> + Send + 'static,
+    ) -> Result<Option<Account>, AccountsUnavailable> {
+        let found = self.inner.engine.accounts().read(move |conn| {
+            query(conn)?
+                .map(|row| Account::from_rows(row.actor, row.login))
+                .transpose()
+        });
+        found
+            .await
+            .map_err(|error: AccountsError| AccountsUnavailable(error.to_string()))
+    }
+
+    /// Runs a transaction, logs its changeset and returns when it is durable and applied.
+    pub(super) async fn change<T: Send + 'static>(
+        &self,
+        locks: Vec<LockKey>,
+        transaction: impl FnOnce(&rusqlite::Transaction<'_>) -> Result<T, AccountsError> + Send + 'static,
+    ) -> Result<T, ChangeError> {
+        let prepared = self.prepare(locks, transaction).await?;
+        if prepared.changeset.is_empty() {
+            return Ok(prepared.value);
+        }
+        let change = Change::AccountsChangeset {
+            bytes: prepared.changeset,
+        };
+        self.inner
+            .commit(vec![EntryDraft::private(vec![change])], prepared.locks)
+            .await?;
+        Ok(prepared.value)
+    }
+
+    pub(super) async fn prepare<T: Send + 'static>(
+        &self,
+        locks: Vec<LockKey>,
+        transaction: impl FnOnce(&rusqlite::Transaction<'_>) -> Result<T, AccountsError> + Send + 'static,
+    ) -> Result<Prepared<T>, ChangeError> {
+        self.inner
+            .engine
+            .accounts()
+            .prepare(locks, transaction)
+            .await
+            .map_err(ChangeError::from)
+    }
+}
+
+impl Inner {
+    /// Appends a group and waits until it is durable and applied. `locks` stay held until then, also when the caller
+    /// goes away in between.
+    pub(super) async fn commit(&self, group: Vec<EntryDraft>, locks: LockGuard) -> Result<(), ChangeError> {
+        let receipt = self.engine.append(group)?;
+        locks.logged();
+        receipt
+            .durable()
+            .await
+            .map_err(|error| ChangeError::Closed(error.to_string()))?;
+        Ok(())
+    }
+
+    /// Seconds since 1970.
+    pub(super) fn now_seconds(&self) -> u64 {
+        self.engine.now_micros() / 1_000_000
+    }
+
+    /// Now as the account database writes times.
+    pub(super) fn now_text(&self) -> String {
+        engine::repo::datetime::format_datetime(self.engine.now_micros())
+    }
+}
+
+/// Why a change of the account database did not happen, or its outcome is unknown.
+#[derive(Debug, thiserror::Error)]
+pub enum ChangeError {
+    /// Something unique is taken already.
+    #[error("{0} is already taken")]
+    Conflict(String),
+    /// Too much is waiting; nothing was done.
+    #[error("the server is busy; try again")]
+    Busy,
+    /// The log is closed to writes.
+    #[error("the log is closed to writes: {0}")]
+    Closed(String),
+    /// Our mistake or a damaged store.
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl From<AccountsError> for ChangeError {
+    fn from(error: AccountsError) -> ChangeError {
+        match error {
+            AccountsError::Conflict { .. } => ChangeError::Conflict(error.to_string()),
+            error if error.is_transient() => ChangeError::Busy,
+            AccountsError::Closed => ChangeError::Closed(error.to_string()),
+            other => ChangeError::Internal(other.to_string()),
+        }
+    }
+}
+
+impl From<AppendError> for ChangeError {
+    fn from(error: AppendError) -> ChangeError {
+        match error {
+            AppendError::Busy => ChangeError::Busy,
+            other => ChangeError::Closed(other.to_string()),
+        }
+    }
+}
+
+impl From<AppendError> for crate::service::repos::WriteError {
+    fn from(error: AppendError) -> crate::service::repos::WriteError {
+        use crate::service::repos::WriteError;
+        match error {
+            AppendError::Busy => WriteError::Busy,
+            other => WriteError::Closed(other.to_string()),
+        }
+    }
+}

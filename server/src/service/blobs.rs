@@ -1,0 +1,260 @@
+//! Media blobs: streamed in, hashed and sniffed on the way, owned by a log entry, served once a record references them.
+
+use std::sync::Arc;
+
+use axum::body::Bytes;
+use engine::blobs::{BlobError as StoreError, BlobStore};
+use engine::engine::AppendError;
+use engine::entry::{Change, EntryDraft};
+use engine::repo::cid::{CidHasher, Codec};
+use engine::repo::{Cid, Did, Tid};
+use futures_util::{Stream, StreamExt};
+
+use crate::service::core::Core;
+use crate::xrpc::error::XrpcError;
+
+/// Bytes from a blob's beginning that are enough to tell its type.
+const SNIFF_BYTES: usize = 4096;
+/// Longest media type that is kept, in bytes.
+const MIME_MAX: usize = 255;
+/// How long an uploader may send nothing.
+const UPLOAD_STALL: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// Why a blob was not taken or given.
+#[derive(Debug, thiserror::Error)]
+pub enum BlobError {
+    /// Larger than the limit.
+    #[error("request entity too large")]
+    TooLarge,
+    /// The client's bytes broke off or stalled.
+    #[error("The upload broke off: {0}")]
+    Broken(String),
+    /// The request is not acceptable.
+    #[error("{0}")]
+    Invalid(String),
+    /// It is not here, or no record references it.
+    #[error("Blob not found")]
+    NotFound,
+    /// The blob store cannot be reached now.
+    #[error("the blob store cannot be reached: {0}")]
+    Unavailable(String),
+    /// The log takes no more now.
+    #[error("the server is busy; try again")]
+    Busy,
+    /// The log is closed to writes.
+    #[error("the log is closed to writes: {0}")]
+    Closed(String),
+    /// Our mistake or a damaged store.
+    #[error("{0}")]
+    Internal(String),
+}
+
+/// A blob that was taken.
+#[derive(Clone, Debug)]
+pub struct Uploaded {
+    /// Its CID.
+    pub cid: Cid,
+    /// Its media type, as it will be served.
+    pub mime: String,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+/// A blob to serve.
+pub struct Opened {
+    /// Its media type.
+    pub mime: String,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Its bytes.
+    pub stream: engine::blobs::BlobStream,
+}
+
+/// The blobs of this server; cheap to clone.
+#[derive(Clone)]
+pub struct Blobs {
+    engine: Core,
+    store: Arc<dyn BlobStore>,
+    limit: u64,
+}
+
+impl Blobs {
+    /// Blobs in `store`, of at most `limit` bytes each.
+    #[must_use]
+    pub fn new(engine: Core, store: Arc<dyn BlobStore>, limit: u64) -> Blobs {
+        Blobs { engine, store, limit }
+    }
+
+    /// Takes a blob. It stays temporary until a record references it.
+    ///
+    /// # Errors
+    /// See [`BlobError`]. Bytes of a refused upload do not stay.
+    pub async fn upload<E: std::fmt::Display>(
+        &self,
+        did: &Did,
+        declared: &str,
+        length: Option<u64>,
+        body: impl Stream<Item = Result<Bytes, E>> + Send,
+    ) -> Result<Uploaded, BlobError> {
+        if length.is_some_and(|length| length > self.limit) {
+            return Err(BlobError::TooLarge);
+        }
+        if declared.len() > MIME_MAX {
+            return Err(BlobError::Invalid("The Content-Type is too long".to_owned()));
+        }
+        let mut upload = self.store.begin(did, self.limit).await?;
+        let mut hasher = CidHasher::new(Codec::Raw);
+        let mut head = Vec::new();
+        let mut size: u64 = 0;
+        let mut body = std::pin::pin!(body);
+        loop {
+            let chunk = match tokio::time::timeout(UPLOAD_STALL, body.next()).await {
+                Err(_) => return Err(BlobError::Broken("no bytes for a minute".to_owned())),
+                Ok(None) => break,
+                Ok(Some(Err(error))) => return Err(BlobError::Broken(error.to_string())),
+                Ok(Some(Ok(chunk))) => chunk,
+            };
+            size += chunk.len() as u64;
+            if size > self.limit {
+                return Err(BlobError::TooLarge);
+            }
+            if head.len() < SNIFF_BYTES {
+                head.extend_from_slice(chunk.get(..SNIFF_BYTES - head.len()).unwrap_or(&chunk));
+            }
+            hasher.update(&chunk);
+            upload.write(chunk).await?;
+        }
+        if length.is_some_and(|length| length != size) {
+            return Err(BlobError::Broken(format!(
+                "{size} bytes came of the {} announced",
+                length.unwrap_or_default()
+            )));
+        }
+        if size == 0 {
+            return Err(BlobError::Invalid(
+                "A request body is expected but none was provided".to_owned(),
+            ));
+        }
+        let cid = hasher.finish();
+        let mime = infer::get(&head).map_or_else(|| declared.to_owned(), |kind| kind.mime_type().to_owned());
+        upload.finish(&cid).await?;
+        // The bytes are in place before the entry that owns them: a crash in between leaves an orphan, never a
+        // reference to nothing.
+        let known = self.row(did, &cid)?;
+        if let Some(row) = known {
+            return Ok(Uploaded {
+                cid,
+                mime: row.mime,
+                size,
+            });
+        }
+        let change = Change::BlobStored {
+            did: did.clone(),
+            cid,
+            mime: mime.clone(),
+            size,
+            created_at_micros: self.engine.now_micros(),
+        };
+        let receipt = self
+            .engine
+            .append(vec![EntryDraft::private(vec![change])])
+            .map_err(|error| match error {
+                AppendError::Busy => BlobError::Busy,
+                other => BlobError::Closed(other.to_string()),
+            })?;
+        receipt
+            .durable()
+            .await
+            .map_err(|error| BlobError::Closed(error.to_string()))?;
+        metrics::counter!("pds_blob_upload_bytes_total").increment(size);
+        Ok(Uploaded { cid, mime, size })
+    }
+
+    /// Opens a blob that a record references.
+    ///
+    /// # Errors
+    /// [`BlobError::NotFound`] also for uploads that nothing references yet.
+    pub async fn open(&self, did: &Did, cid: &Cid) -> Result<Opened, BlobError> {
+        let reader = self
+            .engine
+            .reader()
+            .map_err(|error| BlobError::Internal(error.to_string()))?;
+        let referenced = reader
+            .is_referenced(did, cid)
+            .map_err(|error| BlobError::Internal(error.to_string()))?;
+        let row = self
+            .row(did, cid)?
+            .filter(|_| referenced)
+            .ok_or(BlobError::NotFound)?;
+        let blob = self.store.open(did, cid).await?;
+        Ok(Opened {
+            mime: row.mime,
+            size: blob.size,
+            stream: blob.stream,
+        })
+    }
+
+    /// CIDs that records of `did` reference, ascending, after `cursor`; with `since` only of records newer than that.
+    ///
+    /// # Errors
+    /// The index cannot be read.
+    pub fn list(
+        &self,
+        did: &Did,
+        since: Option<Tid>,
+        cursor: Option<Cid>,
+        limit: usize,
+    ) -> Result<Vec<Cid>, BlobError> {
+        let reader = self
+            .engine
+            .reader()
+            .map_err(|error| BlobError::Internal(error.to_string()))?;
+        let found = reader
+            .list_blobs(did, since, cursor.as_ref(), limit)
+            .map_err(|error| BlobError::Internal(error.to_string()))?;
+        Ok(found.into_iter().map(|item| item.cid).collect())
+    }
+
+    fn row(&self, did: &Did, cid: &Cid) -> Result<Option<engine::views::index::BlobRow>, BlobError> {
+        let reader = self
+            .engine
+            .reader()
+            .map_err(|error| BlobError::Internal(error.to_string()))?;
+        reader
+            .blob(did, cid)
+            .map_err(|error| BlobError::Internal(error.to_string()))
+    }
+}
+
+impl From<StoreError> for BlobError {
+    fn from(error: StoreError) -> BlobError {
+        match error {
+            StoreError::NotFound { .. } => BlobError::NotFound,
+            StoreError::TooLarge { .. } => BlobError::TooLarge,
+            StoreError::Unavailable { .. } => BlobError::Unavailable(error.to_string()),
+            other => BlobError::Internal(other.to_string()),
+        }
+    }
+}
+
+impl From<BlobError> for XrpcError {
+    fn from(error: BlobError) -> XrpcError {
+        match error {
+            BlobError::TooLarge => XrpcError::new(
+                axum::http::StatusCode::PAYLOAD_TOO_LARGE,
+                "PayloadTooLarge",
+                error.to_string(),
+            ),
+            BlobError::Broken(_) | BlobError::Invalid(_) | BlobError::NotFound => {
+                XrpcError::invalid(error.to_string())
+            }
+            BlobError::Unavailable(_) => {
+                tracing::warn!(%error, "blob store");
+                XrpcError::unavailable("The blob store cannot be reached now", 5)
+            }
+            BlobError::Busy => XrpcError::unavailable(error.to_string(), 1),
+            BlobError::Closed(_) => XrpcError::unavailable(error.to_string(), 5),
+            BlobError::Internal(cause) => XrpcError::internal(cause),
+        }
+    }
+}

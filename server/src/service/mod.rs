@@ -1,0 +1,8 @@
+//! Use cases: what the methods of the outside mean inside. No HTTP types here.
+
+pub mod accounts;
+pub mod blobs;
+pub mod core;
+pub mod keys;
+pub mod names;
+pub mod repos;

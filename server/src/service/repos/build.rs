@@ -1,0 +1,312 @@
+//! Pure part of a write: from a tree and a list of writes to a signed commit and its event.
+
+use std::collections::HashSet;
+
+use engine::entry::{Change, EntryDraft};
+use engine::repo::Cid;
+use engine::repo::Did;
+use engine::repo::SigningKey;
+use engine::repo::Tid;
+use engine::repo::car;
+use engine::repo::commit::{Commit, UnsignedCommit};
+use engine::repo::event::{self, CommitEvent, EncodeError, OpAction, RepoOp};
+use engine::repo::mst::{NodeSource, Tree, TreeError};
+
+use super::{CommitMeta, RecordSwap, Write, WriteError, WriteResult};
+
+/// The state that the next commit of a repo chains on.
+#[derive(Clone, Debug)]
+pub(super) struct Head {
+    pub(super) commit: Cid,
+    pub(super) rev: Tid,
+    pub(super) data: Cid,
+}
+
+/// What one request makes of a repo.
+#[derive(Debug)]
+pub(super) struct Built {
+    pub(super) tree: Tree,
+    pub(super) head: Head,
+    pub(super) draft: EntryDraft,
+    pub(super) meta: CommitMeta,
+}
+
+/// Outcome of applying writes to a tree.
+#[derive(Debug)]
+pub(super) struct Applied {
+    pub(super) results: Vec<WriteResult>,
+    /// Path and action of every operation of the event.
+    pub(super) ops: Vec<(String, OpAction)>,
+    /// Record blocks that the event carries.
+    pub(super) records: Vec<(Cid, Vec<u8>)>,
+}
+
+/// Applies `writes` to `tree`, which is useless after an error.
+pub(super) fn apply(
+    tree: &mut Tree,
+    writes: Vec<Write>,
+    source: &dyn NodeSource,
+) -> Result<Applied, WriteError> {
+    let mut applied = Applied {
+        results: Vec::new(),
+        ops: Vec::new(),
+        records: Vec::new(),
+    };
+    let mut touched = HashSet::new();
+    for write in writes {
+        let key = write.path().to_string();
+        if !touched.insert(key.clone()) {
+            return Err(WriteError::InvalidRequest(format!(
+                "{key} is written more than once in one request"
+            )));
+        }
+        apply_one(tree, &key, write, source, &mut applied)?;
+    }
+    Ok(applied)
+}
+
+fn apply_one(
+    tree: &mut Tree,
+    key: &str,
+    write: Write,
+    source: &dyn NodeSource,
+    applied: &mut Applied,
+) -> Result<(), WriteError> {
+    let current = tree.get(key, source).map_err(tree_error)?;
+    let write = match write {
+        Write::Put(path, record, swap) => {
+            if current == Some(record.cid) {
+                applied.results.push(WriteResult::Unchanged);
+                return Ok(());
+            }
+            check_swap(swap, current)?;
+            if current.is_some() {
+                Write::Update(path, record)
+            } else {
+                Write::Create(path, record)
+            }
+        }
+        Write::DeleteIfPresent(path, swap) => {
+            if current.is_none() {
+                applied.results.push(WriteResult::Unchanged);
+                return Ok(());
+            }
+            check_swap(swap, current)?;
+            Write::Delete(path)
+        }
+        other => other,
+    };
+    let (action, result) = match write {
+        Write::Create(_, record) => {
+            tree.insert(key, record.cid, source).map_err(tree_error)?;
+            let cid = record.cid;
+            applied.records.push((cid, record.block));
+            (OpAction::Create { cid }, WriteResult::Created(cid))
+        }
+        Write::Update(_, record) => {
+            let cid = record.cid;
+            if current == Some(cid) {
+                // An update to what is there already is no operation of the event, but it is a success.
+                applied.results.push(WriteResult::Updated(cid));
+                return Ok(());
+            }
+            let prev = tree.update(key, cid, source).map_err(tree_error)?;
+            applied.records.push((cid, record.block));
+            (OpAction::Update { cid, prev }, WriteResult::Updated(cid))
+        }
+        Write::Delete(_) => {
+            let prev = tree.remove(key, source).map_err(tree_error)?;
+            (OpAction::Delete { prev }, WriteResult::Deleted)
+        }
+        Write::Put(..) | Write::DeleteIfPresent(..) => {
+            return Err(WriteError::Internal(
+                "a conditional write was not resolved".to_owned(),
+            ));
+        }
+    };
+    applied.ops.push((key.to_owned(), action));
+    applied.results.push(result);
+    Ok(())
+}
+
+fn check_swap(swap: RecordSwap, current: Option<Cid>) -> Result<(), WriteError> {
+    let fits = match swap {
+        RecordSwap::Any => true,
+        RecordSwap::Is(cid) => current == Some(cid),
+        RecordSwap::Absent => current.is_none(),
+    };
+    if fits {
+        Ok(())
+    } else {
+        Err(WriteError::RecordSwap { current })
+    }
+}
+
+/// Closes the applied writes with a signed commit and its event.
+pub(super) fn commit(
+    did: &Did,
+    key: &SigningKey,
+    previous: &Head,
+    rev: Tid,
+    mut tree: Tree,
+    applied: Applied,
+    source: &dyn NodeSource,
+) -> Result<(Built, Vec<WriteResult>), WriteError> {
+    let flushed = tree.flush();
+    let proof = tree
+        .covering_proof(applied.ops.iter().map(|(path, _)| path.as_str()), source)
+        .map_err(tree_error)?;
+    let commit = sign(did, key, flushed.root, rev)?;
+    let mut blocks = CarBuilder::new(&commit);
+    for (cid, bytes) in proof.iter().chain(&flushed.added) {
+        blocks.add(cid, bytes);
+    }
+    for (cid, bytes) in &applied.records {
+        blocks.add(cid, bytes);
+    }
+    let ops: Vec<RepoOp<'_>> = applied
+        .ops
+        .iter()
+        .map(|(path, action)| RepoOp {
+            path,
+            action: *action,
+        })
+        .collect();
+    let unstamped = event::encode_commit(&CommitEvent {
+        repo: did,
+        commit: commit.cid(),
+        rev,
+        since: Some(previous.rev),
+        prev_data: Some(previous.data),
+        ops: &ops,
+        blocks: &blocks.bytes,
+    })
+    .map_err(|error| event_error(&error))?;
+    let changes = if flushed.dropped.is_empty() {
+        Vec::new()
+    } else {
+        let cids = flushed.dropped.iter().map(|cid| *cid.digest()).collect();
+        vec![Change::NodesDropped {
+            did: did.clone(),
+            cids,
+        }]
+    };
+    let draft = EntryDraft::commit(unstamped, changes);
+    let meta = CommitMeta {
+        cid: commit.cid(),
+        rev,
+    };
+    let head = Head {
+        commit: commit.cid(),
+        rev,
+        data: flushed.root,
+    };
+    Ok((
+        Built {
+            tree,
+            head,
+            draft,
+            meta,
+        },
+        applied.results,
+    ))
+}
+
+/// The first commit of a new repo, over an empty tree.
+#[derive(Debug)]
+pub struct Genesis {
+    /// The `#commit` entry.
+    pub commit: EntryDraft,
+    /// The `#sync` entry that follows it.
+    pub sync: EntryDraft,
+    /// The commit's name.
+    pub meta: CommitMeta,
+}
+
+/// Builds the first commit of `did`.
+///
+/// # Errors
+/// The signature could not be made.
+pub fn genesis(did: &Did, key: &SigningKey, rev: Tid) -> Result<Genesis, WriteError> {
+    let mut tree = Tree::empty();
+    let flushed = tree.flush();
+    let commit = sign(did, key, flushed.root, rev)?;
+    let mut blocks = CarBuilder::new(&commit);
+    let announcement = blocks.bytes.clone();
+    for (cid, bytes) in &flushed.added {
+        blocks.add(cid, bytes);
+    }
+    let unstamped = event::encode_commit(&CommitEvent {
+        repo: did,
+        commit: commit.cid(),
+        rev,
+        since: None,
+        prev_data: None,
+        ops: &[],
+        blocks: &blocks.bytes,
+    })
+    .map_err(|error| event_error(&error))?;
+    let sync = event::encode_sync(did, rev, &announcement).map_err(|error| event_error(&error))?;
+    Ok(Genesis {
+        commit: EntryDraft::commit(unstamped, Vec::new()),
+        sync: EntryDraft::sync(sync, Vec::new()),
+        meta: CommitMeta {
+            cid: commit.cid(),
+            rev,
+        },
+    })
+}
+
+/// A CAR whose root is a commit, each block once.
+struct CarBuilder {
+    bytes: Vec<u8>,
+    seen: HashSet<Cid>,
+}
+
+impl CarBuilder {
+    fn new(commit: &Commit) -> CarBuilder {
+        let mut car = CarBuilder {
+            bytes: Vec::new(),
+            seen: HashSet::new(),
+        };
+        car::write_header(&mut car.bytes, &[commit.cid()]);
+        car.add(&commit.cid(), commit.bytes());
+        car
+    }
+
+    fn add(&mut self, cid: &Cid, bytes: &[u8]) {
+        if self.seen.insert(*cid) {
+            car::write_block(&mut self.bytes, cid, bytes);
+        }
+    }
+}
+
+fn sign(did: &Did, key: &SigningKey, data: Cid, rev: Tid) -> Result<Commit, WriteError> {
+    UnsignedCommit {
+        did: did.clone(),
+        data,
+        rev,
+    }
+    .sign(key)
+    .map_err(|error| WriteError::Internal(format!("cannot sign a commit of {did}: {error}")))
+}
+
+fn tree_error(error: TreeError) -> WriteError {
+    match error {
+        TreeError::InvalidKey(_) => WriteError::InvalidRequest(error.to_string()),
+        TreeError::Exists(_) => WriteError::InvalidRequest(format!("Record already exists: {error}")),
+        TreeError::NotFound(_) => WriteError::InvalidRequest(format!("Could not find record: {error}")),
+        other => WriteError::Internal(other.to_string()),
+    }
+}
+
+fn event_error(error: &EncodeError) -> WriteError {
+    match error {
+        EncodeError::TooManyOps(_) => {
+            WriteError::InvalidRequest(format!("Too many writes. Max: {}", event::MAX_OPS))
+        }
+        EncodeError::BlocksTooLarge { .. } | EncodeError::MessageTooLarge(_) => {
+            WriteError::InvalidRequest(format!("Too many writes. Max event size: 2MB ({error})"))
+        }
+    }
+}

@@ -1,0 +1,325 @@
+//! Repositories: who may write what, and the path of a write from a request to its acknowledgement.
+//!
+//! One actor a repo (see [`actor`]) applies writes in memory, builds and signs the commit and hands it to the log; it
+//! chains the next commit on its in-memory head without waiting. The caller waits here until its own commit is durable
+//! and applied, so whoever got an answer can read what it wrote (I1).
+
+mod actor;
+mod build;
+pub mod export;
+pub mod prepare;
+pub mod read;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use engine::repo::{Cid, Did, RepoPath, Tid};
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+use crate::service::core::Core;
+use crate::service::keys::SigningKeys;
+use actor::{Actor, Job};
+use prepare::PreparedRecord;
+
+pub use build::{Genesis, genesis};
+
+/// Writes that one request may carry (<https://atproto.com/specs/sync#commit>).
+pub const MAX_WRITES: usize = 200;
+/// Requests of one repo that may wait for its actor.
+const MAILBOX: usize = 256;
+/// Memory that one active repo takes at least: its tree's touched paths, its key, its mailbox.
+const BYTES_PER_ACTOR: usize = 24 << 10;
+
+/// Why a write was refused or failed.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// There is no such repo here.
+    #[error("Could not find repo: {0}")]
+    RepoNotFound(Did),
+    /// The record is not acceptable.
+    #[error("{0}")]
+    InvalidRecord(String),
+    /// The request as a whole is not acceptable.
+    #[error("{0}")]
+    InvalidRequest(String),
+    /// `swapCommit` names another commit than the head.
+    #[error("Commit was at {head}")]
+    CommitSwap {
+        /// The head.
+        head: Cid,
+    },
+    /// `swapRecord` names another record than the current one.
+    #[error("Record was at {}", current.map_or_else(|| "null".to_owned(), |cid| cid.to_string()))]
+    RecordSwap {
+        /// What is there.
+        current: Option<Cid>,
+    },
+    /// A record references a blob that is not here, or describes it wrongly.
+    #[error("{message}")]
+    Blob {
+        /// The error's name on the wire.
+        name: &'static str,
+        /// For people.
+        message: String,
+    },
+    /// Too much is waiting already; nothing was done.
+    #[error("the server is busy; try again")]
+    Busy,
+    /// The log is closed to writes, so the outcome may be unknown. Recovery decides.
+    #[error("the log is closed to writes: {0}")]
+    Closed(String),
+    /// Our mistake or a damaged store.
+    #[error("{0}")]
+    Internal(String),
+}
+
+/// One write to a repo.
+#[derive(Clone, Debug)]
+pub enum Write {
+    /// The record must not exist.
+    Create(RepoPath, PreparedRecord),
+    /// The record must exist.
+    Update(RepoPath, PreparedRecord),
+    /// Creates or updates. An identical record is no write at all, whatever the swaps say.
+    Put(RepoPath, PreparedRecord, RecordSwap),
+    /// The record must exist.
+    Delete(RepoPath),
+    /// Deletes if it is there; a missing record is no write at all, whatever the swaps say.
+    DeleteIfPresent(RepoPath, RecordSwap),
+}
+
+impl Write {
+    /// The record it is about.
+    #[must_use]
+    pub fn path(&self) -> &RepoPath {
+        match self {
+            Write::Create(path, _)
+            | Write::Update(path, _)
+            | Write::Put(path, _, _)
+            | Write::Delete(path)
+            | Write::DeleteIfPresent(path, _) => path,
+        }
+    }
+
+    fn record(&self) -> Option<&PreparedRecord> {
+        match self {
+            Write::Create(_, record) | Write::Update(_, record) | Write::Put(_, record, _) => Some(record),
+            Write::Delete(_) | Write::DeleteIfPresent(_, _) => None,
+        }
+    }
+}
+
+/// The caller's expectation of the current record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RecordSwap {
+    /// None.
+    Any,
+    /// It has this CID.
+    Is(Cid),
+    /// There is none.
+    Absent,
+}
+
+/// What a durable write did.
+#[derive(Clone, Debug)]
+pub struct Written {
+    /// The commit, unless nothing had to change.
+    pub commit: Option<CommitMeta>,
+    /// What became of each write, in the order of the request.
+    pub results: Vec<WriteResult>,
+}
+
+/// A commit's name.
+#[derive(Clone, Debug)]
+pub struct CommitMeta {
+    /// Its CID.
+    pub cid: Cid,
+    /// Its revision.
+    pub rev: Tid,
+}
+
+/// What became of one write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WriteResult {
+    /// A new record.
+    Created(Cid),
+    /// A changed record.
+    Updated(Cid),
+    /// The record is gone.
+    Deleted,
+    /// Nothing to do.
+    Unchanged,
+}
+
+/// All repos of this server; cheap to clone.
+#[derive(Clone)]
+pub struct Repos {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    engine: Core,
+    keys: SigningKeys,
+    actors: Mutex<HashMap<Did, Arc<Actor>>>,
+    max_actors: usize,
+    tids: Tids,
+}
+
+impl Repos {
+    /// Repos over `engine`, with at most `cache_bytes` for those that are active.
+    #[must_use]
+    pub fn new(engine: Core, keys: SigningKeys, cache_bytes: usize, clock_id: u16) -> Repos {
+        let inner = Inner {
+            engine,
+            keys,
+            actors: Mutex::new(HashMap::new()),
+            max_actors: (cache_bytes / BYTES_PER_ACTOR).max(16),
+            tids: Tids {
+                last: AtomicU64::new(0),
+                clock_id,
+            },
+        };
+        Repos {
+            inner: Arc::new(inner),
+        }
+    }
+
+    /// A fresh record key.
+    #[must_use]
+    pub fn next_tid(&self) -> Tid {
+        self.inner.tids.next(self.inner.engine.now_micros())
+    }
+
+    /// Applies `writes` as one commit and returns when it is durable and applied.
+    ///
+    /// # Errors
+    /// See [`WriteError`]; on any error none of the writes happened, except after [`WriteError::Closed`], where
+    /// recovery decides.
+    pub async fn write(
+        &self,
+        did: &Did,
+        writes: Vec<Write>,
+        swap_commit: Option<Cid>,
+    ) -> Result<Written, WriteError> {
+        if writes.len() > MAX_WRITES {
+            return Err(WriteError::InvalidRequest(format!(
+                "Too many writes. Max: {MAX_WRITES}"
+            )));
+        }
+        self.check_blobs(did, &writes)?;
+        let (reply, answer) = oneshot::channel();
+        let actor = self.actor(did);
+        let sent = actor.send(Job {
+            writes,
+            swap_commit,
+            reply,
+        });
+        drop(actor);
+        if !sent {
+            return Err(WriteError::Busy);
+        }
+        answer
+            .await
+            .map_err(|_| WriteError::Closed("the repo's actor ended".to_owned()))?
+    }
+
+    fn actor(&self, did: &Did) -> Arc<Actor> {
+        let now = self.inner.engine.now_micros();
+        let mut actors = self.inner.actors.lock();
+        if let Some(actor) = actors.get(did) {
+            actor.used_at.store(now, Ordering::Relaxed);
+            return actor.clone();
+        }
+        if actors.len() >= self.inner.max_actors {
+            let mut by_age: Vec<(u64, Did)> = actors
+                .iter()
+                .filter(|(_, actor)| Arc::strong_count(actor) == 1 && actor.is_idle())
+                .map(|(did, actor)| (actor.used_at.load(Ordering::Relaxed), did.clone()))
+                .collect();
+            by_age.sort_unstable_by_key(|(used, _)| *used);
+            by_age.truncate(actors.len() / 10 + 1);
+            for (_, idle) in by_age {
+                actors.remove(&idle);
+            }
+        }
+        let actor = Arc::new(actor::spawn(did.clone(), self.inner.clone(), MAILBOX, now));
+        actors.insert(did.clone(), actor.clone());
+        actor
+    }
+
+    /// Every referenced blob must be here, and while it is temporary the reference must describe it truly.
+    fn check_blobs(&self, did: &Did, writes: &[Write]) -> Result<(), WriteError> {
+        let refs: Vec<_> = writes
+            .iter()
+            .filter_map(Write::record)
+            .flat_map(|record| &record.blobs)
+            .collect();
+        if refs.is_empty() {
+            return Ok(());
+        }
+        let reader = self
+            .inner
+            .engine
+            .reader()
+            .map_err(|error| WriteError::Internal(error.to_string()))?;
+        for blob in refs {
+            let row = reader
+                .blob(did, &blob.cid)
+                .map_err(|error| WriteError::Internal(error.to_string()))?;
+            let Some(row) = row else {
+                return Err(WriteError::Blob {
+                    name: "BlobNotFound",
+                    message: format!("Could not find blob: {}", blob.cid),
+                });
+            };
+            // Once some record references it, later references are not compared any more.
+            let permanent = reader
+                .is_referenced(did, &blob.cid)
+                .map_err(|error| WriteError::Internal(error.to_string()))?;
+            if permanent {
+                continue;
+            }
+            if row.mime != blob.mime_type {
+                return Err(WriteError::Blob {
+                    name: "InvalidMimeType",
+                    message: format!(
+                        "Referenced MimeType does not match stored blob. Expected: {}, Got: {}",
+                        row.mime, blob.mime_type
+                    ),
+                });
+            }
+            if blob.size != Some(row.size) {
+                return Err(WriteError::Blob {
+                    name: "InvalidSize",
+                    message: format!(
+                        "Referenced Size does not match stored blob. Expected: {}, Got: {}",
+                        row.size,
+                        blob.size.unwrap_or_default()
+                    ),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Timestamps that only go up, for record keys and revisions.
+struct Tids {
+    last: AtomicU64,
+    clock_id: u16,
+}
+
+impl Tids {
+    fn next(&self, now_micros: u64) -> Tid {
+        let mut micros = now_micros;
+        let _always = self
+            .last
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |last| {
+                micros = now_micros.max(last + 1);
+                Some(micros)
+            });
+        Tid::from_micros(micros, self.clock_id)
+    }
+}

@@ -1,0 +1,134 @@
+//! Who calls: from an `Authorization` header to a DID, with the names and status codes that clients know.
+
+use axum::http::{HeaderMap, StatusCode};
+use engine::repo::Did;
+
+use super::error::{XrpcError, XrpcResult};
+use crate::app::App;
+use crate::auth::header::{self, Authorization, HeaderError};
+use crate::auth::tokens::{AccessClaims, RefreshClaims, Scope, TokenError};
+
+/// The scopes that ordinary methods accept.
+pub const STANDARD: &[Scope] = &[Scope::Access, Scope::AppPassPrivileged, Scope::AppPass];
+/// The standard ones and accounts whose sign-up waits.
+pub const STANDARD_AND_QUEUED: &[Scope] = &[
+    Scope::Access,
+    Scope::AppPassPrivileged,
+    Scope::AppPass,
+    Scope::SignupQueued,
+];
+/// The standard ones and taken-down accounts that leave.
+pub const STANDARD_AND_TAKENDOWN: &[Scope] = &[
+    Scope::Access,
+    Scope::AppPassPrivileged,
+    Scope::AppPass,
+    Scope::Takendown,
+];
+
+/// The caller of a method that needs an access token.
+///
+/// # Errors
+/// 401 `AuthMissing` without a header, 400 `InvalidToken` or `ExpiredToken` with a bad one.
+pub fn caller(app: &App, headers: &HeaderMap, scopes: &[Scope]) -> XrpcResult<AccessClaims> {
+    let token = header::bearer(value(headers)).map_err(header_error)?;
+    let claims = app
+        .tokens
+        .verify_access(token, app.now_seconds())
+        .map_err(token_error)?;
+    claims.require(scopes).map_err(token_error)?;
+    Ok(claims)
+}
+
+/// The refresh token of a request, whose row is not looked up yet.
+///
+/// # Errors
+/// As [`caller`].
+pub fn refresh(app: &App, headers: &HeaderMap, allow_expired: bool) -> XrpcResult<RefreshClaims> {
+    let token = header::bearer(value(headers)).map_err(header_error)?;
+    app.tokens
+        .verify_refresh(token, app.now_seconds(), allow_expired)
+        .map_err(token_error)
+}
+
+/// Who reads a repo: nobody in particular, somebody, or the administrator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reader {
+    /// No credentials.
+    Anonymous,
+    /// An account of this server.
+    Account(Did),
+    /// The administrator.
+    Admin,
+}
+
+impl Reader {
+    /// Whether takedown and deactivation of `did` do not matter to this reader.
+    #[must_use]
+    pub fn sees_inactive(&self, did: &Did) -> bool {
+        match self {
+            Reader::Anonymous => false,
+            Reader::Account(account) => account == did,
+            Reader::Admin => true,
+        }
+    }
+}
+
+/// Optional authentication of the sync methods.
+///
+/// # Errors
+/// A header that is there must be good: 400 or 401 otherwise.
+pub fn reader(app: &App, headers: &HeaderMap, scopes: &[Scope]) -> XrpcResult<Reader> {
+    match header::parse(value(headers)).map_err(header_error)? {
+        None => Ok(Reader::Anonymous),
+        Some(Authorization::Basic(credential)) if app.admin.accepts(credential) => Ok(Reader::Admin),
+        Some(Authorization::Basic(_)) => Err(denied()),
+        Some(_) => Ok(Reader::Account(caller(app, headers, scopes)?.did)),
+    }
+}
+
+/// Only the administrator may go on.
+///
+/// # Errors
+/// 401 otherwise.
+pub fn admin(app: &App, headers: &HeaderMap) -> XrpcResult<()> {
+    match header::parse(value(headers)).map_err(header_error)? {
+        Some(Authorization::Basic(credential)) if app.admin.accepts(credential) => Ok(()),
+        Some(_) | None => Err(denied()),
+    }
+}
+
+/// Refuses any credentials but none: `createAccount` of a new identity.
+///
+/// # Errors
+/// 401 when there are some.
+pub fn nobody(headers: &HeaderMap) -> XrpcResult<()> {
+    match header::parse(value(headers)).map_err(header_error)? {
+        None => Ok(()),
+        Some(_) => Err(XrpcError::unauthorized(
+            "AuthenticationRequired",
+            "This server does not take over existing identities yet; create an account without credentials",
+        )),
+    }
+}
+
+fn value(headers: &HeaderMap) -> Option<&[u8]> {
+    headers
+        .get(axum::http::header::AUTHORIZATION)
+        .map(axum::http::HeaderValue::as_bytes)
+}
+
+fn denied() -> XrpcError {
+    XrpcError::unauthorized("AuthenticationRequired", "Authentication Required")
+}
+
+fn header_error(error: HeaderError) -> XrpcError {
+    let status = StatusCode::from_u16(error.status()).unwrap_or(StatusCode::BAD_REQUEST);
+    XrpcError::new(status, error.name(), error.to_string())
+}
+
+fn token_error(error: TokenError) -> XrpcError {
+    match error {
+        TokenError::NotIssued => XrpcError::internal(error),
+        TokenError::Expired | TokenError::Invalid(_) => XrpcError::bad(error.name(), error.to_string()),
+    }
+}

@@ -1,0 +1,169 @@
+//! XRPC over HTTP: the table of methods, and the order of checks that every request passes.
+//!
+//! Order: verb → parameters → authentication → body → handler, so a bad parameter wins over missing credentials and
+//! those over a bad body (<https://atproto.com/specs/xrpc>). A handler reads as a sentence: it takes what it needs
+//! from the [`Request`], calls a service and shapes the answer.
+
+pub mod auth;
+pub mod error;
+pub mod identity;
+pub mod params;
+pub mod repo;
+pub mod request;
+pub mod server;
+pub mod sync;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::http::{HeaderValue, Method, Response, header};
+
+use crate::app::App;
+use error::{XrpcError, XrpcResult};
+use params::Params;
+use request::Request;
+
+type Answer = Pin<Box<dyn Future<Output = XrpcResult<Response<Body>>> + Send>>;
+
+/// Whether a method reads or changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verb {
+    Query,
+    Procedure,
+}
+
+/// One row of the table.
+struct Row {
+    nsid: &'static str,
+    verb: Verb,
+    /// Whether the answer depends on who asks, so that no shared cache may keep it.
+    private: bool,
+    call: fn(Arc<App>, Request) -> Answer,
+}
+
+macro_rules! rows {
+    ($($nsid:literal $verb:ident $privacy:ident $handler:path;)*) => {
+        &[$(Row {
+            nsid: $nsid,
+            verb: Verb::$verb,
+            private: rows!(@$privacy),
+            call: |app, request| Box::pin($handler(app, request)),
+        }),*]
+    };
+    (@private) => { true };
+    (@public) => { false };
+}
+
+/// Every method that is served here. `subscribeRepos` is a WebSocket and routed by the firehose.
+static METHODS: &[Row] = rows! {
+    "com.atproto.server.describeServer" Query public server::describe_server;
+    "com.atproto.server.createAccount" Procedure private server::create_account;
+    "com.atproto.server.createInviteCode" Procedure private server::create_invite_code;
+    "com.atproto.server.createSession" Procedure public server::create_session;
+    "com.atproto.server.refreshSession" Procedure private server::refresh_session;
+    "com.atproto.server.getSession" Query private server::get_session;
+    "com.atproto.server.deleteSession" Procedure private server::delete_session;
+    "com.atproto.identity.resolveHandle" Query public identity::resolve_handle;
+    "com.atproto.repo.createRecord" Procedure private repo::create_record;
+    "com.atproto.repo.putRecord" Procedure private repo::put_record;
+    "com.atproto.repo.deleteRecord" Procedure private repo::delete_record;
+    "com.atproto.repo.applyWrites" Procedure private repo::apply_writes;
+    "com.atproto.repo.getRecord" Query public repo::get_record;
+    "com.atproto.repo.listRecords" Query public repo::list_records;
+    "com.atproto.repo.describeRepo" Query public repo::describe_repo;
+    "com.atproto.repo.uploadBlob" Procedure private repo::upload_blob;
+    "com.atproto.sync.getRepo" Query private sync::get_repo;
+    "com.atproto.sync.getBlocks" Query private sync::get_blocks;
+    "com.atproto.sync.getRecord" Query private sync::get_record;
+    "com.atproto.sync.getLatestCommit" Query private sync::get_latest_commit;
+    "com.atproto.sync.getRepoStatus" Query public sync::get_repo_status;
+    "com.atproto.sync.listRepos" Query public sync::list_repos;
+    "com.atproto.sync.getBlob" Query private sync::get_blob;
+    "com.atproto.sync.listBlobs" Query private sync::list_blobs;
+};
+
+/// `/xrpc/{nsid}` with any verb.
+pub async fn dispatch(
+    State(app): State<Arc<App>>,
+    Path(nsid): Path<String>,
+    request: axum::extract::Request,
+) -> Response<Body> {
+    let (answer, private) = answer(app, &nsid, request).await;
+    let mut response = answer.unwrap_or_else(XrpcError::into_http);
+    if private {
+        let headers = response.headers_mut();
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("private"));
+        headers.append(header::VARY, HeaderValue::from_static("Authorization"));
+    }
+    response
+}
+
+/// The label of a method in metrics: its name, or one word for everything unknown, so that labels stay bounded.
+#[must_use]
+pub fn metric_label(path: &str) -> &'static str {
+    let nsid = path.strip_prefix("/xrpc/").unwrap_or_default();
+    METHODS
+        .iter()
+        .find(|row| row.nsid == nsid)
+        .map_or("other", |row| row.nsid)
+}
+
+async fn answer(
+    app: Arc<App>,
+    nsid: &str,
+    request: axum::extract::Request,
+) -> (XrpcResult<Response<Body>>, bool) {
+    let (parts, body) = request.into_parts();
+    let Some(row) = METHODS.iter().find(|row| row.nsid == nsid) else {
+        return (Err(unknown(nsid, &parts.method)), false);
+    };
+    if let Err(error) = check_verb(row, &parts.method) {
+        return (Err(error), false);
+    }
+    let params = match Params::parse(parts.uri.query()) {
+        Ok(params) => params,
+        Err(error) => return (Err(error), row.private),
+    };
+    let answer = (row.call)(
+        app,
+        Request {
+            params,
+            headers: parts.headers,
+            body,
+        },
+    )
+    .await;
+    (answer, row.private)
+}
+
+fn check_verb(row: &Row, method: &Method) -> XrpcResult<()> {
+    let expected = match row.verb {
+        Verb::Query => "GET",
+        Verb::Procedure => "POST",
+    };
+    match *method {
+        Method::GET | Method::HEAD if row.verb == Verb::Query => Ok(()),
+        Method::POST if row.verb == Verb::Procedure => Ok(()),
+        Method::GET | Method::HEAD | Method::POST => Err(XrpcError::invalid(format!(
+            "Incorrect HTTP method ({method}) expected {expected}"
+        ))),
+        _ => Err(XrpcError::invalid(
+            "XRPC requests only supports GET, HEAD and POST",
+        )),
+    }
+}
+
+fn unknown(nsid: &str, method: &Method) -> XrpcError {
+    if nsid.parse::<engine::repo::Nsid>().is_err() {
+        return XrpcError::invalid("invalid xrpc path");
+    }
+    match *method {
+        Method::GET | Method::HEAD | Method::POST => {
+            XrpcError::invalid(format!("No service configured for {nsid}"))
+        }
+        _ => XrpcError::invalid("XRPC requests only supports GET, HEAD and POST"),
+    }
+}

@@ -1,0 +1,418 @@
+//! `com.atproto.repo.*`: records and blobs of one repo.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::http::Response;
+use engine::repo::{AtIdentifier, Cid, Did, Nsid, RecordKey, RepoPath};
+use serde::{Deserialize, Deserializer};
+use serde_json::{Map, Value, json};
+
+use super::auth::{STANDARD, caller};
+use super::error::{XrpcError, XrpcResult};
+use super::request::{RECORD_JSON_LIMIT, Request, json as json_answer, json_bytes};
+use crate::app::App;
+use crate::service::repos::prepare::{Validate, prepare};
+use crate::service::repos::{CommitMeta, RecordSwap, Write, WriteError, WriteResult, Written};
+
+/// `createRecord`.
+pub async fn create_record(app: Arc<App>, mut request: Request) -> XrpcResult<Response<Body>> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Input {
+        repo: AtIdentifier,
+        collection: Nsid,
+        rkey: Option<RecordKey>,
+        validate: Option<bool>,
+        record: Value,
+        swap_commit: Option<Cid>,
+    }
+    let claims = caller(&app, &request.headers, STANDARD)?;
+    let input: Input = request.json(RECORD_JSON_LIMIT).await?;
+    let did = own_repo(&app, &input.repo, &claims.did).await?;
+    let validate = Validate::from(input.validate);
+    let record = prepare(&input.collection, input.record, validate)?;
+    let path = new_path(&app, input.collection, input.rkey);
+    let cid = record.cid;
+    let written = app
+        .repos
+        .write(&did, vec![Write::Create(path.clone(), record)], input.swap_commit)
+        .await?;
+    json_answer(&receipt(&did, &path, cid, written.commit.as_ref(), validate))
+}
+
+/// `putRecord`.
+pub async fn put_record(app: Arc<App>, mut request: Request) -> XrpcResult<Response<Body>> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Input {
+        repo: AtIdentifier,
+        collection: Nsid,
+        rkey: RecordKey,
+        validate: Option<bool>,
+        record: Value,
+        #[serde(default, deserialize_with = "given")]
+        swap_record: Option<Option<Cid>>,
+        swap_commit: Option<Cid>,
+    }
+    let claims = caller(&app, &request.headers, STANDARD)?;
+    let input: Input = request.json(RECORD_JSON_LIMIT).await?;
+    let did = own_repo(&app, &input.repo, &claims.did).await?;
+    let validate = Validate::from(input.validate);
+    let record = prepare(&input.collection, input.record, validate)?;
+    let path = RepoPath::new(input.collection, input.rkey);
+    let swap = match input.swap_record {
+        None => RecordSwap::Any,
+        Some(None) => RecordSwap::Absent,
+        Some(Some(cid)) => RecordSwap::Is(cid),
+    };
+    let cid = record.cid;
+    let written = app
+        .repos
+        .write(
+            &did,
+            vec![Write::Put(path.clone(), record, swap)],
+            input.swap_commit,
+        )
+        .await?;
+    json_answer(&receipt(&did, &path, cid, written.commit.as_ref(), validate))
+}
+
+/// `deleteRecord`.
+pub async fn delete_record(app: Arc<App>, mut request: Request) -> XrpcResult<Response<Body>> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Input {
+        repo: AtIdentifier,
+        collection: Nsid,
+        rkey: RecordKey,
+        swap_record: Option<Cid>,
+        swap_commit: Option<Cid>,
+    }
+    let claims = caller(&app, &request.headers, STANDARD)?;
+    let input: Input = request.json(RECORD_JSON_LIMIT).await?;
+    let did = own_repo(&app, &input.repo, &claims.did).await?;
+    let path = RepoPath::new(input.collection, input.rkey);
+    let swap = input.swap_record.map_or(RecordSwap::Any, RecordSwap::Is);
+    let written = app
+        .repos
+        .write(&did, vec![Write::DeleteIfPresent(path, swap)], input.swap_commit)
+        .await?;
+    json_answer(
+        &written
+            .commit
+            .map_or_else(|| json!({}), |commit| json!({ "commit": commit_json(&commit) })),
+    )
+}
+
+/// `applyWrites`.
+pub async fn apply_writes(app: Arc<App>, mut request: Request) -> XrpcResult<Response<Body>> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Input {
+        repo: AtIdentifier,
+        validate: Option<bool>,
+        writes: Vec<InputWrite>,
+        swap_commit: Option<Cid>,
+    }
+    #[derive(Deserialize)]
+    #[serde(tag = "$type")]
+    enum InputWrite {
+        #[serde(rename = "com.atproto.repo.applyWrites#create")]
+        Create {
+            collection: Nsid,
+            rkey: Option<RecordKey>,
+            value: Value,
+        },
+        #[serde(rename = "com.atproto.repo.applyWrites#update")]
+        Update {
+            collection: Nsid,
+            rkey: RecordKey,
+            value: Value,
+        },
+        #[serde(rename = "com.atproto.repo.applyWrites#delete")]
+        Delete { collection: Nsid, rkey: RecordKey },
+    }
+    let claims = caller(&app, &request.headers, STANDARD)?;
+    let input: Input = request.json(RECORD_JSON_LIMIT).await?;
+    let did = own_repo(&app, &input.repo, &claims.did).await?;
+    if input.writes.len() > crate::service::repos::MAX_WRITES {
+        return Err(XrpcError::invalid(format!(
+            "Too many writes. Max: {}",
+            crate::service::repos::MAX_WRITES
+        )));
+    }
+    let validate = Validate::from(input.validate);
+    let mut writes = Vec::with_capacity(input.writes.len());
+    let mut paths = Vec::with_capacity(input.writes.len());
+    for write in input.writes {
+        let write = match write {
+            InputWrite::Create {
+                collection,
+                rkey,
+                value,
+            } => {
+                let record = prepare(&collection, value, validate)?;
+                Write::Create(new_path(&app, collection, rkey), record)
+            }
+            InputWrite::Update {
+                collection,
+                rkey,
+                value,
+            } => {
+                let record = prepare(&collection, value, validate)?;
+                Write::Update(RepoPath::new(collection, rkey), record)
+            }
+            InputWrite::Delete { collection, rkey } => Write::Delete(RepoPath::new(collection, rkey)),
+        };
+        paths.push(write.path().clone());
+        writes.push(write);
+    }
+    let written = app.repos.write(&did, writes, input.swap_commit).await?;
+    json_answer(&apply_writes_answer(&did, &paths, &written, validate))
+}
+
+fn apply_writes_answer(did: &Did, paths: &[RepoPath], written: &Written, validate: Validate) -> Value {
+    let results: Vec<Value> = paths
+        .iter()
+        .zip(&written.results)
+        .map(|(path, result)| {
+            let (kind, cid) = match result {
+                WriteResult::Created(cid) => ("createResult", Some(cid)),
+                WriteResult::Updated(cid) => ("updateResult", Some(cid)),
+                WriteResult::Deleted | WriteResult::Unchanged => ("deleteResult", None),
+            };
+            let mut object = Map::new();
+            object.insert(
+                "$type".into(),
+                format!("com.atproto.repo.applyWrites#{kind}").into(),
+            );
+            if let Some(cid) = cid {
+                object.insert("uri".into(), uri(did, path).into());
+                object.insert("cid".into(), cid.to_string().into());
+                if let Some(status) = validate.status() {
+                    object.insert("validationStatus".into(), status.into());
+                }
+            }
+            Value::Object(object)
+        })
+        .collect();
+    let mut answer = Map::new();
+    if let Some(commit) = &written.commit {
+        answer.insert("commit".into(), commit_json(commit));
+    }
+    answer.insert("results".into(), results.into());
+    Value::Object(answer)
+}
+
+/// `getRecord`.
+pub async fn get_record(app: Arc<App>, mut request: Request) -> XrpcResult<Response<Body>> {
+    let params = &request.params;
+    let repo: AtIdentifier = params.parsed("repo")?;
+    let collection: Nsid = params.parsed("collection")?;
+    let rkey: RecordKey = params.parsed("rkey")?;
+    let cid: Option<Cid> = params.parsed_optional("cid")?;
+    request.no_body().await?;
+    let path = RepoPath::new(collection, rkey);
+    let missing = || {
+        XrpcError::bad(
+            "RecordNotFound",
+            format!("Could not locate record: at://{repo}/{path}"),
+        )
+    };
+    let account = app
+        .accounts
+        .find(&repo)
+        .await?
+        .filter(|account| account.is_active())
+        .ok_or_else(missing)?;
+    let found = crate::service::repos::read::record(&app.engine, &account.did, &path)?;
+    let record = found
+        .filter(|record| cid.is_none_or(|wanted| wanted == record.cid))
+        .ok_or_else(missing)?;
+    Ok(json_bytes(record_json(
+        &account.did,
+        &path,
+        record.cid,
+        &record.block,
+    )?))
+}
+
+/// `listRecords`.
+pub async fn list_records(app: Arc<App>, mut request: Request) -> XrpcResult<Response<Body>> {
+    let params = &request.params;
+    let repo: AtIdentifier = params.parsed("repo")?;
+    let collection: Nsid = params.parsed("collection")?;
+    let limit = params.integer("limit", 1..=100, 50)?;
+    let cursor: Option<RecordKey> = params.parsed_optional("cursor")?;
+    let reverse = params.flag("reverse")?;
+    request.no_body().await?;
+    let account = app
+        .accounts
+        .find(&repo)
+        .await?
+        .filter(|account| account.is_active())
+        .ok_or_else(|| XrpcError::invalid(format!("Could not find repo: {repo}")))?;
+    let records = crate::service::repos::read::list(
+        &app.engine,
+        &account.did,
+        &collection,
+        cursor.as_ref(),
+        reverse,
+        limit,
+    )?;
+    let mut out = br#"{"records":["#.to_vec();
+    for (at, (rkey, record)) in records.iter().enumerate() {
+        if at > 0 {
+            out.push(b',');
+        }
+        let path = RepoPath::new(collection.clone(), rkey.clone());
+        out.extend(record_json(&account.did, &path, record.cid, &record.block)?);
+    }
+    out.push(b']');
+    if let Some((rkey, _)) = records.last() {
+        out.extend_from_slice(br#","cursor":"#);
+        out.extend(serde_json::to_vec(rkey.as_str()).map_err(XrpcError::internal)?);
+    }
+    out.push(b'}');
+    Ok(json_bytes(out))
+}
+
+/// `describeRepo`.
+pub async fn describe_repo(app: Arc<App>, mut request: Request) -> XrpcResult<Response<Body>> {
+    let repo: AtIdentifier = request.params.parsed("repo")?;
+    request.no_body().await?;
+    let account = app
+        .accounts
+        .find(&repo)
+        .await?
+        .ok_or_else(|| XrpcError::bad("RepoNotFound", format!("Could not find repo: {repo}")))?;
+    account.check_available()?;
+    let document = app
+        .names
+        .document(&account.did, false)
+        .await
+        .map_err(|_| XrpcError::invalid(format!("Could not resolve DID: {}", account.did)))?;
+    let handle = account.handle_text();
+    let handle_is_correct = document.handle().is_some_and(|named| named.as_str() == handle);
+    let collections = crate::service::repos::read::collections(&app.engine, &account.did)?;
+    json_answer(&json!({
+        "handle": handle,
+        "did": account.did,
+        "didDoc": document.json(),
+        "collections": collections,
+        "handleIsCorrect": handle_is_correct,
+    }))
+}
+
+/// `uploadBlob`.
+pub async fn upload_blob(app: Arc<App>, mut request: Request) -> XrpcResult<Response<Body>> {
+    let claims = caller(&app, &request.headers, STANDARD)?;
+    let account = app.accounts.by_did(&claims.did).await?.ok_or_else(|| {
+        XrpcError::new(
+            axum::http::StatusCode::FORBIDDEN,
+            "AccountNotFound",
+            "Account not found",
+        )
+    })?;
+    account.check_not_taken_down()?;
+    request.identity_encoding("UnsupportedMediaType")?;
+    let declared = request
+        .content_type()
+        .ok_or_else(|| XrpcError::invalid("Request encoding (Content-Type) required but not provided"))?;
+    let length = request.content_length();
+    let body = std::mem::replace(&mut request.body, Body::empty());
+    let blob = app
+        .blobs
+        .upload(&account.did, &declared, length, body.into_data_stream())
+        .await?;
+    json_answer(&json!({ "blob": {
+        "$type": "blob",
+        "ref": { "$link": blob.cid },
+        "mimeType": blob.mime,
+        "size": blob.size,
+    }}))
+}
+
+/// The repo that the caller named, which must be its own and active.
+async fn own_repo(app: &App, repo: &AtIdentifier, caller: &Did) -> XrpcResult<Did> {
+    let account = app.accounts.find(repo).await?.ok_or_else(|| {
+        XrpcError::new(
+            axum::http::StatusCode::FORBIDDEN,
+            "AccountNotFound",
+            "Account not found",
+        )
+    })?;
+    account.check_may_write()?;
+    if account.did != *caller {
+        return Err(XrpcError::unauthorized(
+            "AuthenticationRequired",
+            "Authentication Required",
+        ));
+    }
+    Ok(account.did)
+}
+
+fn new_path(app: &App, collection: Nsid, rkey: Option<RecordKey>) -> RepoPath {
+    RepoPath::new(
+        collection,
+        rkey.unwrap_or_else(|| app.repos.next_tid().to_record_key()),
+    )
+}
+
+fn uri(did: &Did, path: &RepoPath) -> String {
+    format!("at://{did}/{path}")
+}
+
+fn commit_json(commit: &CommitMeta) -> Value {
+    json!({ "cid": commit.cid, "rev": commit.rev.to_string() })
+}
+
+fn receipt(did: &Did, path: &RepoPath, cid: Cid, commit: Option<&CommitMeta>, validate: Validate) -> Value {
+    let mut answer = Map::new();
+    answer.insert("uri".into(), uri(did, path).into());
+    answer.insert("cid".into(), cid.to_string().into());
+    if let Some(commit) = commit {
+        answer.insert("commit".into(), commit_json(commit));
+    }
+    if let Some(status) = validate.status() {
+        answer.insert("validationStatus".into(), status.into());
+    }
+    Value::Object(answer)
+}
+
+/// `{uri, cid, value}` with the record transcoded in one pass.
+fn record_json(did: &Did, path: &RepoPath, cid: Cid, block: &[u8]) -> XrpcResult<Vec<u8>> {
+    let mut out = Vec::with_capacity(block.len() * 2 + 256);
+    out.extend_from_slice(br#"{"uri":"#);
+    out.extend(serde_json::to_vec(&uri(did, path)).map_err(XrpcError::internal)?);
+    out.extend_from_slice(br#","cid":""#);
+    out.extend_from_slice(cid.to_string().as_bytes());
+    out.extend_from_slice(br#"","value":"#);
+    engine::repo::json::cbor_to_json(block, &mut out).map_err(XrpcError::internal)?;
+    out.push(b'}');
+    Ok(out)
+}
+
+/// Tells an explicit `null` from an absent field.
+fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<Cid>>, D::Error> {
+    Option::<Cid>::deserialize(deserializer).map(Some)
+}
+
+impl From<WriteError> for XrpcError {
+    fn from(error: WriteError) -> XrpcError {
+        match error {
+            WriteError::RepoNotFound(_) => XrpcError::bad("RepoNotFound", error.to_string()),
+            WriteError::InvalidRecord(message) | WriteError::InvalidRequest(message) => {
+                XrpcError::invalid(message)
+            }
+            WriteError::CommitSwap { .. } | WriteError::RecordSwap { .. } => {
+                XrpcError::bad("InvalidSwap", error.to_string())
+            }
+            WriteError::Blob { name, message } => XrpcError::bad(name, message),
+            WriteError::Busy => XrpcError::unavailable(error.to_string(), 1),
+            WriteError::Closed(_) => XrpcError::unavailable(error.to_string(), 5),
+            WriteError::Internal(cause) => XrpcError::internal(cause),
+        }
+    }
+}

@@ -34,9 +34,10 @@ pub(super) struct Shared {
 impl Shared {
     /// Stops the log for good: everybody who waits fails with this reason.
     pub(super) fn poison(&self, failed: &Failed) {
-        self.queue.poison(failed);
+        // The queue last: it ends the thread, whose own word for the end must not be the first that waiters hear.
         self.reader.appended.fail(Arc::clone(&failed.reason));
         self.local.fail(Arc::clone(&failed.reason));
+        self.queue.poison(failed);
     }
 }
 

@@ -224,13 +224,12 @@ async fn read_state(requests: &Requests, log_id: LogId) -> Result<ReplicaState, 
     loop {
         let manifest = newest_manifest(requests, log_id).await?;
         let generation = manifest.generation();
-        match walk(requests, manifest).await {
-            Ok(state) => return Ok(state),
-            // Chunks may vanish or mismatch under our feet when a newer manifest covers them.
-            Err(error) => match newest_generation(requests, generation).await? {
-                Some(newer) if newer > generation => {}
-                _ => return Err(error),
-            },
+        let walked = walk(requests, manifest).await;
+        // Chunks may vanish under our feet when a newer manifest covers them: what looks like an error, or like the end
+        // of the chain, is then neither.
+        let newer = newest_generation(requests, generation).await?;
+        if newer.is_none_or(|newer| newer <= generation) {
+            return walked;
         }
     }
 }
@@ -240,9 +239,10 @@ async fn walk(requests: &Requests, manifest: Manifest) -> Result<ReplicaState, R
     let log_id = end.log_id;
     let before = Ordinal(end.next.0.saturating_sub(1)).object_name();
     let listed = requests.list_all(WAL_PREFIX, Some(&before), MAX_LISTED).await?;
-    let ordinals = listed
+    let ordinals: Vec<Ordinal> = listed
         .iter()
-        .filter_map(|object| Ordinal::from_object_name(object.name.as_str()));
+        .filter_map(|object| Ordinal::from_object_name(object.name.as_str()))
+        .collect();
     let mut headers = futures_util::stream::iter(ordinals)
         .map(|ordinal| async move {
             read_header(requests, ordinal)

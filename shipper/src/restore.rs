@@ -149,6 +149,9 @@ pub enum RestoreError {
         #[source]
         source: io::Error,
     },
+    /// A writer kept covering chunks faster than they were read. Try again, or stop that writer.
+    #[error("the replica kept changing while it was read; try again")]
+    MovingTarget,
     /// A part of the work was lost.
     #[error("restoring: {0}")]
     Task(String),
@@ -177,7 +180,7 @@ pub async fn restore(
 ) -> Result<Restored, RestoreError> {
     let requests = Requests::new(store.clone(), options.request_timeout);
     begin(dest, options)?;
-    for round in 1.. {
+    for _ in 0..MAX_ROUNDS {
         let begun = Instant::now();
         let log_id = match fence::read_log_object(&requests).await? {
             Some(log) => log.log_id,
@@ -191,25 +194,38 @@ pub async fn restore(
         let generation = manifest.generation();
         let work = Work::new(&requests, dest, options, manifest);
         let manifest_time = begun.elapsed();
-        match Box::pin(work.run()).await {
-            Ok(mut restored) => {
-                restored.timings.manifest = manifest_time;
-                let temp = dest.join(TEMP_DIR);
-                remove_dir(&temp)?;
+        let outcome = Box::pin(work.run()).await;
+        // A chunk that was deleted because a newer manifest covers it looks like damage, or like the end of the chain.
+        let newer = fence::newest_generation(&requests, generation).await?;
+        let newest = match newer.filter(|newer| *newer > generation) {
+            None => None,
+            Some(_) => Some(fence::newest_manifest(&requests, log_id).await?),
+        };
+        match (outcome, newest) {
+            (Ok(restored), newest)
+                if newest
+                    .as_ref()
+                    .is_none_or(|n| n.covered_lsn() <= restored.last_lsn) =>
+            {
+                remove_dir(&dest.join(TEMP_DIR))?;
                 remove_marker(dest)?;
-                return Ok(restored);
+                let timings = RestoreTimings {
+                    manifest: manifest_time,
+                    ..restored.timings
+                };
+                return Ok(Restored { timings, ..restored });
             }
-            Err(error) => {
-                let newer = fence::newest_generation(&requests, generation).await?;
-                if newer.is_none_or(|newer| newer <= generation) || round >= MAX_ROUNDS {
-                    return Err(error);
-                }
-                tracing::info!("the replica moved on while it was read; starting over: {error}");
+            (Err(error), None) => return Err(error),
+            (outcome, _) => {
+                let why = outcome
+                    .err()
+                    .map_or_else(|| "chunks were covered meanwhile".into(), |e| e.to_string());
+                tracing::info!("the replica moved on while it was read; starting over: {why}");
                 clean(dest, options)?;
             }
         }
     }
-    Err(RestoreError::Task("too many rounds".into()))
+    Err(RestoreError::MovingTarget)
 }
 
 /// True if a restore into `dest` began and did not end; its content is then of no use.
@@ -424,7 +440,7 @@ impl<'a> Work<'a> {
         })
         .await?;
         let begun = Instant::now();
-        let mut fetched = futures_util::stream::iter(&self.manifest.segments)
+        let mut fetched = futures_util::stream::iter(self.manifest.segments.clone())
             .map(|segment| self.fetch_segment(segment, temp))
             .buffered(SEGMENTS_AT_A_TIME);
         while let Some((segment, path)) = fetched.try_next().await? {
@@ -454,7 +470,7 @@ impl<'a> Work<'a> {
 
     async fn fetch_segment(
         &self,
-        segment: &SegmentEntry,
+        segment: SegmentEntry,
         temp: &Path,
     ) -> Result<(SegmentEntry, PathBuf), RestoreError> {
         let name = ObjectName::new(segment.object.clone()).map_err(StoreError::from)?;
@@ -462,10 +478,10 @@ impl<'a> Work<'a> {
         let size = self.requests.get_to_file(&name, &path).await?;
         if size != segment.stored_bytes {
             return Err(RestoreError::NotAsNamed {
-                object: segment.object.clone(),
+                object: segment.object,
             });
         }
-        Ok((segment.clone(), path))
+        Ok((segment, path))
     }
 
     /// The chunks behind the segments, up to the first hole.

@@ -1,0 +1,15 @@
+//! The shipper over a real log and stores that misbehave: what would break is that an acknowledged entry is missing
+//! after a disk is lost, that two writers acknowledge, or that a failure goes unsaid. Invariants I1, I2, I5 and I7.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a failing test is meant to stop"
+)]
+
+mod common;
+mod damage;
+mod faults;
+mod round_trip;
+mod simulation;
+mod split_brain;

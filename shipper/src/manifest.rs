@@ -357,13 +357,14 @@ mod tests {
 
     #[test]
     fn manifests_that_break_a_rule_are_neither_written_nor_read() {
-        let breakers: Vec<(&str, fn(&mut Manifest))> = vec![
+        type Breaker = (&'static str, fn(&mut Manifest));
+        let breakers: Vec<Breaker> = vec![
             ("next ordinal", |m| m.next_ordinal = 17),
             ("gap between segments", |m| m.segments[1].prev = 199),
             ("backward segment", |m| m.segments[0].last = 50),
             ("LSN over 2^53", |m| m.segments[1].last = 1 << 53),
             ("path in a checkpoint", |m| {
-                m.checkpoints[0].files[0].name = "../../etc/passwd".into()
+                m.checkpoints[0].files[0].name = "../../etc/passwd".into();
             }),
             ("floor over 2^53", |m| m.lsn_floor = u64::MAX),
             ("covered epoch", |m| m.covered_epoch = 4),

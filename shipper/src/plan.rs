@@ -207,6 +207,7 @@ pub enum Refusal {
 /// | yes | – | | | | continue, ship all |
 /// | – | yes | | | | restore |
 /// | yes | other log | | | | refuse |
+/// | yes | yes, no frames | | | any | continue, ship all: nothing of another's was ever acknowledged |
 /// | yes | yes | prefix | no | any | continue |
 /// | yes | yes | prefix | yes | ours | continue, ship the rest |
 /// | yes | yes | prefix | yes | another's | restore: what was not shipped before the fence is void |
@@ -232,7 +233,8 @@ pub fn decide_start(
         }
         (Some(local), Some(replica)) => {
             let has_more = local.last_lsn > replica.last_lsn;
-            let nobody_since = replica.reign_is_ours || replica.epoch <= local.last_epoch;
+            let nobody_since =
+                replica.last_lsn == Lsn::ZERO || replica.reign_is_ours || replica.epoch <= local.last_epoch;
             match overlap {
                 Overlap::Prefix if !has_more || nobody_since => StartDecision::ContinueLocal {
                     ship_from: replica.last_lsn,
@@ -492,6 +494,13 @@ mod tests {
                 Some(replica(9, 5, true)),
                 Prefix,
                 keep(9),
+            ),
+            (
+                "a replica without a frame",
+                Some(local(12)),
+                Some(replica(0, 5, false)),
+                Prefix,
+                keep(0),
             ),
             (
                 "more here, fenced by another",

@@ -295,7 +295,7 @@ impl ShipHandle {
 
     /// Waits until everything that is locally durable now is in the replica, at most until `deadline` from now; then,
     /// if asked and complete, ends the reign with a hand-over, after which the shipper stops and nothing more may be
-    /// appended. Ignores the minimum interval.
+    /// appended. Ignores the minimum interval. A hand-over that is out when the time is up may still be written.
     pub async fn drain(&self, deadline: Duration, hand_over: bool) -> DrainReport {
         let until = tokio::time::Instant::now() + deadline;
         let local = self.shared.log.local().get();
@@ -314,6 +314,7 @@ impl ShipHandle {
             Err(_) => return report(false, false, self.last_error().or(Some("out of time".into()))),
         }
         if !hand_over {
+            self.shared.status.lock().hurry = false;
             return report(true, false, None);
         }
         let (done, wait) = oneshot::channel();

@@ -200,8 +200,11 @@ pub fn frames(log: &Log) -> Vec<Frame> {
     }
 }
 
+/// A frame's LSN, bytes, and place (segment, offset, length).
+pub type Seen = (Lsn, Vec<u8>, (Lsn, u64, u32));
+
 /// Content and places of all frames up to `last`.
-pub fn image(log: &Log, last: Lsn) -> Vec<(Lsn, Vec<u8>, (Lsn, u64, u32))> {
+pub fn image(log: &Log, last: Lsn) -> Vec<Seen> {
     let place = |frame: &Frame| {
         let at = frame.location();
         (at.segment, at.offset, at.len)

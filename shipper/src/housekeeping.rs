@@ -21,13 +21,14 @@ use tokio::sync::mpsc;
 use crate::checkpoint::{self, CheckpointError, CheckpointRequest, LocalFile};
 use crate::chunk::{ChunkHeader, ChunkKind};
 use crate::fence::{self, ReplicaError};
+use crate::handle::{Shared, with_sources};
 use crate::manifest::{CheckpointEntry, FileEntry, Manifest, ManifestError, SegmentEntry};
 use crate::names::{
     self, CHECKPOINT_PREFIX, Generation, MANIFEST_PREFIX, Ordinal, SEGMENT_PREFIX, WAL_PREFIX,
 };
 use crate::plan::{self, ManifestVerdict};
 use crate::sealed::{self, FOOTER_BYTES, Footer, SealedError, SealedSummary};
-use crate::ship::{Shared, ShipEnd, with_sources};
+use crate::ship::ShipEnd;
 use crate::store::{Created, ObjectName, StoreError};
 
 /// Deletions at a time.

@@ -17,26 +17,27 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use engine::clock::Clock;
-use engine::log::{Epoch, Log, Lsn, SEGMENT_HEADER_BYTES, SegmentInfo, Watermark};
+use engine::log::{Epoch, Log, Lsn, Watermark};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use parking_lot::Mutex;
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::checkpoint::{CheckpointError, CheckpointRequest};
-use crate::chunk::{self, ChunkDraft, ChunkError, ChunkHeader, ChunkKind, MAX_IN_FLIGHT, RawFrames};
+pub use crate::handle::{DrainReport, Lag, ShipHandle, ShipState};
+
+use crate::checkpoint::CheckpointRequest;
+use crate::chunk::{self, ChunkDraft, ChunkHeader, ChunkKind, MAX_IN_FLIGHT, RawFrames};
 use crate::feed::{Cut, Feed, FeedError};
-use crate::fence::{self, Claim, ReplicaError};
+use crate::fence::Claim;
+use crate::handle::{Command, Shared, with_sources};
 use crate::housekeeping::{Housekeeper, Link};
-use crate::names::{Generation, Ordinal, WAL_PREFIX};
-use crate::plan::{self, ExistsVerdict};
-use crate::requests::Requests;
-use crate::store::{Created, ObjectName, ReplicaStore, StoreError};
+use crate::names::Ordinal;
+use crate::store::ReplicaStore;
+use crate::upload::{UploadEnd, upload};
 
 /// How a shipper works.
 #[derive(Clone, Debug)]
@@ -86,45 +87,6 @@ impl Default for ShipConfig {
     }
 }
 
-/// How the shipper is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ShipState {
-    /// Everything works.
-    Shipping,
-    /// An upload has failed at least once and is being tried again. Nothing is lost; writes wait.
-    Retrying {
-        /// Tries so far of the upload that fails.
-        tries: u32,
-        /// The last failure, for an operator.
-        error: String,
-    },
-    /// Another writer has the chain. Nothing more will be acknowledged; the process must stop or start over.
-    Fenced {
-        /// Its reign.
-        by: Epoch,
-    },
-    /// Stopped for good for another reason, for an operator.
-    Failed {
-        /// What happened.
-        reason: String,
-    },
-    /// Stopped as asked.
-    Stopped,
-}
-
-/// How far the replica is behind.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Lag {
-    /// Bytes of frames that are locally durable and not acknowledged.
-    pub bytes: u64,
-    /// Their number; what is not yet cut into chunks is estimated from its bytes.
-    pub entries: u64,
-    /// Age of the oldest of them, in seconds.
-    pub seconds: f64,
-    /// Where it is: the first LSN that is not acknowledged, or the one before it where only that is known.
-    pub oldest_unshipped: Option<Lsn>,
-}
-
 /// Why [`Shipper::run`] came to its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ShipEnd {
@@ -144,211 +106,6 @@ pub enum ShipEnd {
     },
 }
 
-/// What a [`ShipHandle::drain`] achieved.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DrainReport {
-    /// Everything that was locally durable when the drain began is in the replica.
-    pub complete: bool,
-    /// How far the replica is.
-    pub remote: Lsn,
-    /// How far the local log was.
-    pub local: Lsn,
-    /// A hand-over was written: the next writer knows that nothing is missing.
-    pub handed_over: bool,
-    /// What stood in the way.
-    pub error: Option<String>,
-}
-
-pub(crate) enum Command {
-    HandOver(oneshot::Sender<()>),
-}
-
-/// What the shipper and its handles share.
-pub(crate) struct Shared {
-    pub(crate) config: ShipConfig,
-    pub(crate) requests: Requests,
-    pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) claim: Claim,
-    pub(crate) remote: Watermark,
-    pub(crate) log: Log,
-    pub(crate) links: Mutex<VecDeque<Link>>,
-    status: Mutex<Status>,
-    hurry: Notify,
-}
-
-struct Status {
-    state: ShipState,
-    last_error: Option<String>,
-    hurry: bool,
-    cut_to: Lsn,
-    in_flight_bytes: u64,
-    in_flight_entries: u64,
-    oldest_in_flight: Option<Lsn>,
-    cut_end: Option<(Lsn, u64)>,
-}
-
-impl Shared {
-    pub(crate) fn note_error(&self, error: &dyn std::error::Error) -> String {
-        let text = with_sources(error);
-        self.status.lock().last_error = Some(text.clone());
-        text
-    }
-}
-
-/// An error and what caused it, on one line.
-pub(crate) fn with_sources(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
-}
-
-/// Bytes and (estimated) entries of the segments behind the place up to which chunks were cut.
-fn waiting(segments: &[SegmentInfo], cut_to: Lsn, cut_end: Option<(Lsn, u64)>) -> (u64, u64) {
-    let (mut bytes, mut entries) = (0, 0);
-    for segment in segments.iter().filter(|segment| segment.last > cut_to) {
-        let cut = match cut_end {
-            Some((base, offset)) if base == segment.base => offset,
-            _ => SEGMENT_HEADER_BYTES as u64,
-        };
-        let frames_bytes = segment.bytes.saturating_sub(SEGMENT_HEADER_BYTES as u64).max(1);
-        let left = segment.bytes.saturating_sub(cut);
-        bytes += left;
-        entries += (segment.frames * left).div_ceil(frames_bytes);
-    }
-    (bytes, entries)
-}
-
-/// A cheap handle on a running shipper.
-#[derive(Clone)]
-pub struct ShipHandle {
-    shared: Arc<Shared>,
-    commands: mpsc::Sender<Command>,
-    checkpoints: mpsc::Sender<CheckpointRequest>,
-}
-
-impl ShipHandle {
-    /// How the shipper is.
-    #[must_use]
-    pub fn state(&self) -> ShipState {
-        self.shared.status.lock().state.clone()
-    }
-
-    /// The last failure of any request, even if it was overcome; for an operator.
-    #[must_use]
-    pub fn last_error(&self) -> Option<String> {
-        self.shared.status.lock().last_error.clone()
-    }
-
-    /// What is remotely durable. Fails when the shipper is fenced or fails.
-    #[must_use]
-    pub fn remote(&self) -> &Watermark {
-        &self.shared.remote
-    }
-
-    /// Our reign.
-    #[must_use]
-    pub fn epoch(&self) -> Epoch {
-        self.shared.claim.epoch
-    }
-
-    /// How far the replica is behind. Makes no requests; also sets the lag gauges.
-    #[must_use]
-    pub fn lag(&self) -> Lag {
-        let local = self.shared.log.local().get();
-        let remote = self.shared.remote.get();
-        let segments = if local > remote {
-            self.shared.log.segments()
-        } else {
-            Vec::new()
-        };
-        let status = self.shared.status.lock();
-        let (gathered_bytes, gathered_entries) = waiting(&segments, status.cut_to, status.cut_end);
-        let oldest = status
-            .oldest_in_flight
-            .or_else(|| (local > remote).then_some(remote.max(status.cut_to)));
-        let lag = match oldest {
-            None => Lag::default(),
-            Some(oldest) => {
-                let age = self.shared.clock.now_micros().saturating_sub(oldest.get());
-                Lag {
-                    bytes: status.in_flight_bytes + gathered_bytes,
-                    entries: status.in_flight_entries + gathered_entries,
-                    // What only the predecessor's age is known of is young: it has not been offered to the window.
-                    seconds: if status.oldest_in_flight.is_some() {
-                        age as f64 / 1e6
-                    } else {
-                        0.0
-                    },
-                    oldest_unshipped: Some(oldest),
-                }
-            }
-        };
-        metrics::gauge!("pds_ship_lag_bytes").set(lag.bytes as f64);
-        metrics::gauge!("pds_ship_lag_entries").set(lag.entries as f64);
-        metrics::gauge!("pds_ship_lag_seconds").set(lag.seconds);
-        lag
-    }
-
-    /// Waits until everything that is locally durable now is in the replica, at most until `deadline` from now; then,
-    /// if asked and complete, ends the reign with a hand-over, after which the shipper stops and nothing more may be
-    /// appended. Ignores the minimum interval. A hand-over that is out when the time is up may still be written.
-    pub async fn drain(&self, deadline: Duration, hand_over: bool) -> DrainReport {
-        let until = tokio::time::Instant::now() + deadline;
-        let local = self.shared.log.local().get();
-        self.shared.status.lock().hurry = true;
-        self.shared.hurry.notify_one();
-        let report = |complete, handed_over, error: Option<String>| DrainReport {
-            complete,
-            remote: self.shared.remote.get(),
-            local,
-            handed_over,
-            error,
-        };
-        match tokio::time::timeout_at(until, self.shared.remote.wait(local)).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(failed)) => return report(false, false, Some(failed.to_string())),
-            Err(_) => return report(false, false, self.last_error().or(Some("out of time".into()))),
-        }
-        if !hand_over {
-            self.shared.status.lock().hurry = false;
-            return report(true, false, None);
-        }
-        let (done, wait) = oneshot::channel();
-        if self.commands.send(Command::HandOver(done)).await.is_err() {
-            return report(true, false, Some("the shipper has stopped already".into()));
-        }
-        match tokio::time::timeout_at(until, wait).await {
-            Ok(Ok(())) => report(true, true, None),
-            Ok(Err(_)) => report(true, false, Some("the shipper stopped first".into())),
-            Err(_) => report(true, false, self.last_error().or(Some("out of time".into()))),
-        }
-    }
-
-    /// Ships the files of a checkpoint and publishes a manifest that names it. The directory must not change meanwhile.
-    ///
-    /// # Errors
-    /// [`CheckpointError`]; nothing is published then, and a later checkpoint may be tried.
-    pub async fn publish_checkpoint(&self, dir: std::path::PathBuf, lsn: Lsn) -> Result<(), CheckpointError> {
-        if lsn > self.shared.remote.get() {
-            return Err(CheckpointError::NotDurable {
-                lsn,
-                remote: self.shared.remote.get(),
-            });
-        }
-        let (reply, wait) = oneshot::channel();
-        let request = CheckpointRequest { dir, lsn, reply };
-        self.checkpoints
-            .send(request)
-            .await
-            .map_err(|_| CheckpointError::Stopped)?;
-        wait.await.map_err(|_| CheckpointError::Stopped)?
-    }
-}
-
 /// The service. Make it with a claim, spawn [`Shipper::run`], keep the handle.
 pub struct Shipper {
     shared: Arc<Shared>,
@@ -362,11 +119,6 @@ pub struct Shipper {
 struct Flight {
     header: ChunkHeader,
     done: bool,
-}
-
-enum UploadEnd {
-    Done(Ordinal),
-    End(ShipEnd),
 }
 
 impl Shipper {
@@ -388,35 +140,13 @@ impl Shipper {
         config.chunk_bytes = config.chunk_bytes.clamp(1, chunk::MAX_RAW_BYTES / 2);
         let from = claim.replica.end.last_lsn;
         remote.advance(from);
-        let links = claim.replica.chain.iter().map(Link::of).collect();
+        let links: Vec<Link> = claim.replica.chain.iter().map(Link::of).collect();
         let (commands, command_receiver) = mpsc::channel(4);
         let (checkpoints, checkpoint_receiver) = mpsc::channel(1);
         let next = claim.next_ordinal;
-        let shared = Arc::new(Shared {
-            requests: Requests::new(store, config.request_timeout),
-            config,
-            clock,
-            claim,
-            remote,
-            log: log.clone(),
-            links: Mutex::new(links),
-            status: Mutex::new(Status {
-                state: ShipState::Shipping,
-                last_error: None,
-                hurry: false,
-                cut_to: from,
-                in_flight_bytes: 0,
-                in_flight_entries: 0,
-                oldest_in_flight: None,
-                cut_end: None,
-            }),
-            hurry: Notify::new(),
-        });
-        let handle = ShipHandle {
-            shared: shared.clone(),
-            commands,
-            checkpoints,
-        };
+        let shared = Arc::new(Shared::new(config, store, log.clone(), remote, claim, clock));
+        shared.links.lock().extend(links);
+        let handle = ShipHandle::new(shared.clone(), commands, checkpoints);
         let shipper = Shipper {
             shared,
             feed: Feed::new(&log.reader(), from),
@@ -663,174 +393,4 @@ fn build(draft: &ChunkDraft, cut: &Cut) -> Result<(ChunkHeader, Bytes), FeedErro
         bytes: &cut.bytes,
     };
     chunk::encode_data(draft, frames).map_err(FeedError::Chunk)
-}
-
-/// Uploads one chunk, however long it takes.
-async fn upload(shared: Arc<Shared>, header: ChunkHeader, object: Bytes) -> UploadEnd {
-    let name = match ObjectName::new(header.ordinal.object_name()) {
-        Ok(name) => name,
-        Err(error) => {
-            return UploadEnd::End(ShipEnd::Failed {
-                reason: error.to_string(),
-            });
-        }
-    };
-    let begun = Instant::now();
-    let mut tries = 0u32;
-    let mut delay = shared.config.retry_first;
-    loop {
-        let sent = Sent::now(&*shared.clock);
-        tries = tries.saturating_add(1);
-        let outcome = attempt(&shared, &header, &name, object.clone()).await;
-        let outcome = match outcome {
-            Ok(Settled::Ours) if sent.is_older_than(shared.config.suspended_after, &*shared.clock) => {
-                still_ours(&shared, &header).await
-            }
-            other => other,
-        };
-        let error = match outcome {
-            Ok(Settled::Ours) => {
-                metrics::histogram!("pds_ship_upload_seconds").record(begun.elapsed().as_secs_f64());
-                metrics::counter!("pds_ship_bytes_total").increment(object.len() as u64);
-                return UploadEnd::Done(header.ordinal);
-            }
-            Ok(Settled::Fenced { by }) => return UploadEnd::End(ShipEnd::Fenced { by }),
-            Ok(Settled::Unreadable(error)) => {
-                let reason =
-                    format!("object {name} of the replica, where our chunk belongs, cannot be read: {error}");
-                return UploadEnd::End(ShipEnd::Failed { reason });
-            }
-            Ok(Settled::Gone) => continue_after("the object that was in the way is gone"),
-            Err(error) => error,
-        };
-        let text = shared.note_error(&error);
-        let futile = matches!(
-            &error,
-            StoreError::Denied { .. } | StoreError::Precondition { .. } | StoreError::Invalid { .. }
-        );
-        if tries == 1 || futile {
-            tracing::warn!(object = %name, tries, "upload failed and is tried again: {text}");
-        }
-        shared.status.lock().state = ShipState::Retrying { tries, error: text };
-        let asked = match &error {
-            StoreError::Throttled { retry_after, .. } => retry_after.unwrap_or_default(),
-            _ => Duration::ZERO,
-        };
-        // However long a store asks us to stay away: look again now and then, somebody may have mended it.
-        tokio::time::sleep(delay.max(asked).min(Duration::from_secs(60))).await;
-        delay = (delay * 2).min(shared.config.retry_max);
-    }
-}
-
-fn continue_after(what: &str) -> StoreError {
-    StoreError::Other {
-        detail: what.to_owned(),
-        sent: false,
-    }
-}
-
-enum Settled {
-    Ours,
-    Fenced {
-        by: Epoch,
-    },
-    Unreadable(ChunkError),
-    /// Something was there, and then was not.
-    Gone,
-}
-
-/// One try, settled if it was answered.
-async fn attempt(
-    shared: &Shared,
-    header: &ChunkHeader,
-    name: &ObjectName,
-    object: Bytes,
-) -> Result<Settled, StoreError> {
-    let outcome = shared
-        .requests
-        .once(shared.requests.store().create(name, object))
-        .await;
-    let result = match &outcome {
-        Ok(Created::Created) => "created",
-        Ok(Created::Exists) => "exists",
-        Err(StoreError::Timeout { .. }) => "timeout",
-        Err(StoreError::Denied { .. }) => "denied",
-        Err(StoreError::NotFound { .. }) => "not_found",
-        Err(StoreError::Throttled { .. }) => "throttled",
-        Err(StoreError::Unavailable { .. }) => "unavailable",
-        Err(StoreError::Precondition { .. }) => "precondition",
-        Err(_) => "other",
-    };
-    metrics::counter!("pds_ship_requests_total", "result" => result).increment(1);
-    match outcome? {
-        Created::Created => Ok(Settled::Ours),
-        Created::Exists => compare(shared, header).await,
-    }
-}
-
-async fn compare(shared: &Shared, header: &ChunkHeader) -> Result<Settled, StoreError> {
-    Ok(
-        match fence::read_header(&shared.requests, header.ordinal).await? {
-            None => Settled::Gone,
-            Some(there) => match plan::on_chunk_exists(header, there) {
-                ExistsVerdict::Ours => Settled::Ours,
-                ExistsVerdict::Fenced { by } => Settled::Fenced { by },
-                ExistsVerdict::Unreadable(error) => Settled::Unreadable(error),
-            },
-        },
-    )
-}
-
-/// After a gap in time: is the chain still ours? Looks for our own object, for a later reign's manifest, and for another
-/// writer's object behind ours.
-async fn still_ours(shared: &Shared, header: &ChunkHeader) -> Result<Settled, StoreError> {
-    tracing::warn!(ordinal = %header.ordinal, "much time has passed since an upload began; reading the chain again");
-    let as_store_error = |error: ReplicaError| match error {
-        ReplicaError::Store(error) => error,
-        other => StoreError::Other {
-            detail: with_sources(&other),
-            sent: false,
-        },
-    };
-    let newest = fence::newest_manifest(&shared.requests, shared.claim.log_id)
-        .await
-        .map_err(as_store_error)?;
-    if newest.generation() > Generation::NONE && newest.epoch() > shared.claim.epoch {
-        return Ok(Settled::Fenced { by: newest.epoch() });
-    }
-    let after = header.ordinal.object_name();
-    let window = usize::try_from(2 * MAX_IN_FLIGHT).unwrap_or(32);
-    for object in shared.requests.list(WAL_PREFIX, Some(&after), window).await? {
-        let Some(ordinal) = Ordinal::from_object_name(object.name.as_str()) else {
-            continue;
-        };
-        match fence::read_header(&shared.requests, ordinal).await? {
-            Some(Ok(there)) if there.epoch > shared.claim.epoch => {
-                return Ok(Settled::Fenced { by: there.epoch });
-            }
-            _ => {}
-        }
-    }
-    compare(shared, header).await
-}
-
-/// When a request was sent, by both clocks: the monotonic one stands still while the machine is suspended, the wall
-/// clock may jump.
-struct Sent {
-    monotonic: Instant,
-    wall_micros: u64,
-}
-
-impl Sent {
-    fn now(clock: &dyn Clock) -> Sent {
-        Sent {
-            monotonic: Instant::now(),
-            wall_micros: clock.now_micros(),
-        }
-    }
-
-    fn is_older_than(&self, bound: Duration, clock: &dyn Clock) -> bool {
-        let wall = Duration::from_micros(clock.now_micros().saturating_sub(self.wall_micros));
-        self.monotonic.elapsed() > bound || wall > bound
-    }
 }

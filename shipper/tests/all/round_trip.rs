@@ -15,6 +15,7 @@ use shipper::store::ReplicaStore;
 use shipper::store::directory::DirectoryStore;
 use shipper::store::faulty::{Fault, Rule, Verb};
 use tempfile::TempDir;
+use tokio::sync::Semaphore;
 
 use crate::common::*;
 
@@ -371,4 +372,37 @@ async fn a_first_start_on_nothing_is_fresh_and_an_idle_shipper_asks_nothing() {
         .unwrap();
     assert!(store.inner().size(&chunk).await.unwrap().unwrap() > HEADER_BYTES as u64);
     task.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn chunks_that_are_covered_and_deleted_while_a_restore_reads_are_not_missed() {
+    let (store, dir) = (faulty(15), TempDir::new().unwrap());
+    let machine = Machine::start(as_store(&store), dir.path()).await.unwrap();
+    let mut last = Lsn::ZERO;
+    for n in 0..5 {
+        last = machine.append(group(n, 2, 500)).await;
+        machine.acknowledged(last).await;
+    }
+    let before = image(&machine.log, last);
+    // The restore has read that there is no manifest when it comes to list the chunks.
+    let gate = Arc::new(Semaphore::new(0));
+    store.add(Rule::once(Fault::Hold(gate.clone())).on(Verb::List).under("wal/"));
+    let other = TempDir::new().unwrap();
+    let calls = store.calls().len();
+    let restoring = tokio::spawn({
+        let (store, dir) = (as_store(&store), other.path().to_owned());
+        async move { restore_to(&store, &dir).await }
+    });
+    let listing = (Verb::List, "wal/".to_owned());
+    eventually("it lists the chunks", || {
+        store.calls().iter().skip(calls).any(|call| *call == listing)
+    })
+    .await;
+    machine.log.seal_now().await.unwrap();
+    eventually("all data chunks are gone", || names(&store, "wal/").len() == 1).await;
+    gate.add_permits(1);
+    assert_eq!(restoring.await.unwrap().unwrap().last_lsn, last);
+    machine.kill().await;
+    let machine = Machine::start(as_store(&store), other.path()).await.unwrap();
+    assert_eq!(image(&machine.log, Lsn::MAX), before);
 }

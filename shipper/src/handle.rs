@@ -1,0 +1,305 @@
+//! What can be asked of a running shipper, and what it shares with those who ask.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use engine::clock::Clock;
+use engine::log::{Epoch, Log, Lsn, SEGMENT_HEADER_BYTES, SegmentInfo, Watermark};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, mpsc, oneshot};
+
+use crate::checkpoint::{CheckpointError, CheckpointRequest};
+use crate::fence::Claim;
+use crate::housekeeping::Link;
+use crate::requests::Requests;
+use crate::ship::ShipConfig;
+use crate::store::ReplicaStore;
+
+/// How the shipper is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ShipState {
+    /// Everything works.
+    Shipping,
+    /// An upload has failed at least once and is being tried again. Nothing is lost; writes wait.
+    Retrying {
+        /// Tries so far of the upload that fails.
+        tries: u32,
+        /// The last failure, for an operator.
+        error: String,
+    },
+    /// Another writer has the chain. Nothing more will be acknowledged; the process must stop or start over.
+    Fenced {
+        /// Its reign.
+        by: Epoch,
+    },
+    /// Stopped for good for another reason, for an operator.
+    Failed {
+        /// What happened.
+        reason: String,
+    },
+    /// Stopped as asked.
+    Stopped,
+}
+
+/// How far the replica is behind.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Lag {
+    /// Bytes of frames that are locally durable and not acknowledged.
+    pub bytes: u64,
+    /// Their number; what is not yet cut into chunks is estimated from its bytes.
+    pub entries: u64,
+    /// Age of the oldest of them, in seconds.
+    pub seconds: f64,
+    /// Where it is: the first LSN that is not acknowledged, or the one before it where only that is known.
+    pub oldest_unshipped: Option<Lsn>,
+}
+
+/// What a [`ShipHandle::drain`] achieved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DrainReport {
+    /// Everything that was locally durable when the drain began is in the replica.
+    pub complete: bool,
+    /// How far the replica is.
+    pub remote: Lsn,
+    /// How far the local log was.
+    pub local: Lsn,
+    /// A hand-over was written: the next writer knows that nothing is missing.
+    pub handed_over: bool,
+    /// What stood in the way.
+    pub error: Option<String>,
+}
+
+pub(crate) enum Command {
+    HandOver(oneshot::Sender<()>),
+}
+
+/// What the shipper and its handles share.
+pub(crate) struct Shared {
+    pub(crate) config: ShipConfig,
+    pub(crate) requests: Requests,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) claim: Claim,
+    pub(crate) remote: Watermark,
+    pub(crate) log: Log,
+    pub(crate) links: Mutex<VecDeque<Link>>,
+    pub(crate) status: Mutex<Status>,
+    pub(crate) hurry: Notify,
+}
+
+/// What the follower tells.
+pub(crate) struct Status {
+    pub(crate) state: ShipState,
+    pub(crate) last_error: Option<String>,
+    pub(crate) hurry: bool,
+    pub(crate) cut_to: Lsn,
+    pub(crate) in_flight_bytes: u64,
+    pub(crate) in_flight_entries: u64,
+    pub(crate) oldest_in_flight: Option<Lsn>,
+    pub(crate) cut_end: Option<(Lsn, u64)>,
+}
+
+impl Shared {
+    pub(crate) fn new(
+        config: ShipConfig,
+        store: Arc<dyn ReplicaStore>,
+        log: Log,
+        remote: Watermark,
+        claim: Claim,
+        clock: Arc<dyn Clock>,
+    ) -> Shared {
+        let status = Status {
+            state: ShipState::Shipping,
+            last_error: None,
+            hurry: false,
+            cut_to: claim.replica.end.last_lsn,
+            in_flight_bytes: 0,
+            in_flight_entries: 0,
+            oldest_in_flight: None,
+            cut_end: None,
+        };
+        Shared {
+            requests: Requests::new(store, config.request_timeout),
+            config,
+            clock,
+            claim,
+            remote,
+            log,
+            links: Mutex::new(VecDeque::new()),
+            status: Mutex::new(status),
+            hurry: Notify::new(),
+        }
+    }
+
+    pub(crate) fn note_error(&self, error: &dyn std::error::Error) -> String {
+        let text = with_sources(error);
+        self.status.lock().last_error = Some(text.clone());
+        text
+    }
+}
+
+/// An error and what caused it, on one line.
+pub(crate) fn with_sources(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+/// Bytes and (estimated) entries of the segments behind the place up to which chunks were cut.
+fn waiting(segments: &[SegmentInfo], cut_to: Lsn, cut_end: Option<(Lsn, u64)>) -> (u64, u64) {
+    let (mut bytes, mut entries) = (0, 0);
+    for segment in segments.iter().filter(|segment| segment.last > cut_to) {
+        let cut = match cut_end {
+            Some((base, offset)) if base == segment.base => offset,
+            _ => SEGMENT_HEADER_BYTES as u64,
+        };
+        let frames_bytes = segment.bytes.saturating_sub(SEGMENT_HEADER_BYTES as u64).max(1);
+        let left = segment.bytes.saturating_sub(cut);
+        bytes += left;
+        entries += (segment.frames * left).div_ceil(frames_bytes);
+    }
+    (bytes, entries)
+}
+
+/// A cheap handle on a running shipper.
+#[derive(Clone)]
+pub struct ShipHandle {
+    shared: Arc<Shared>,
+    commands: mpsc::Sender<Command>,
+    checkpoints: mpsc::Sender<CheckpointRequest>,
+}
+
+impl ShipHandle {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        commands: mpsc::Sender<Command>,
+        checkpoints: mpsc::Sender<CheckpointRequest>,
+    ) -> ShipHandle {
+        ShipHandle {
+            shared,
+            commands,
+            checkpoints,
+        }
+    }
+
+    /// How the shipper is.
+    #[must_use]
+    pub fn state(&self) -> ShipState {
+        self.shared.status.lock().state.clone()
+    }
+
+    /// The last failure of any request, even if it was overcome; for an operator.
+    #[must_use]
+    pub fn last_error(&self) -> Option<String> {
+        self.shared.status.lock().last_error.clone()
+    }
+
+    /// What is remotely durable. Fails when the shipper is fenced or fails.
+    #[must_use]
+    pub fn remote(&self) -> &Watermark {
+        &self.shared.remote
+    }
+
+    /// Our reign.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.shared.claim.epoch
+    }
+
+    /// How far the replica is behind. Makes no requests; also sets the lag gauges.
+    #[must_use]
+    pub fn lag(&self) -> Lag {
+        let local = self.shared.log.local().get();
+        let remote = self.shared.remote.get();
+        let segments = if local > remote {
+            self.shared.log.segments()
+        } else {
+            Vec::new()
+        };
+        let status = self.shared.status.lock();
+        let (gathered_bytes, gathered_entries) = waiting(&segments, status.cut_to, status.cut_end);
+        let oldest = status
+            .oldest_in_flight
+            .or_else(|| (local > remote).then_some(remote.max(status.cut_to)));
+        let lag = match oldest {
+            None => Lag::default(),
+            Some(oldest) => {
+                let age = self.shared.clock.now_micros().saturating_sub(oldest.get());
+                Lag {
+                    bytes: status.in_flight_bytes + gathered_bytes,
+                    entries: status.in_flight_entries + gathered_entries,
+                    // What only the predecessor's age is known of is young: it has not been offered to the window.
+                    seconds: if status.oldest_in_flight.is_some() {
+                        age as f64 / 1e6
+                    } else {
+                        0.0
+                    },
+                    oldest_unshipped: Some(oldest),
+                }
+            }
+        };
+        metrics::gauge!("pds_ship_lag_bytes").set(lag.bytes as f64);
+        metrics::gauge!("pds_ship_lag_entries").set(lag.entries as f64);
+        metrics::gauge!("pds_ship_lag_seconds").set(lag.seconds);
+        lag
+    }
+
+    /// Waits until everything that is locally durable now is in the replica, at most until `deadline` from now; then,
+    /// if asked and complete, ends the reign with a hand-over, after which the shipper stops and nothing more may be
+    /// appended. Ignores the minimum interval. A hand-over that is out when the time is up may still be written.
+    pub async fn drain(&self, deadline: Duration, hand_over: bool) -> DrainReport {
+        let until = tokio::time::Instant::now() + deadline;
+        let local = self.shared.log.local().get();
+        self.shared.status.lock().hurry = true;
+        self.shared.hurry.notify_one();
+        let report = |complete, handed_over, error: Option<String>| DrainReport {
+            complete,
+            remote: self.shared.remote.get(),
+            local,
+            handed_over,
+            error,
+        };
+        match tokio::time::timeout_at(until, self.shared.remote.wait(local)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(failed)) => return report(false, false, Some(failed.to_string())),
+            Err(_) => return report(false, false, self.last_error().or(Some("out of time".into()))),
+        }
+        if !hand_over {
+            self.shared.status.lock().hurry = false;
+            return report(true, false, None);
+        }
+        let (done, wait) = oneshot::channel();
+        if self.commands.send(Command::HandOver(done)).await.is_err() {
+            return report(true, false, Some("the shipper has stopped already".into()));
+        }
+        match tokio::time::timeout_at(until, wait).await {
+            Ok(Ok(())) => report(true, true, None),
+            Ok(Err(_)) => report(true, false, Some("the shipper stopped first".into())),
+            Err(_) => report(true, false, self.last_error().or(Some("out of time".into()))),
+        }
+    }
+
+    /// Ships the files of a checkpoint and publishes a manifest that names it. The directory must not change meanwhile.
+    ///
+    /// # Errors
+    /// [`CheckpointError`]; nothing is published then, and a later checkpoint may be tried.
+    pub async fn publish_checkpoint(&self, dir: std::path::PathBuf, lsn: Lsn) -> Result<(), CheckpointError> {
+        if lsn > self.shared.remote.get() {
+            return Err(CheckpointError::NotDurable {
+                lsn,
+                remote: self.shared.remote.get(),
+            });
+        }
+        let (reply, wait) = oneshot::channel();
+        let request = CheckpointRequest { dir, lsn, reply };
+        self.checkpoints
+            .send(request)
+            .await
+            .map_err(|_| CheckpointError::Stopped)?;
+        wait.await.map_err(|_| CheckpointError::Stopped)?
+    }
+}

@@ -34,10 +34,9 @@ pub(super) struct Shared {
 impl Shared {
     /// Stops the log for good: everybody who waits fails with this reason.
     pub(super) fn poison(&self, failed: &Failed) {
-        // The queue last: it ends the thread, whose own word for the end must not be the first that waiters hear.
+        self.queue.poison(failed);
         self.reader.appended.fail(Arc::clone(&failed.reason));
         self.local.fail(Arc::clone(&failed.reason));
-        self.queue.poison(failed);
     }
 }
 
@@ -209,8 +208,13 @@ pub(super) fn run(shared: &Shared, mut core: LogCore) {
             tracing::error!(reason = %failed.reason, "the log is closed to writes");
         }
     }
-    shared.reader.appended.fail("the log is closed");
-    shared.local.fail("the log is closed");
+    // Who poisons closes the queue before the watermarks, so this thread may be the first that fails those.
+    let reason: Arc<str> = match shared.queue.poisoned() {
+        Some(error) => error.to_string().into(),
+        None => "the log is closed".into(),
+    };
+    shared.reader.appended.fail(Arc::clone(&reason));
+    shared.local.fail(reason);
     guard.1 = true;
 }
 

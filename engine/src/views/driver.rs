@@ -470,7 +470,8 @@ mod tests {
         }
 
         fn apply(&mut self, entries: &[Entry]) -> Result<(), ViewError> {
-            for entry in entries.iter().filter(|entry| entry.lsn > self.applied) {
+            let before = self.applied;
+            for entry in entries.iter().filter(|entry| entry.lsn > before) {
                 let count = self.entries.fetch_add(1, Ordering::SeqCst);
                 assert!(self.panics_at != Some(count), "the view's own defect");
                 self.applied = entry.lsn;
@@ -537,7 +538,7 @@ mod tests {
             |from| log.tail(from),
             DriverConfig::default(),
         );
-        let _driver = DriverHandle::spawn(fold, marks.clone(), log.clone()).unwrap();
+        let driver = DriverHandle::spawn(fold, marks.clone(), log.clone()).unwrap();
         let good = append(&log).last;
         assert_eq!(wait(&marks.applied, good).unwrap(), Some(good));
         let second = append(&log).last;
@@ -546,6 +547,7 @@ mod tests {
         let failed = wait(&marks.applied, third).unwrap_err();
         assert_eq!(&*failed.reason, "view code panicked: the view's own defect");
         assert_eq!(marks.applied.get(), second);
+        drop(driver);
         assert!(marks.visible.failed().is_some() && log.local().failed().is_some());
     }
 

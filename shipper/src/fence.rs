@@ -34,6 +34,8 @@ const MAX_LISTED: usize = 1_000_000;
 const HEADERS_AT_A_TIME: usize = 32;
 /// How often a claim walks the chain before it gives up: only other claimants and writers cause another round.
 const MAX_ROUNDS: u32 = 64;
+/// How many chunks a claim follows a writer that goes on writing before it gives up.
+const MAX_STEPS: u32 = 20_000;
 
 /// A replica that cannot be read, with the object at fault.
 #[derive(Debug, thiserror::Error)]
@@ -379,8 +381,16 @@ impl From<StoreError> for ClaimError {
 pub async fn claim(store: &Arc<dyn ReplicaStore>, options: &ClaimOptions) -> Result<Claim, ClaimError> {
     let requests = Requests::new(store.clone(), options.request_timeout);
     ensure_log_object(&requests, options).await?;
-    for _ in 0..MAX_ROUNDS {
-        let mut state = read_state(&requests, options.log_id).await?;
+    let (mut rounds, mut known) = (0, None);
+    for _ in 0..MAX_STEPS {
+        let mut state = match known.take() {
+            Some(state) => state,
+            None if rounds == MAX_ROUNDS => break,
+            None => {
+                rounds += 1;
+                read_state(&requests, options.log_id).await?
+            }
+        };
         let draft = ChunkDraft {
             log_id: options.log_id,
             writer_id: options.writer_id,
@@ -393,18 +403,28 @@ pub async fn claim(store: &Arc<dyn ReplicaStore>, options: &ClaimOptions) -> Res
         let (fence, object) = chunk::encode_mark(ChunkKind::Fence, &draft).map_err(ClaimError::Build)?;
         let name = ObjectName::new(fence.ordinal.object_name()).map_err(StoreError::from)?;
         if requests.create(&name, object).await? == Created::Exists {
-            match read_header(&requests, fence.ordinal).await? {
-                None => continue,
-                Some(there) => match plan::on_chunk_exists(&fence, there) {
-                    ExistsVerdict::Ours => {}
-                    ExistsVerdict::Fenced { .. } => continue,
-                    ExistsVerdict::Unreadable(source) => {
-                        return Err(ClaimError::Unreadable {
-                            object: name.to_string(),
-                            source,
-                        });
+            let Some(there) = read_header(&requests, fence.ordinal).await? else {
+                continue;
+            };
+            match plan::on_chunk_exists(&fence, there) {
+                ExistsVerdict::Ours => {}
+                ExistsVerdict::Fenced { .. } => {
+                    // A writer at work is overtaken only by a step as short as its own: one chunk on, not a new walk.
+                    if let Ok(there) = there
+                        && let Ok(end) = state.end.follow(&there)
+                    {
+                        state.end = end;
+                        state.chain.push(there);
+                        known = Some(state);
                     }
-                },
+                    continue;
+                }
+                ExistsVerdict::Unreadable(source) => {
+                    return Err(ClaimError::Unreadable {
+                        object: name.to_string(),
+                        source,
+                    });
+                }
             }
         }
         // The end that we saw may have been a chunk that was deleted because a newer manifest covers it.

@@ -25,7 +25,7 @@ pub enum ReadError {
         oldest: Lsn,
     },
     /// There is no such segment here.
-    #[error("there is no segment {segment} here")]
+    #[error("there is no segment {} here", segment.hex())]
     NoSuchSegment {
         /// Its base LSN.
         segment: Lsn,
@@ -37,7 +37,7 @@ pub enum ReadError {
         segment: Lsn,
     },
     /// The bytes are not what was written.
-    #[error("segment {segment} is damaged at offset {offset}: {what}")]
+    #[error("segment {} is damaged at offset {offset}: {what}", segment.hex())]
     Corrupt {
         /// Base LSN of the segment.
         segment: Lsn,
@@ -47,7 +47,7 @@ pub enum ReadError {
         what: String,
     },
     /// The disk failed.
-    #[error("reading segment {segment} failed: {source}")]
+    #[error("reading segment {} failed: {source}", segment.hex())]
     Io {
         /// Base LSN of the segment.
         segment: Lsn,

@@ -50,7 +50,8 @@ pub enum OpenError {
     },
     /// A file is of a later format.
     #[error(
-        "segment {segment}: format version {found} is not known to this program; use the one that wrote it"
+        "segment {}: format version {found} is not known to this program; use the one that wrote it",
+        segment.hex()
     )]
     UnknownVersion {
         /// Base LSN by the file's name.
@@ -60,7 +61,8 @@ pub enum OpenError {
     },
     /// What was durable is not what was written. Restore this directory from the replica.
     #[error(
-        "segment {segment} is damaged at offset {offset}: {what}; nothing was changed, restore it from the replica"
+        "segment {} is damaged at offset {offset}: {what}; nothing was changed, restore it from the replica",
+        segment.hex()
     )]
     Damaged {
         /// Base LSN of the segment.

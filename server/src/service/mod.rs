@@ -4,6 +4,5 @@ pub mod accounts;
 pub mod blobs;
 pub mod core;
 pub mod keys;
-pub mod mail;
 pub mod names;
 pub mod repos;

@@ -848,7 +848,6 @@ fn writes(cases: &mut Cases, account: &Account, other: &str) {
         ("a float far down", r#"{"a": [{"b": {"c": [0.1]}}]}"#),
         ("an exponent with a fraction", r#"{"n": 15e-1}"#),
         ("an integer beyond 64 bits", r#"{"n": 9223372036854775808}"#),
-        ("a number beyond doubles", r#"{"n": 1e999}"#),
         ("another type", r#"{"$type": "com.example.other"}"#),
         ("a type that is a number", r#"{"$type": 5}"#),
         ("a link that is none", r#"{"a": {"$link": "nonsense"}}"#),
@@ -875,6 +874,14 @@ fn writes(cases: &mut Cases, account: &Account, other: &str) {
             Error(400, "InvalidRequest"),
         );
     }
+    let huge = record(r#"{"n": 1e999}"#);
+    cases.json(
+        "a record with a number beyond doubles",
+        create,
+        token,
+        &huge,
+        Refusal,
+    );
     let blob = r#"{"a": {"$type": "blob", "ref": {"$link": "bafkreie5cvv4h45feadgeuwhbcutmh6t2ceseocckahdoe6uat64zmz454"}, "mimeType": "image/png", "size": 5}}"#;
     cases.json(
         "a record with a blob that is not there",
@@ -883,7 +890,7 @@ fn writes(cases: &mut Cases, account: &Account, other: &str) {
         &record(blob),
         Error(400, "BlobNotFound"),
     );
-    let deep = format!("{{\"a\":{}1{}}}", "[".repeat(120), "]".repeat(120));
+    let deep = format!("{{\"a\":{}1{}}}", "[".repeat(300), "]".repeat(300));
     cases.json(
         "a record that is too deep",
         create,
@@ -1051,7 +1058,7 @@ fn writes(cases: &mut Cases, account: &Account, other: &str) {
         upload,
         &png,
         &vec![7; 6_000_000],
-        Error(413, "PayloadTooLargeError"),
+        Error(413, "PayloadTooLarge"),
     );
     let mut chunked = format!("POST {upload} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\nauthorization: {bearer}\r\ncontent-type: image/png\r\ntransfer-encoding: chunked\r\n\r\n").into_bytes();
     for _ in 0..6 {
@@ -1063,7 +1070,7 @@ fn writes(cases: &mut Cases, account: &Account, other: &str) {
     cases.raw(
         "a blob of 6 MB, in chunks",
         chunked,
-        Error(413, "PayloadTooLargeError"),
+        Error(413, "PayloadTooLarge"),
     );
     let cut = format!(
         "POST {upload} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\nauthorization: {bearer}\r\ncontent-type: image/png\r\ncontent-length: 5000\r\n\r\nnot all of it"
@@ -1071,13 +1078,16 @@ fn writes(cases: &mut Cases, account: &Account, other: &str) {
     cases.raw("a blob that ends early", cut, Closed);
 }
 
-/// Sends bytes, says that no more will come, and reads the answer; `None` when the connection just ended.
-async fn exchange(url: &str, request: &[u8]) -> Result<Option<(u16, String)>> {
+/// Sends bytes and reads the answer; `None` when the connection just ended. With `hang_up` the server is told that no more
+/// will come, which it may take for a client that left.
+async fn exchange(url: &str, request: &[u8], hang_up: bool) -> Result<Option<(u16, String)>> {
     let address = url.strip_prefix("http://").context("an http URL")?;
     let mut socket = TcpStream::connect(address).await?;
     // The server may answer and close before it has read everything; that answer counts.
     let _refused_early = socket.write_all(request).await;
-    let _closed_early = socket.shutdown().await;
+    if hang_up {
+        let _closed_early = socket.shutdown().await;
+    }
     let mut answer = Vec::new();
     let mut buffer = vec![0; 65_536];
     while let Ok(read @ 1..) = socket.read(&mut buffer).await {
@@ -1142,7 +1152,11 @@ async fn whatever_is_sent_the_answer_is_a_refusal_and_the_server_goes_on() -> Ou
     writes(&mut cases, &alice, &bob.did);
     let mut wrong = Vec::new();
     for case in &cases.all {
-        let answer = timeout(SOON, exchange(&pds.url, &case.request)).await;
+        let answer = timeout(
+            SOON,
+            exchange(&pds.url, &case.request, matches!(case.want, Closed)),
+        )
+        .await;
         let outcome = match answer {
             Ok(answer) => judge(case.want, answer.with_context(|| case.what.clone())?),
             Err(_) => Err(anyhow::anyhow!("no answer within {SOON:?}")),

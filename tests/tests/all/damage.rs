@@ -141,14 +141,16 @@ fn remove_everywhere(dir: &Path, start: &str) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_foreign_file_instead_of_a_segment_refuses_the_start() -> Outcome {
+async fn a_flipped_bit_in_the_header_of_a_segment_with_entries_refuses_the_start() -> Outcome {
     let (stack, settings, _, _, segment) = dead_server().await?;
-    std::fs::write(
-        &segment,
-        b"this is not a segment, however long it goes on about it; nothing of the log is here",
-    )?;
+    let mut bytes = std::fs::read(&segment)?;
+    *bytes.get_mut(20).context("a header")? ^= 0x01;
+    std::fs::write(&segment, &bytes)?;
     let (mut process, _) = Pds::spawn(&settings)?;
-    let status = process.wait(SOON).await?;
+    let status = process
+        .wait(SOON)
+        .await
+        .context("the server starts over damage")?;
     ensure!(!status.success(), "it ended well");
     let name = segment
         .file_stem()
@@ -159,6 +161,10 @@ async fn a_foreign_file_instead_of_a_segment_refuses_the_start() -> Outcome {
         process.tail().contains(&name),
         "the message names no segment:\n{}",
         process.tail()
+    );
+    ensure!(
+        std::fs::read(&segment)? == bytes,
+        "a refused start changed the segment"
     );
     stack.stop().await
 }

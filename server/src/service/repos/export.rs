@@ -7,6 +7,7 @@ use bytes::Bytes;
 use engine::repo::mst::{Tree, WalkItem};
 use engine::repo::{Cid, Did, RepoPath, Tid, car};
 use engine::views::index::{BlockPlace, IndexReader, RepoHead, RepoNodes};
+use futures_util::StreamExt;
 use tokio::sync::{Semaphore, mpsc};
 
 use super::WriteError;
@@ -83,10 +84,11 @@ pub async fn repo(
             }
         }
     });
-    Ok(futures_util::stream::unfold(
-        receiver,
-        |mut receiver| async move { receiver.recv().await.map(|chunk| (chunk, receiver)) },
-    ))
+    let chunks = futures_util::stream::unfold(receiver, |mut receiver| async move {
+        receiver.recv().await.map(|chunk| (chunk, receiver))
+    });
+    // Compression polls once more after the end.
+    Ok(chunks.fuse())
 }
 
 enum WalkError {

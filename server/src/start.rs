@@ -1,0 +1,674 @@
+//! From settings to a serving process, and from a signal to a stopped one.
+//!
+//! Start: listen (health answers at once) → agree with the replica (look, claim, restore) → open log and views (replay) →
+//! ship → finish interrupted sign-ups → serve. Stop: take no more requests → drain → ship everything and hand over →
+//! persist the views → end. Whoever fences us, or a failing log, ends the process: it answers errors until it is gone.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use engine::blobs::BlobStore;
+use engine::blobs::disk::DiskBlobs;
+use engine::clock::{Clock, Entropy, SystemClock, SystemEntropy};
+use engine::engine::{Durability as EngineDurability, EngineError, Shutdown};
+use engine::log::{Epoch, Lsn};
+use engine::storage::{OsStorage, Storage};
+use engine::{Engine, EngineConfig, EnginePrelude};
+use shipper::blobs::ReplicaBlobs;
+use shipper::ship::{ShipConfig, ShipEnd, ShipHandle, ShipState, Shipper};
+use shipper::start::{StartOptions, Started, begin};
+use shipper::store::azure::{AzureAuth, AzureConfig, AzureStore};
+use shipper::store::directory::DirectoryStore;
+use shipper::store::{ReplicaStore, StoreError};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::app::App;
+use crate::auth::admin::AdminAuth;
+use crate::auth::password::Passwords;
+use crate::auth::tokens::SessionTokens;
+use crate::client::plc::{HttpPlc, SharedPlc};
+use crate::config::{AzureAuthSettings, AzureSettings, BlobPlace, Config, ConfigError, Durability, Replica};
+use crate::firehose::{Firehose, FirehoseSettings};
+use crate::http::Gate;
+use crate::secrets::KeyWrap;
+use crate::service::accounts::{Accounts, Parts};
+use crate::service::blobs::Blobs;
+use crate::service::core::Core;
+use crate::service::keys::SigningKeys;
+use crate::service::names::Names;
+use crate::service::repos::Repos;
+use crate::service::repos::export::Exports;
+use crate::telemetry;
+
+/// Exports that run at once.
+const EXPORTS: usize = 32;
+/// How often it is looked whether a checkpoint is due.
+const CHECKPOINT_LOOK: Duration = Duration::from_secs(10);
+
+/// Why the server did not start, or stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// Wrong settings.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A file, directory or socket.
+    #[error("{what}: {source}")]
+    Io {
+        /// What it is about.
+        what: String,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The replica and the local log could not be brought together.
+    #[error("the replica: {0}")]
+    Replica(#[from] Box<shipper::start::StartError>),
+    /// The replica store cannot be used at all.
+    #[error("the replica store: {0}")]
+    Store(#[from] StoreError),
+    /// The log or the views could not be opened, or failed.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// Another process took over the replica.
+    #[error(
+        "another server (epoch {}) has taken over the replica; this one stops and acknowledges nothing more. \
+         Make sure that only one server runs on a replica", by.0
+    )]
+    Fenced {
+        /// Its reign.
+        by: Epoch,
+    },
+    /// Something else.
+    #[error("{0}")]
+    Other(String),
+}
+
+impl ServerError {
+    pub(crate) fn io(what: impl AsRef<Path>, source: std::io::Error) -> ServerError {
+        ServerError::Io {
+            what: what.as_ref().display().to_string(),
+            source,
+        }
+    }
+
+    /// Whether another process took over, which is no fault of this one.
+    #[must_use]
+    pub fn is_fenced(&self) -> bool {
+        matches!(self, ServerError::Fenced { .. })
+    }
+}
+
+/// Serves until a signal or a failure.
+///
+/// # Errors
+/// See [`ServerError`].
+pub async fn run(config: Config, warnings: Vec<String>) -> Result<(), ServerError> {
+    run_with(config, warnings, |_| async { Ok(()) }).await
+}
+
+/// As [`run`]; `ready` runs once requests are served.
+///
+/// # Errors
+/// See [`ServerError`].
+pub async fn run_with<F, R>(mut config: Config, warnings: Vec<String>, ready: F) -> Result<(), ServerError>
+where
+    F: FnOnce(Arc<App>) -> R,
+    R: Future<Output = Result<(), ServerError>>,
+{
+    telemetry::logging::start(&config.logging).map_err(ServerError::Other)?;
+    let _recorder = telemetry::metrics::handle();
+    for warning in &warnings {
+        tracing::warn!("{warning}");
+    }
+    let stop = CancellationToken::new();
+    let signal = stop.clone();
+    tokio::spawn(async move {
+        stop_signal().await;
+        tracing::info!("asked to stop");
+        signal.cancel();
+    });
+
+    let address = SocketAddr::new(config.bind, config.port);
+    let listener = TcpListener::bind(address)
+        .await
+        .map_err(|error| ServerError::io(format!("listen on {address}"), error))?;
+    let port = listener
+        .local_addr()
+        .map_err(|error| ServerError::io("listen", error))?
+        .port();
+    config.port = port;
+    let gate = Gate::default();
+    let http_stop = CancellationToken::new();
+    let http = tokio::spawn({
+        let (router, http_stop) = (gate.router(), http_stop.clone());
+        async move {
+            axum::serve(listener, router)
+                .with_graceful_shutdown(http_stop.cancelled_owned())
+                .await
+        }
+    });
+    if let Some(file) = config.port_file.clone() {
+        write_port_file(&file, port)?;
+    }
+    tracing::info!(%address, port, url = config.public_url(), "listening");
+
+    let started = Instant::now();
+    let running = tokio::select! {
+        running = Running::start(Arc::new(config), &gate) => running?,
+        () = stop.cancelled() => return Ok(()),
+    };
+    tracing::info!(ms = millis(started.elapsed()), "serving");
+    ready(running.app.clone()).await?;
+
+    let failure = running.watch(&stop).await;
+    running.stop(failure, http_stop, http).await
+}
+
+/// The doors to time, chance and the disk.
+struct Doors {
+    clock: Arc<dyn Clock>,
+    entropy: Arc<dyn Entropy>,
+    storage: Arc<dyn Storage>,
+}
+
+/// A server that serves, with everything that must be ended.
+struct Running {
+    app: Arc<App>,
+    tasks: TaskTracker,
+    background: CancellationToken,
+    shipping: Option<tokio::task::JoinHandle<ShipEnd>>,
+    shipping_stop: CancellationToken,
+    firehose: tokio::task::JoinHandle<Result<(), engine::log::ReadError>>,
+}
+
+impl Running {
+    async fn start(config: Arc<Config>, gate: &Gate) -> Result<Running, ServerError> {
+        let doors = Doors {
+            clock: Arc::new(SystemClock),
+            entropy: Arc::new(SystemEntropy),
+            storage: Arc::new(OsStorage::default()),
+        };
+        std::fs::create_dir_all(&config.data_dir)
+            .map_err(|error| ServerError::io(&config.data_dir, error))?;
+        let store = match &config.replica {
+            None => None,
+            Some(replica) => {
+                gate.phase("reaching the replica");
+                Some(open_store(replica, config.replica_timeout).await?)
+            }
+        };
+        let agreed = match &store {
+            None => None,
+            Some(store) => {
+                gate.phase("agreeing with the replica");
+                Some(agree(store, &config, &doors).await?)
+            }
+        };
+        gate.phase("opening the log and replaying");
+        let (engine, shipper) = open_engine(&config, agreed, store.clone(), &doors, gate).await?;
+        let core = Core::new(engine, doors.clock.clone(), doors.entropy.clone());
+        let shipping_stop = CancellationToken::new();
+        let (shipping, handle) = match shipper {
+            None => (None, None),
+            Some((shipper, handle)) => {
+                let (stop, engine) = (shipping_stop.clone(), core.clone());
+                let shipping = tokio::spawn(async move {
+                    let end = shipper.run(stop).await;
+                    if let ShipEnd::Fenced { by } = &end {
+                        engine.fence(*by);
+                    }
+                    end
+                });
+                (Some(shipping), Some(handle))
+            }
+        };
+        gate.phase("bringing the views up to date");
+        core.ready()
+            .await
+            .map_err(|error| ServerError::Other(error.to_string()))?;
+
+        let tasks = TaskTracker::new();
+        let background = CancellationToken::new();
+        let app = compose(config, core, handle, store, &doors, &tasks, &background).await?;
+        let buried = app
+            .accounts
+            .bury_abandoned()
+            .await
+            .map_err(|error| ServerError::Other(error.to_string()))?;
+        if buried > 0 {
+            tracing::warn!(buried, "interrupted sign-ups were cleaned up");
+        }
+        let firehose = tokio::spawn(app.firehose.clone().run());
+        tasks.spawn(checkpoints(app.clone(), background.clone()));
+        gate.open(app.clone());
+        Ok(Running {
+            app,
+            tasks,
+            background,
+            shipping,
+            shipping_stop,
+            firehose,
+        })
+    }
+
+    /// Returns when the server should stop: with an error if something failed.
+    async fn watch(&self, stop: &CancellationToken) -> Option<ServerError> {
+        let engine = &self.app.engine;
+        let failed = async {
+            // Any failure ends in these two: the log's, the shipper's by way of the driver, and the views' own.
+            tokio::select! {
+                failed = engine.applied().wait(Lsn::MAX) => failed,
+                failed = engine.local().wait(Lsn::MAX) => failed,
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => None,
+            failed = failed => Some(self.why(failed.err().map(|failed| failed.reason.to_string()))),
+        }
+    }
+
+    /// The failure behind a failed engine, which may be the shipper's.
+    fn why(&self, reason: Option<String>) -> ServerError {
+        match (
+            self.app.engine.health().fenced,
+            self.app.shipper.as_ref().map(ShipHandle::state),
+        ) {
+            (Some(by), _) | (None, Some(ShipState::Fenced { by })) => ServerError::Fenced { by },
+            _ => ServerError::Other(format!(
+                "the log is closed to writes: {}",
+                reason.unwrap_or_default()
+            )),
+        }
+    }
+
+    async fn stop(
+        self,
+        failure: Option<ServerError>,
+        http_stop: CancellationToken,
+        http: tokio::task::JoinHandle<std::io::Result<()>>,
+    ) -> Result<(), ServerError> {
+        let started = Instant::now();
+        let limit = self.app.config.shutdown_timeout;
+        let left = || limit.saturating_sub(started.elapsed());
+        // Subscribers and background work first: they would hold the listener open.
+        self.background.cancel();
+        http_stop.cancel();
+        if tokio::time::timeout(left().mul_f32(0.4), http).await.is_err() {
+            tracing::warn!("some requests were still running and are cut off");
+        }
+        let mut outcome = failure.map_or(Ok(()), Err);
+        if outcome.is_ok() {
+            outcome = self.end_in_order(left().mul_f32(0.8)).await;
+        }
+        self.shipping_stop.cancel();
+        if let Some(shipping) = self.shipping {
+            let _aborted = tokio::time::timeout(Duration::from_secs(1), shipping).await;
+        }
+        self.firehose.abort();
+        self.tasks.close();
+        let _late = tokio::time::timeout(left().max(Duration::from_millis(200)), self.tasks.wait()).await;
+        tracing::info!(ms = millis(started.elapsed()), "stopped");
+        outcome
+    }
+}
+
+impl Running {
+    /// Seals and applies everything, then ships the rest and hands the replica over.
+    async fn end_in_order(&self, limit: Duration) -> Result<(), ServerError> {
+        let started = Instant::now();
+        // The engine drains through the shipper, which therefore still runs.
+        let drained = self
+            .app
+            .engine
+            .shutdown(Shutdown {
+                drain: limit,
+                checkpoint: false,
+            })
+            .await;
+        let Some(shipper) = &self.app.shipper else {
+            return drained.map_err(|error| ServerError::Other(error.to_string()));
+        };
+        let report = shipper.drain(limit.saturating_sub(started.elapsed()), true).await;
+        tracing::info!(
+            complete = report.complete,
+            handed_over = report.handed_over,
+            remote = report.remote.get(),
+            "shipped"
+        );
+        if !report.complete {
+            let error = report.error.unwrap_or_default();
+            return Err(ServerError::Other(format!(
+                "stopped before everything was in the replica ({error}); start again on the same disk to ship the rest"
+            )));
+        }
+        drained.map_err(|error| ServerError::Other(error.to_string()))
+    }
+}
+
+/// Opens the replica store and makes sure that its container is there.
+async fn open_store(replica: &Replica, timeout: Duration) -> Result<Arc<dyn ReplicaStore>, ServerError> {
+    let store: Arc<dyn ReplicaStore> = match replica {
+        Replica::Directory(dir) => Arc::new(DirectoryStore::open(dir)?),
+        Replica::Azure(settings) => {
+            let store = AzureStore::new(&azure_config(settings, timeout))?;
+            store.ensure_container().await?;
+            Arc::new(store)
+        }
+    };
+    tracing::info!(store = store.describe(), "replica");
+    Ok(store)
+}
+
+fn azure_config(settings: &AzureSettings, timeout: Duration) -> AzureConfig {
+    let auth = match &settings.auth {
+        AzureAuthSettings::ManagedIdentity(client_id) => AzureAuth::ManagedIdentity {
+            client_id: client_id.clone(),
+        },
+        AzureAuthSettings::WorkloadIdentity => AzureAuth::WorkloadIdentity,
+        AzureAuthSettings::Sas(sas) => AzureAuth::Sas(sas.expose().clone().into()),
+        AzureAuthSettings::SharedKey { account, key } => AzureAuth::SharedKey {
+            account: account.clone(),
+            key: key.expose().clone().into(),
+        },
+    };
+    let mut config =
+        AzureConfig::new(&settings.service_url, &settings.container, auth).with_prefix(&settings.prefix);
+    config.api_version.clone_from(&settings.api_version);
+    config.request_timeout = timeout;
+    config
+}
+
+/// Looks at the replica and the local log, claims the chain and restores what is missing here.
+async fn agree(
+    store: &Arc<dyn ReplicaStore>,
+    config: &Config,
+    doors: &Doors,
+) -> Result<Started, ServerError> {
+    let keep = match &config.blobs {
+        BlobPlace::Disk(dir) => dir
+            .strip_prefix(&config.data_dir)
+            .ok()
+            .and_then(|below| below.components().next())
+            .map(|first| first.as_os_str().to_string_lossy().into_owned()),
+        BlobPlace::Azure => None,
+    };
+    let options = StartOptions {
+        data_dir: config.data_dir.clone(),
+        storage: doors.storage.clone(),
+        clock: doors.clock.clone(),
+        entropy: doors.entropy.clone(),
+        request_timeout: config.replica_timeout,
+        keep: keep.into_iter().collect(),
+        on_progress: None,
+    };
+    let started = Instant::now();
+    let agreed = Box::pin(begin(store, &options)).await.map_err(Box::new)?;
+    tracing::info!(
+        decision = ?agreed.decision,
+        epoch = agreed.claim.epoch.0,
+        remote = agreed.claim.before.last_lsn.get(),
+        ms = millis(started.elapsed()),
+        "the replica is ours"
+    );
+    Ok(agreed)
+}
+
+/// Opens log and views under the claim, or for ourselves without a replica, and makes the shipper that belongs to them.
+async fn open_engine(
+    config: &Config,
+    agreed: Option<Started>,
+    store: Option<Arc<dyn ReplicaStore>>,
+    doors: &Doors,
+    gate: &Gate,
+) -> Result<(Engine, Option<(Shipper, ShipHandle)>), ServerError> {
+    let durability = match config.durability {
+        Durability::Local => EngineDurability::Local,
+        Durability::Remote => EngineDurability::Remote,
+    };
+    let mut engine_config = EngineConfig::new(&config.data_dir, durability);
+    engine_config.log.segment_bytes = config.log_segment_bytes;
+    engine_config.log.queue_bytes = config.log_queue_bytes;
+    engine_config.log.ring_bytes = config.log_ring_bytes;
+    engine_config.backlog_bytes_max = config.unshipped_bytes;
+    let (claim, recovered) = match agreed {
+        Some(started) => (Some(started.claim), Some(started.recovered)),
+        None => (None, None),
+    };
+    let (clock, entropy, storage) = (doors.clock.clone(), doors.entropy.clone(), doors.storage.clone());
+    let options = claim.as_ref().map(|claim| {
+        (
+            claim.epoch,
+            claim.lsn_floor,
+            claim.log_id,
+            claim.replica.end.last_lsn,
+        )
+    });
+    let progress = gate.clone();
+    let opened = tokio::task::spawn_blocking(move || {
+        let prelude = match recovered {
+            Some(recovered) => EnginePrelude::of(engine_config, recovered),
+            None => EnginePrelude::recover(engine_config, storage)?,
+        };
+        if let Some(cut) = prelude.cut() {
+            tracing::warn!(?cut, "the log's tail was torn by a crash and is cut");
+        }
+        let mut start = engine::engine::StartOptions::local(prelude.last_epoch().next());
+        if let Some((epoch, lsn_floor, log_id, remote)) = options {
+            start.epoch = epoch;
+            start.lsn_floor = lsn_floor;
+            start.log_id = Some(log_id);
+            start.remote = Some(remote);
+        }
+        start.on_replay = Box::new(move |replay| progress.replaying(&replay));
+        prelude.start(clock, &*entropy, start)
+    });
+    let engine = opened
+        .await
+        .map_err(|error| ServerError::Other(error.to_string()))??;
+    let shipper = match (claim, store, engine.remote().cloned()) {
+        (Some(claim), Some(store), Some(remote)) => {
+            let ship_config = ShipConfig {
+                in_flight: config.replica_in_flight,
+                request_timeout: config.replica_timeout,
+                min_interval: (durability == EngineDurability::Local
+                    && !config.replica_min_interval.is_zero())
+                .then_some(config.replica_min_interval),
+                temp_dir: config.data_dir.clone(),
+                ..ShipConfig::default()
+            };
+            Some(Shipper::new(
+                ship_config,
+                store,
+                engine.log().clone(),
+                remote,
+                claim,
+                doors.clock.clone(),
+            ))
+        }
+        _ => None,
+    };
+    Ok((engine, shipper))
+}
+
+/// Puts the services together.
+async fn compose(
+    config: Arc<Config>,
+    core: Core,
+    shipper: Option<ShipHandle>,
+    store: Option<Arc<dyn ReplicaStore>>,
+    doors: &Doors,
+    tasks: &TaskTracker,
+    background: &CancellationToken,
+) -> Result<Arc<App>, ServerError> {
+    let other = |error: &dyn std::fmt::Display| ServerError::Other(error.to_string());
+    let wrap = KeyWrap::from_config(config.key_encryption_key.as_ref(), Some(&config.plc_rotation_key))
+        .map_err(|error| other(&error))?;
+    let plc: SharedPlc = Arc::new(
+        HttpPlc::new(
+            &config.plc_url,
+            config.resolver_timeout.max(Duration::from_secs(5)),
+        )
+        .map_err(|e| other(&e))?,
+    );
+    let names =
+        Names::new(&config, plc.clone(), doors.clock.clone(), tasks.clone()).map_err(|e| other(&e))?;
+    let wrap = Arc::new(wrap);
+    let keys = SigningKeys::new(core.clone(), wrap.clone());
+    let mut clock_id = [0u8; 1];
+    doors
+        .entropy
+        .fill(&mut clock_id)
+        .map_err(|error| ServerError::io("randomness", error))?;
+    let repos = Repos::new(
+        core.clone(),
+        keys,
+        config.repo_cache_bytes,
+        u16::from(clock_id[0] % 32),
+    );
+    let tokens = Arc::new(SessionTokens::new(&config.jwt_secret, &config.service_did));
+    let blob_store: Arc<dyn BlobStore> = match (&config.blobs, store) {
+        (BlobPlace::Azure, Some(store)) => {
+            let scratch = config.data_dir.join("uploads");
+            Arc::new(ReplicaBlobs::open(store, scratch).map_err(|error| other(&error))?)
+        }
+        (BlobPlace::Azure, None) => {
+            return Err(ServerError::Other(
+                "media blobs need the replica's container".to_owned(),
+            ));
+        }
+        (BlobPlace::Disk(dir), _) => Arc::new(DiskBlobs::open(dir).map_err(|error| other(&error))?),
+    };
+    let accounts = Accounts::new(Parts {
+        engine: core.clone(),
+        config: config.clone(),
+        tokens: tokens.clone(),
+        passwords: Passwords::new(doors.entropy.clone()),
+        wrap,
+        plc,
+        names: names.clone(),
+        repos: repos.clone(),
+    });
+    let firehose_settings = FirehoseSettings {
+        max_lag_bytes: config.firehose_max_lag_bytes,
+        stall: config.firehose_stall,
+        max_subscribers: config.firehose_max_subscribers,
+        backfill: config.backfill_limit,
+    };
+    Ok(Arc::new(App {
+        blobs: Blobs::new(core.clone(), blob_store, config.blob_upload_limit),
+        firehose: Firehose::new(core.clone(), firehose_settings, background.clone()),
+        admin: AdminAuth::new(Some(&config.admin_password)),
+        exports: Exports::new(EXPORTS),
+        engine: core,
+        config,
+        tokens,
+        accounts,
+        repos,
+        names,
+        shipper,
+    }))
+}
+
+/// Takes a checkpoint whenever enough log has gathered or enough time has passed, and ships it.
+async fn checkpoints(app: Arc<App>, stop: CancellationToken) {
+    let mut last = (Instant::now(), app.engine.applied().get(), app.engine.log_bytes());
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(CHECKPOINT_LOOK) => {}
+        }
+        let (applied, bytes) = (app.engine.applied().get(), app.engine.log_bytes());
+        let grown = bytes.saturating_sub(last.2) >= app.config.checkpoint_bytes;
+        let aged = last.0.elapsed() >= app.config.checkpoint_interval && applied > last.1;
+        if !grown && !aged {
+            continue;
+        }
+        last = (Instant::now(), applied, bytes);
+        let started = Instant::now();
+        match app.engine.checkpoint().await {
+            Ok(taken) => {
+                tracing::info!(
+                    lsn = taken.lsn().get(),
+                    ms = millis(started.elapsed()),
+                    "checkpoint"
+                );
+                if let Err(error) = ship_checkpoint(&app, &taken.dir, taken.lsn()).await {
+                    tracing::warn!(%error, "the checkpoint was not shipped");
+                }
+            }
+            Err(error) => tracing::warn!(%error, "no checkpoint was taken"),
+        }
+    }
+}
+
+async fn ship_checkpoint(app: &App, dir: &Path, lsn: Lsn) -> Result<(), String> {
+    let (Some(shipper), Some(remote)) = (&app.shipper, app.engine.remote()) else {
+        return Ok(());
+    };
+    remote.wait(lsn).await.map_err(|error| error.to_string())?;
+    shipper
+        .publish_checkpoint(dir.to_owned(), lsn)
+        .await
+        .map_err(|error| error.to_string())
+}
+
+/// Resolves on SIGTERM or SIGINT.
+pub async fn stop_signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (terminate, interrupt) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
+    match (terminate, interrupt) {
+        (Ok(mut terminate), Ok(mut interrupt)) => {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        }
+        // Without handlers the signals end the process at once, which the log survives.
+        _ => std::future::pending::<()>().await,
+    }
+}
+
+/// Asks the server on this machine whether it lives.
+///
+/// # Errors
+/// It does not answer 200 within a few seconds.
+pub async fn healthcheck() -> Result<(), ServerError> {
+    let (config, _) = Config::from_env()?;
+    crate::client::ensure_tls_provider();
+    let host = if config.bind.is_unspecified() {
+        "127.0.0.1".to_owned()
+    } else {
+        config.bind.to_string()
+    };
+    let url = format!("http://{host}:{}/_health/live", config.port);
+    let client = reqwest::Client::builder()
+        .timeout(Duration::from_secs(4))
+        .no_proxy()
+        .build()
+        .map_err(|error| ServerError::Other(error.to_string()))?;
+    let answer = client
+        .get(&url)
+        .send()
+        .await
+        .map_err(|error| ServerError::Other(error.to_string()))?;
+    if answer.status().is_success() {
+        Ok(())
+    } else {
+        Err(ServerError::Other(format!("{url} answered {}", answer.status())))
+    }
+}
+
+/// Writes the port in one step, so that whoever waits for the file never reads half a number.
+pub(crate) fn write_port_file(path: &Path, port: u16) -> Result<(), ServerError> {
+    let temporary = path.with_extension("tmp");
+    std::fs::write(&temporary, port.to_string()).map_err(|error| ServerError::io(&temporary, error))?;
+    std::fs::rename(&temporary, path).map_err(|error| ServerError::io(path, error))
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -7,19 +7,23 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
+use axum::http::{Extensions, HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version, header};
 use axum::middleware::{self, Next};
 use axum::routing::{any, get};
 use serde_json::json;
 use tower::ServiceExt;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::compression::CompressionLayer;
+use tower_http::compression::predicate::{Predicate, SizeAbove};
 use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer};
 use tracing::Instrument;
 
 use crate::app::App;
 use crate::xrpc::error::XrpcError;
 use crate::{firehose, pages, telemetry, xrpc};
+
+/// Answers of up to so many bytes fit a packet as they are.
+const COMPRESS_ABOVE_BYTES: u16 = 1024;
 
 static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -81,15 +85,19 @@ async fn enter(State(gate): State<Gate>, request: Request) -> Response<Body> {
     }
 }
 
-fn routes(app: Arc<App>) -> Router {
+/// All routes over an open engine.
+pub(crate) fn routes(app: Arc<App>) -> Router {
     let cors = CorsLayer::new()
         .allow_origin(AllowOrigin::any())
         .allow_methods(AllowMethods::mirror_request())
         .allow_headers(AllowHeaders::mirror_request())
         .max_age(Duration::from_secs(86_400));
     Router::new()
-        .route("/xrpc/com.atproto.sync.subscribeRepos", get(firehose::subscribe))
-        .route("/xrpc/_health", get(pages::xrpc_health))
+        .route(
+            "/xrpc/com.atproto.sync.subscribeRepos",
+            get(firehose::subscribe).fallback(firehose::not_a_subscription),
+        )
+        .route("/xrpc/_health", get(pages::xrpc_health).fallback(not_found))
         .route("/xrpc/{nsid}", any(xrpc::dispatch))
         .route("/", get(pages::banner))
         .route("/robots.txt", get(pages::robots))
@@ -102,17 +110,32 @@ fn routes(app: Arc<App>) -> Router {
         .with_state(app)
         // Every method bounds its own body.
         .layer(DefaultBodyLimit::disable())
-        .layer(CompressionLayer::new().gzip(true))
-        .layer(cors)
+        .layer(
+            CompressionLayer::new()
+                .gzip(true)
+                .compress_when(SizeAbove::new(COMPRESS_ABOVE_BYTES).and(compressible)),
+        )
         .layer(CatchPanicLayer::custom(|_| {
             XrpcError::internal("a request handler panicked").into_http()
         }))
+        .layer(cors)
         .layer(middleware::from_fn(observe))
+}
+
+/// What is worth compressing: repos, and answers that are more than a few words. Media is not: most of it is compressed,
+/// and its exact length is promised.
+fn compressible(_: StatusCode, _: Version, headers: &HeaderMap, _: &Extensions) -> bool {
+    let of = |name| headers.get(name).map(HeaderValue::as_bytes).unwrap_or_default();
+    let kind = of(header::CONTENT_TYPE);
+    !headers.contains_key(header::CONTENT_DISPOSITION)
+        && [&b"application/json"[..], b"application/vnd.ipld.car", b"text/"]
+            .iter()
+            .any(|prefix| kind.starts_with(prefix))
 }
 
 async fn not_found(request: Request) -> Response<Body> {
     if request.uri().path().starts_with("/xrpc/") {
-        return XrpcError::invalid("invalid xrpc path").into_http();
+        return xrpc::invalid_path().into_http();
     }
     XrpcError::new(StatusCode::NOT_FOUND, "NotFound", "There is nothing here").into_http()
 }

@@ -17,7 +17,7 @@ use engine::entry::EntryKind;
 use engine::log::{Lsn, PublicFrame, ReadError};
 use tokio_util::sync::CancellationToken;
 
-pub use socket::subscribe;
+pub use socket::{not_a_subscription, subscribe};
 
 use crate::service::core::Core;
 use ring::{Event, Ring};
@@ -78,6 +78,8 @@ impl Firehose {
         let inner = &self.inner;
         let visible = inner.engine.visible();
         let mut tail = inner.engine.tail(inner.ring.newest());
+        // A piece that filled the ring would throw out consumers that are not late at all.
+        let piece = (inner.settings.max_lag_bytes / 4).min(READ_BYTES);
         loop {
             let seen = inner.ring.newest();
             let waited = tokio::select! {
@@ -90,7 +92,7 @@ impl Firehose {
                 return Ok(());
             };
             loop {
-                let (back, batch) = read(tail, limit).await?;
+                let (back, batch) = read(tail, limit, piece).await?;
                 tail = back;
                 let through = tail.position();
                 let caught_up = batch.is_empty();
@@ -115,9 +117,10 @@ impl Firehose {
 async fn read(
     mut tail: engine::log::TailReader,
     limit: Lsn,
+    max_bytes: usize,
 ) -> Result<(engine::log::TailReader, Vec<PublicFrame>), ReadError> {
     let joined = tokio::task::spawn_blocking(move || {
-        let batch = tail.next_public_batch(limit, READ_BYTES);
+        let batch = tail.next_public_batch(limit, max_bytes);
         (tail, batch)
     })
     .await;

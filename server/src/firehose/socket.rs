@@ -9,11 +9,11 @@ use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, WebSocketUpgr
 use axum::http::{Response, Uri};
 use axum::response::IntoResponse;
 use engine::log::{Lsn, ReadError};
-use futures_util::stream::{SplitSink, SplitStream};
-use futures_util::{SinkExt, StreamExt};
+use futures_util::stream::SplitStream;
+use futures_util::{Sink, SinkExt, StreamExt};
 
 use super::ring::{Event, Found};
-use super::{Firehose, Inner, error_message, read, to_event};
+use super::{Firehose, Inner, READ_BYTES, error_message, read, to_event};
 use crate::app::App;
 use crate::xrpc::error::XrpcError;
 use crate::xrpc::params::Params;
@@ -22,6 +22,8 @@ use crate::xrpc::params::Params;
 const PING_EVERY: Duration = Duration::from_secs(30);
 /// Bytes handed to a socket between two looks at the ring.
 const SEND_BYTES: usize = 256 << 10;
+/// How long a subscriber may take to answer that we close.
+const CLOSE_WAIT: Duration = Duration::from_secs(2);
 /// Largest message that a subscriber may send us; all are ignored.
 const MAX_INCOMING_BYTES: usize = 4096;
 
@@ -31,12 +33,12 @@ pub async fn subscribe(
     uri: Uri,
     upgrade: Result<WebSocketUpgrade, axum::extract::ws::rejection::WebSocketUpgradeRejection>,
 ) -> Response<axum::body::Body> {
-    let cursor = match Params::parse(uri.query()).and_then(|params| params.parsed_optional::<i64>("cursor")) {
+    let cursor = match Params::parse(uri.query()).and_then(|params| params.parsed_optional::<u64>("cursor")) {
         Ok(cursor) => cursor,
         Err(error) => return error.into_http(),
     };
     let Ok(upgrade) = upgrade else {
-        return XrpcError::invalid("com.atproto.sync.subscribeRepos is a WebSocket").into_http();
+        return not_a_subscription().await;
     };
     let inner = app.firehose.inner.clone();
     if inner.subscribers.fetch_add(1, Ordering::AcqRel) >= inner.settings.max_subscribers {
@@ -46,9 +48,15 @@ pub async fn subscribe(
     let place = Place(Firehose { inner });
     upgrade
         .max_message_size(MAX_INCOMING_BYTES)
+        .max_frame_size(MAX_INCOMING_BYTES)
         .write_buffer_size(64 << 10)
         .on_upgrade(move |socket| async move { serve(place, socket, cursor).await })
         .into_response()
+}
+
+/// The path with another verb, or without an upgrade.
+pub async fn not_a_subscription() -> Response<axum::body::Body> {
+    XrpcError::invalid("com.atproto.sync.subscribeRepos is a WebSocket").into_http()
 }
 
 /// A subscriber's place in the count; leaving gives it back.
@@ -60,8 +68,13 @@ impl Drop for Place {
     }
 }
 
+/// Where a subscriber's messages go: its socket, or a test's channel.
+pub(super) trait EventSink: Sink<Message> + Unpin + Send {}
+impl<S: Sink<Message> + Unpin + Send> EventSink for S {}
+
 /// Why a subscriber is let go.
-enum End {
+#[derive(Debug)]
+pub(super) enum End {
     /// It left, or its connection broke.
     Gone,
     /// We stop.
@@ -70,7 +83,7 @@ enum End {
     Error(&'static str, &'static str),
 }
 
-async fn serve(place: Place, socket: WebSocket, cursor: Option<i64>) {
+async fn serve(place: Place, socket: WebSocket, cursor: Option<u64>) {
     let inner = &place.0.inner;
     let (mut sink, mut stream) = socket.split();
     let end = tokio::select! {
@@ -92,8 +105,11 @@ async fn serve(place: Place, socket: WebSocket, cursor: Option<i64>) {
             })
         }
     };
-    if let Some(close) = close {
-        let _gone = send(inner, &mut sink, Message::Close(Some(close))).await;
+    if let Some(close) = close
+        && send(inner, &mut sink, Message::Close(Some(close))).await.is_ok()
+    {
+        // Its answer ends the connection in order; an abrupt end could overtake what was just sent.
+        let _late = tokio::time::timeout(CLOSE_WAIT, listen(&mut stream)).await;
     }
 }
 
@@ -108,7 +124,7 @@ async fn listen(stream: &mut SplitStream<WebSocket>) -> End {
 }
 
 /// Sends events from the cursor on, until something ends it.
-async fn feed(inner: &Inner, sink: &mut SplitSink<WebSocket, Message>, cursor: Option<i64>) -> End {
+pub(super) async fn feed<S: EventSink>(inner: &Inner, sink: &mut S, cursor: Option<u64>) -> End {
     let newest = inner.ring.newest();
     let mut position = match start(inner, cursor, newest).await {
         Start::At(position) => position,
@@ -155,9 +171,14 @@ async fn feed(inner: &Inner, sink: &mut SplitSink<WebSocket, Message>, cursor: O
             }
             Found::Behind => {
                 let reader = tail.take().unwrap_or_else(|| inner.engine.tail(position));
-                match read(reader, inner.ring.newest()).await {
+                let limit = inner.ring.newest();
+                match read(reader, limit, READ_BYTES).await {
                     Ok((reader, batch)) => {
-                        let through = reader.position();
+                        let through = if batch.is_empty() {
+                            limit
+                        } else {
+                            reader.position()
+                        };
                         tail = Some(reader);
                         let events = batch.iter().filter_map(to_event).collect();
                         if let Err(end) = send_all(inner, sink, events, &mut position).await {
@@ -185,11 +206,11 @@ enum Start {
     Future,
 }
 
-async fn start(inner: &Inner, cursor: Option<i64>, newest: Lsn) -> Start {
+async fn start(inner: &Inner, cursor: Option<u64>, newest: Lsn) -> Start {
     let Some(cursor) = cursor else {
         return Start::At(newest);
     };
-    let Some(cursor) = Lsn::new(u64::try_from(cursor).unwrap_or(0)).filter(|cursor| *cursor <= newest) else {
+    let Some(cursor) = Lsn::new(cursor).filter(|cursor| *cursor <= newest) else {
         return Start::Future;
     };
     let window = u64::try_from(inner.settings.backfill.as_micros()).unwrap_or(u64::MAX);
@@ -209,7 +230,7 @@ async fn start(inner: &Inner, cursor: Option<i64>, newest: Lsn) -> Start {
 async fn event_between(inner: &Inner, from: Lsn, to: Lsn) -> bool {
     let mut tail = inner.engine.tail(from);
     loop {
-        let Ok((back, batch)) = read(tail, to).await else {
+        let Ok((back, batch)) = read(tail, to, READ_BYTES).await else {
             return true;
         };
         if batch.is_empty() {
@@ -222,9 +243,9 @@ async fn event_between(inner: &Inner, from: Lsn, to: Lsn) -> bool {
     }
 }
 
-async fn send_all(
+async fn send_all<S: EventSink>(
     inner: &Inner,
-    sink: &mut SplitSink<WebSocket, Message>,
+    sink: &mut S,
     events: Vec<Event>,
     position: &mut Lsn,
 ) -> Result<(), End> {
@@ -237,7 +258,7 @@ async fn send_all(
     stalled_or_gone(tokio::time::timeout(inner.settings.stall, sink.flush()).await)
 }
 
-fn stalled_or_gone(outcome: Result<Result<(), axum::Error>, tokio::time::error::Elapsed>) -> Result<(), End> {
+fn stalled_or_gone<E>(outcome: Result<Result<(), E>, tokio::time::error::Elapsed>) -> Result<(), End> {
     match outcome {
         Ok(Ok(())) => Ok(()),
         Ok(Err(_)) => Err(End::Gone),
@@ -248,7 +269,7 @@ fn stalled_or_gone(outcome: Result<Result<(), axum::Error>, tokio::time::error::
     }
 }
 
-async fn send(inner: &Inner, sink: &mut SplitSink<WebSocket, Message>, message: Message) -> Result<(), ()> {
+async fn send<S: EventSink>(inner: &Inner, sink: &mut S, message: Message) -> Result<(), ()> {
     match tokio::time::timeout(
         inner.settings.stall.min(Duration::from_secs(5)),
         sink.send(message),

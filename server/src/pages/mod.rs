@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Response, StatusCode, Uri, header};
 use engine::repo::Handle;
 use serde_json::json;
 
@@ -47,7 +47,7 @@ pub async fn xrpc_health(State(app): State<Arc<App>>) -> Response<Body> {
 /// `GET /.well-known/did.json`: the document of this service, if its DID is the `did:web` of its host.
 pub async fn did_document(State(app): State<Arc<App>>) -> Response<Body> {
     let did = &app.config.service_did;
-    if did.as_str() != format!("did:web:{}", app.config.hostname) {
+    if web_host(did.as_str()) != Some(app.config.hostname.as_str()) {
         return text(
             StatusCode::NOT_FOUND,
             "This server's DID is not published here\n".to_owned(),
@@ -68,11 +68,13 @@ pub async fn did_document(State(app): State<Arc<App>>) -> Response<Body> {
 }
 
 /// `GET /.well-known/atproto-did`: the DID behind the handle that is this request's host.
-pub async fn atproto_did(State(app): State<Arc<App>>, headers: HeaderMap) -> Response<Body> {
+pub async fn atproto_did(State(app): State<Arc<App>>, uri: Uri, headers: HeaderMap) -> Response<Body> {
     let missing = || text(StatusCode::NOT_FOUND, "User not found".to_owned());
+    // HTTP/2 names the host in the request's target.
     let host = headers
         .get(header::HOST)
         .and_then(|value| value.to_str().ok())
+        .or(uri.host())
         .unwrap_or_default();
     let host = host.split(':').next().unwrap_or_default();
     let Ok(handle) = host.parse::<Handle>() else {
@@ -126,6 +128,13 @@ pub async fn metrics(State(app): State<Arc<App>>) -> Response<Body> {
     }
 }
 
+/// The host, without its port, of a `did:web` that is published at a host's root.
+fn web_host(did: &str) -> Option<&str> {
+    let name = did.strip_prefix("did:web:").filter(|name| !name.contains(':'))?;
+    let host = name.split_once("%3A").or_else(|| name.split_once("%3a"));
+    Some(host.map_or(name, |(host, _)| host))
+}
+
 fn text(status: StatusCode, body: String) -> Response<Body> {
     let mut response = Response::new(Body::from(body));
     *response.status_mut() = status;
@@ -134,4 +143,21 @@ fn text(status: StatusCode, body: String) -> Response<Body> {
         HeaderValue::from_static("text/plain; charset=utf-8"),
     );
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::web_host;
+
+    #[test]
+    fn only_a_did_web_at_a_hosts_root_has_a_host() {
+        for (did, host) in [
+            ("did:web:pds.example.com", Some("pds.example.com")),
+            ("did:web:localhost%3A2583", Some("localhost")),
+            ("did:web:example.com:user:alice", None),
+            ("did:plc:ewvi7nxzyoun6zhxrhs64oiz", None),
+        ] {
+            assert_eq!(web_host(did), host, "{did}");
+        }
+    }
 }

@@ -1,14 +1,16 @@
 //! Media blobs: streamed in, hashed and sniffed on the way, owned by a log entry, served once a record references them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Bytes;
-use engine::blobs::{BlobError as StoreError, BlobStore};
+use engine::blobs::{BlobError as StoreError, BlobStore, BlobUpload};
 use engine::engine::AppendError;
 use engine::entry::{Change, EntryDraft};
 use engine::repo::cid::{CidHasher, Codec};
 use engine::repo::{Cid, Did, Tid};
 use futures_util::{Stream, StreamExt};
+use tokio::time::Instant;
 
 use crate::service::core::Core;
 use crate::xrpc::error::XrpcError;
@@ -18,7 +20,11 @@ const SNIFF_BYTES: usize = 4096;
 /// Longest media type that is kept, in bytes.
 const MIME_MAX: usize = 255;
 /// How long an uploader may send nothing.
-const UPLOAD_STALL: std::time::Duration = std::time::Duration::from_secs(60);
+const UPLOAD_STALL: Duration = Duration::from_secs(60);
+/// How long an upload may take in all.
+const UPLOAD_TOTAL: Duration = Duration::from_secs(1800);
+/// How long a whole upload waits for room in the log before it is refused.
+const LOG_WAIT: Duration = Duration::from_secs(5);
 
 /// Why a blob was not taken or given.
 #[derive(Debug, thiserror::Error)]
@@ -107,9 +113,11 @@ impl Blobs {
         let mut head = Vec::new();
         let mut size: u64 = 0;
         let mut body = std::pin::pin!(body);
+        let deadline = Instant::now() + UPLOAD_TOTAL;
         loop {
-            let chunk = match tokio::time::timeout(UPLOAD_STALL, body.next()).await {
-                Err(_) => return Err(BlobError::Broken("no bytes for a minute".to_owned())),
+            let until = deadline.min(Instant::now() + UPLOAD_STALL);
+            let chunk = match tokio::time::timeout_at(until, body.next()).await {
+                Err(_) => return Err(BlobError::Broken("the bytes do not come in time".to_owned())),
                 Ok(None) => break,
                 Ok(Some(Err(error))) => return Err(BlobError::Broken(error.to_string())),
                 Ok(Some(Ok(chunk))) => chunk,
@@ -137,31 +145,55 @@ impl Blobs {
         }
         let cid = hasher.finish();
         let mime = infer::get(&head).map_or_else(|| declared.to_owned(), |kind| kind.mime_type().to_owned());
+        let (blobs, did) = (self.clone(), did.clone());
+        // A task of its own: a client that goes away now must not leave bytes without the entry that owns them.
+        let keeping = tokio::spawn(async move { blobs.keep(did, cid, mime, size, upload).await });
+        keeping
+            .await
+            .map_err(|error| BlobError::Internal(error.to_string()))?
+    }
+
+    /// Puts a whole upload in its place and logs whose it is.
+    async fn keep(
+        &self,
+        did: Did,
+        cid: Cid,
+        mime: String,
+        size: u64,
+        upload: Box<dyn BlobUpload>,
+    ) -> Result<Uploaded, BlobError> {
         upload.finish(&cid).await?;
         // The bytes are in place before the entry that owns them: a crash in between leaves an orphan, never a
         // reference to nothing.
-        let known = self.row(did, &cid)?;
-        if let Some(row) = known {
-            return Ok(Uploaded {
-                cid,
-                mime: row.mime,
-                size,
-            });
+        if let Some(row) = self.row(&did, &cid)? {
+            let mime = row.mime;
+            return Ok(Uploaded { cid, mime, size });
         }
         let change = Change::BlobStored {
-            did: did.clone(),
+            did,
             cid,
             mime: mime.clone(),
             size,
             created_at_micros: self.engine.now_micros(),
         };
-        let receipt = self
-            .engine
-            .append(vec![EntryDraft::private(vec![change])])
-            .map_err(|error| match error {
-                AppendError::Busy => BlobError::Busy,
-                other => BlobError::Closed(other.to_string()),
-            })?;
+        let deadline = Instant::now() + LOG_WAIT;
+        // The bytes cannot be taken back if the log is full: another upload of the same content may own them by now.
+        let receipt = loop {
+            match self
+                .engine
+                .append(vec![EntryDraft::private(vec![change.clone()])])
+            {
+                Ok(receipt) => break receipt,
+                Err(AppendError::Busy) if Instant::now() < deadline => {
+                    tokio::time::sleep(LOG_WAIT / 50).await;
+                }
+                Err(AppendError::Busy) => return Err(BlobError::Busy),
+                Err(error @ AppendError::Invalid { .. }) => {
+                    return Err(BlobError::Internal(error.to_string()));
+                }
+                Err(other) => return Err(BlobError::Closed(other.to_string())),
+            }
+        };
         receipt
             .durable()
             .await
@@ -186,7 +218,11 @@ impl Blobs {
             .row(did, cid)?
             .filter(|_| referenced)
             .ok_or(BlobError::NotFound)?;
-        let blob = self.store.open(did, cid).await?;
+        let blob = self.store.open(did, cid).await.inspect_err(|error| {
+            if matches!(error, StoreError::NotFound { .. }) {
+                tracing::error!(%did, %cid, "the bytes of a blob that the log knows are not in the blob store");
+            }
+        })?;
         Ok(Opened {
             mime: row.mime,
             size: blob.size,

@@ -93,7 +93,8 @@ impl Names {
     /// Whether a handle is, or lies below, one of the domains under which this server gives handles.
     #[must_use]
     pub fn is_service_handle(&self, handle: &Handle) -> bool {
-        self.policy.is_service_handle(handle)
+        let is_bare = |domain: &String| domain.strip_prefix('.') == Some(handle.as_str());
+        self.policy.is_service_handle(handle) || self.policy.service_domains().iter().any(is_bare)
     }
 
     /// Checks the handle that somebody wants with a new identity.

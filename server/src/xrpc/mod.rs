@@ -18,6 +18,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use axum::body::Body;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{HeaderValue, Method, Response, header};
 
@@ -88,9 +89,12 @@ static METHODS: &[Row] = rows! {
 /// `/xrpc/{nsid}` with any verb.
 pub async fn dispatch(
     State(app): State<Arc<App>>,
-    Path(nsid): Path<String>,
+    nsid: Result<Path<String>, PathRejection>,
     request: axum::extract::Request,
 ) -> Response<Body> {
+    let Ok(Path(nsid)) = nsid else {
+        return invalid_path().into_http();
+    };
     let (answer, private) = answer(app, &nsid, request).await;
     let mut response = answer.unwrap_or_else(XrpcError::into_http);
     if private {
@@ -156,9 +160,15 @@ fn check_verb(row: &Row, method: &Method) -> XrpcResult<()> {
     }
 }
 
+/// What is no method's path at all.
+#[must_use]
+pub fn invalid_path() -> XrpcError {
+    XrpcError::invalid("invalid xrpc path")
+}
+
 fn unknown(nsid: &str, method: &Method) -> XrpcError {
     if nsid.parse::<engine::repo::Nsid>().is_err() {
-        return XrpcError::invalid("invalid xrpc path");
+        return invalid_path();
     }
     match *method {
         Method::GET | Method::HEAD | Method::POST => {

@@ -10,10 +10,12 @@ use serde_json::{Map, Value, json};
 
 use super::auth::{STANDARD, caller};
 use super::error::{XrpcError, XrpcResult};
-use super::request::{RECORD_JSON_LIMIT, Request, json as json_answer, json_bytes};
+use super::request::{JSON_LIMIT, RECORD_JSON_LIMIT, Request, blocking, json as json_answer, json_bytes};
 use crate::app::App;
 use crate::service::repos::prepare::{Validate, prepare};
-use crate::service::repos::{CommitMeta, RecordSwap, Write, WriteError, WriteResult, Written};
+use crate::service::repos::{
+    CommitMeta, MAX_WRITES, RecordSwap, Write, WriteError, WriteResult, Written, read,
+};
 
 /// `createRecord`.
 pub async fn create_record(app: Arc<App>, mut request: Request) -> XrpcResult<Response<Body>> {
@@ -90,7 +92,7 @@ pub async fn delete_record(app: Arc<App>, mut request: Request) -> XrpcResult<Re
         swap_commit: Option<Cid>,
     }
     let claims = caller(&app, &request.headers, STANDARD)?;
-    let input: Input = request.json(RECORD_JSON_LIMIT).await?;
+    let input: Input = request.json(JSON_LIMIT).await?;
     let did = own_repo(&app, &input.repo, &claims.did).await?;
     let path = RepoPath::new(input.collection, input.rkey);
     let swap = input.swap_record.map_or(RecordSwap::Any, RecordSwap::Is);
@@ -136,11 +138,8 @@ pub async fn apply_writes(app: Arc<App>, mut request: Request) -> XrpcResult<Res
     let claims = caller(&app, &request.headers, STANDARD)?;
     let input: Input = request.json(RECORD_JSON_LIMIT).await?;
     let did = own_repo(&app, &input.repo, &claims.did).await?;
-    if input.writes.len() > crate::service::repos::MAX_WRITES {
-        return Err(XrpcError::invalid(format!(
-            "Too many writes. Max: {}",
-            crate::service::repos::MAX_WRITES
-        )));
+    if input.writes.len() > MAX_WRITES {
+        return Err(XrpcError::invalid(format!("Too many writes. Max: {MAX_WRITES}")));
     }
     let validate = Validate::from(input.validate);
     let mut writes = Vec::with_capacity(input.writes.len());
@@ -226,7 +225,7 @@ pub async fn get_record(app: Arc<App>, mut request: Request) -> XrpcResult<Respo
         .await?
         .filter(|account| account.is_active())
         .ok_or_else(missing)?;
-    let found = crate::service::repos::read::record(&app.engine, &account.did, &path)?;
+    let found = read::record(&app.engine, &account.did, &path)?;
     let record = found
         .filter(|record| cid.is_none_or(|wanted| wanted == record.cid))
         .ok_or_else(missing)?;
@@ -253,29 +252,31 @@ pub async fn list_records(app: Arc<App>, mut request: Request) -> XrpcResult<Res
         .await?
         .filter(|account| account.is_active())
         .ok_or_else(|| XrpcError::invalid(format!("Could not find repo: {repo}")))?;
-    let records = crate::service::repos::read::list(
-        &app.engine,
-        &account.did,
-        &collection,
-        cursor.as_ref(),
-        reverse,
-        limit,
-    )?;
-    let mut out = br#"{"records":["#.to_vec();
-    for (at, (rkey, record)) in records.iter().enumerate() {
-        if at > 0 {
-            out.push(b',');
+    let did = account.did;
+    blocking(move || {
+        let page = read::Page {
+            cursor: cursor.as_ref(),
+            reverse,
+            limit,
+        };
+        let records = read::list(&app.engine, &did, &collection, &page)?;
+        let mut out = br#"{"records":["#.to_vec();
+        for (at, (rkey, record)) in records.iter().enumerate() {
+            if at > 0 {
+                out.push(b',');
+            }
+            let path = RepoPath::new(collection.clone(), rkey.clone());
+            out.extend(record_json(&did, &path, record.cid, &record.block)?);
         }
-        let path = RepoPath::new(collection.clone(), rkey.clone());
-        out.extend(record_json(&account.did, &path, record.cid, &record.block)?);
-    }
-    out.push(b']');
-    if let Some((rkey, _)) = records.last() {
-        out.extend_from_slice(br#","cursor":"#);
-        out.extend(serde_json::to_vec(rkey.as_str()).map_err(XrpcError::internal)?);
-    }
-    out.push(b'}');
-    Ok(json_bytes(out))
+        out.push(b']');
+        if let Some((rkey, _)) = records.last() {
+            out.extend_from_slice(br#","cursor":"#);
+            out.extend(serde_json::to_vec(rkey.as_str()).map_err(XrpcError::internal)?);
+        }
+        out.push(b'}');
+        Ok(json_bytes(out))
+    })
+    .await
 }
 
 /// `describeRepo`.
@@ -295,7 +296,8 @@ pub async fn describe_repo(app: Arc<App>, mut request: Request) -> XrpcResult<Re
         .map_err(|_| XrpcError::invalid(format!("Could not resolve DID: {}", account.did)))?;
     let handle = account.handle_text();
     let handle_is_correct = document.handle().is_some_and(|named| named.as_str() == handle);
-    let collections = crate::service::repos::read::collections(&app.engine, &account.did)?;
+    let (engine, did) = (app.engine.clone(), account.did.clone());
+    let collections = blocking(move || Ok(read::collections(&engine, &did)?)).await?;
     json_answer(&json!({
         "handle": handle,
         "did": account.did,

@@ -1,5 +1,7 @@
 //! One XRPC request: its parameters, headers and bounded body, and the helpers that shape an answer.
 
+use std::time::Duration;
+
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use futures_util::StreamExt;
@@ -14,8 +16,12 @@ pub const JSON_LIMIT: usize = 153_600;
 /// Limit of a JSON body in bytes for the methods that carry records.
 pub const RECORD_JSON_LIMIT: usize = 1_000_000;
 
-/// A request to a method that this server implements.
-#[derive(Debug)]
+/// How long a client may send nothing in the middle of a body.
+const BODY_STALL: Duration = Duration::from_secs(20);
+/// How long a client may take for a whole body.
+const BODY_TOTAL: Duration = Duration::from_secs(120);
+
+/// A request to a method that this server implements. Not to be printed: its headers hold credentials.
 pub struct Request {
     /// The query parameters.
     pub params: Params,
@@ -51,14 +57,18 @@ impl Request {
                 "A request body is expected but none was provided",
             ));
         }
-        serde_json::from_slice(&bytes).map_err(|error| match error.classify() {
+        let malformed = |error: serde_json::Error| match error.classify() {
             serde_json::error::Category::Data => XrpcError::invalid(format!("Invalid request body: {error}")),
-            _ => XrpcError::new(
-                StatusCode::BAD_REQUEST,
-                "SyntaxError",
-                format!("Malformed JSON: {error}"),
-            ),
-        })
+            _ => XrpcError::bad("SyntaxError", format!("Malformed JSON: {error}")),
+        };
+        // A list would pass as an input, its items taken for the fields in order.
+        if bytes.trim_ascii_start().first() != Some(&b'{') {
+            return Err(match serde_json::from_slice::<serde::de::IgnoredAny>(&bytes) {
+                Ok(_) => XrpcError::invalid("Invalid request body: Input must be an object"),
+                Err(error) => malformed(error),
+            });
+        }
+        serde_json::from_slice(&bytes).map_err(malformed)
     }
 
     /// Refuses a body where the method takes none.
@@ -69,9 +79,10 @@ impl Request {
         let body = std::mem::replace(&mut self.body, Body::empty());
         match collect(body, &self.headers, 0).await {
             Ok(_) => Ok(()),
-            Err(_) => Err(XrpcError::invalid(
+            Err(error) if error.status == StatusCode::PAYLOAD_TOO_LARGE => Err(XrpcError::invalid(
                 "A request body was provided when none was expected",
             )),
+            Err(error) => Err(error),
         }
     }
 
@@ -104,7 +115,8 @@ impl Request {
             .get(header::CONTENT_ENCODING)
             .map(HeaderValue::as_bytes)
         {
-            None | Some(b"identity" | b"") => Ok(()),
+            None | Some(b"") => Ok(()),
+            Some(coding) if coding.eq_ignore_ascii_case(b"identity") => Ok(()),
             Some(_) => Err(XrpcError::new(
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
                 name,
@@ -123,7 +135,7 @@ fn content_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-/// Reads a whole body of at most `limit` bytes.
+/// Reads a whole body of at most `limit` bytes, from a client that keeps sending.
 async fn collect(body: Body, headers: &HeaderMap, limit: usize) -> XrpcResult<Bytes> {
     let too_large = || {
         XrpcError::new(
@@ -135,9 +147,22 @@ async fn collect(body: Body, headers: &HeaderMap, limit: usize) -> XrpcResult<By
     if content_length(headers).is_some_and(|length| length > limit as u64) {
         return Err(too_large());
     }
+    let too_slow = || {
+        XrpcError::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "RequestTimeout",
+            "The request body did not arrive in time",
+        )
+    };
+    let deadline = tokio::time::Instant::now() + BODY_TOTAL;
     let mut stream = body.into_data_stream();
     let mut bytes = Vec::new();
-    while let Some(chunk) = stream.next().await {
+    loop {
+        let until = deadline.min(tokio::time::Instant::now() + BODY_STALL);
+        let next = tokio::time::timeout_at(until, stream.next()).await;
+        let Some(chunk) = next.map_err(|_| too_slow())? else {
+            break;
+        };
         let chunk =
             chunk.map_err(|error| XrpcError::invalid(format!("The request body broke off: {error}")))?;
         if bytes.len() + chunk.len() > limit {
@@ -146,6 +171,18 @@ async fn collect(body: Body, headers: &HeaderMap, limit: usize) -> XrpcResult<By
         bytes.extend_from_slice(&chunk);
     }
     Ok(Bytes::from(bytes))
+}
+
+/// Runs what reads many places of index or log on a thread that may block.
+///
+/// # Errors
+/// What `read` says.
+pub async fn blocking<T: Send + 'static>(
+    read: impl FnOnce() -> XrpcResult<T> + Send + 'static,
+) -> XrpcResult<T> {
+    tokio::task::spawn_blocking(read)
+        .await
+        .map_err(XrpcError::internal)?
 }
 
 /// A JSON answer.

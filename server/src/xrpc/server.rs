@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::http::{Response, StatusCode};
+use engine::repo::Did;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -91,13 +92,16 @@ pub async fn create_invite_code(app: Arc<App>, mut request: Request) -> XrpcResu
     #[serde(rename_all = "camelCase")]
     struct Input {
         use_count: u32,
-        for_account: Option<String>,
+        for_account: Option<Did>,
     }
     admin(&app, &request.headers)?;
     let input: Input = request.json(JSON_LIMIT).await?;
     let code = app
         .accounts
-        .create_invite(input.use_count, input.for_account.as_deref().unwrap_or("admin"))
+        .create_invite(
+            input.use_count,
+            input.for_account.as_ref().map_or("admin", Did::as_str),
+        )
         .await?;
     json_answer(&json!({ "code": code }))
 }
@@ -183,7 +187,10 @@ async fn account_json(app: &App, account: &Account) -> Map<String, Value> {
 
 impl From<AccountsUnavailable> for XrpcError {
     fn from(error: AccountsUnavailable) -> XrpcError {
-        XrpcError::internal(error)
+        match error {
+            AccountsUnavailable::Busy(_) => XrpcError::unavailable("The server is busy; try again", 1),
+            AccountsUnavailable::Failed(cause) => XrpcError::internal(cause),
+        }
     }
 }
 
@@ -200,7 +207,7 @@ impl From<StatusError> for XrpcError {
 impl From<ChangeError> for XrpcError {
     fn from(error: ChangeError) -> XrpcError {
         match error {
-            ChangeError::Conflict(_) => XrpcError::invalid(error.to_string()),
+            ChangeError::Conflict { .. } => XrpcError::invalid(error.to_string()),
             ChangeError::Busy => XrpcError::unavailable(error.to_string(), 1),
             ChangeError::Closed(_) => XrpcError::unavailable(error.to_string(), 5),
             ChangeError::Internal(cause) => XrpcError::internal(cause),

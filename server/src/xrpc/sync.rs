@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::auth::{Reader, STANDARD, STANDARD_AND_TAKENDOWN, reader};
 use super::error::{XrpcError, XrpcResult};
-use super::request::{Request, car, json as json_answer};
+use super::request::{Request, blocking, car, json as json_answer};
 use crate::app::App;
 use crate::service::accounts::{Account, Status};
 use crate::service::repos::export;
@@ -45,7 +45,8 @@ pub async fn get_blocks(app: Arc<App>, mut request: Request) -> XrpcResult<Respo
     let reader = reader(&app, &request.headers, STANDARD)?;
     request.no_body().await?;
     available(&app, &did, &reader).await?;
-    Ok(car(Body::from(export::blocks(&app.engine, &did, &cids)?)))
+    let stream = export::blocks(&app.engine, &app.exports, &did, cids).await?;
+    Ok(car(Body::from_stream(stream)))
 }
 
 /// `getRecord`: commit and proof of a record, or of its absence, as CAR.
@@ -57,7 +58,8 @@ pub async fn get_record(app: Arc<App>, mut request: Request) -> XrpcResult<Respo
     request.no_body().await?;
     available(&app, &did, &reader).await?;
     let path = RepoPath::new(collection, rkey);
-    Ok(car(Body::from(export::record_proof(&app.engine, &did, &path)?)))
+    let proof = blocking(move || Ok(export::record_proof(&app.engine, &did, &path)?)).await?;
+    Ok(car(Body::from(proof)))
 }
 
 /// `getLatestCommit`.
@@ -94,25 +96,27 @@ pub async fn list_repos(app: Arc<App>, mut request: Request) -> XrpcResult<Respo
     let cursor = request.params.optional("cursor")?.map(parse_cursor).transpose()?;
     request.no_body().await?;
     let accounts = app.accounts.list(cursor, limit).await?;
-    let mut repos = Vec::with_capacity(accounts.len());
-    let mut last = None;
-    for (created_at, account) in &accounts {
-        last = Some((created_at, account));
-        // An account whose repo is not in the index yet has nothing to list.
-        if let Some(head) = export::head(&app.engine, &account.did)? {
-            let mut row = status_json(account);
-            row.insert("head".into(), head.commit.to_string().into());
-            row.insert("rev".into(), head.rev.to_string().into());
-            repos.push(Value::Object(row));
-        }
-    }
     let mut answer = Map::new();
-    if let Some((created_at, account)) = last {
+    if let Some((created_at, account)) = accounts.last() {
         let millis = datetime::parse_datetime(created_at)
             .map_err(|error| XrpcError::internal(format!("account time {created_at}: {error}")))?
             / 1000;
         answer.insert("cursor".into(), format!("{millis}::{}", account.did).into());
     }
+    let repos = blocking(move || {
+        let dids: Vec<&Did> = accounts.iter().map(|(_, account)| &account.did).collect();
+        let heads = export::heads(&app.engine, &dids)?;
+        let rows = accounts.iter().zip(heads).filter_map(|((_, account), head)| {
+            // An account whose repo is not in the index yet has nothing to list.
+            let head = head?;
+            let mut row = status_json(account);
+            row.insert("head".into(), head.commit.to_string().into());
+            row.insert("rev".into(), head.rev.to_string().into());
+            Some(Value::Object(row))
+        });
+        Ok(rows.collect::<Vec<_>>())
+    })
+    .await?;
     answer.insert("repos".into(), repos.into());
     json_answer(&Value::Object(answer))
 }
@@ -154,7 +158,8 @@ pub async fn list_blobs(app: Arc<App>, mut request: Request) -> XrpcResult<Respo
     let reader = reader(&app, &request.headers, STANDARD_AND_TAKENDOWN)?;
     request.no_body().await?;
     available(&app, &did, &reader).await?;
-    let cids = app.blobs.list(&did, since, cursor, limit)?;
+    let blobs = app.blobs.clone();
+    let cids = blocking(move || Ok(blobs.list(&did, since, cursor, limit)?)).await?;
     let mut answer = Map::new();
     if let Some(last) = cids.last() {
         answer.insert("cursor".into(), last.to_string().into());

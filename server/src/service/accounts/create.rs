@@ -8,7 +8,12 @@
 //! | genesis accepted by the directory | a DID without an account          | the same                                |
 //! | account entries                 | the account, announced              | nothing                                 |
 //!
+//! A sign-up that fails for another reason cleans up after itself. Where the directory does not answer, it cannot know
+//! whether the genesis arrived, or will: then the intent stays for the next start, too.
+//!
 //! Nothing goes to the directory before the intent is durable in the replica (I1).
+
+use std::time::{Duration, Instant};
 
 use engine::entry::{Change, EntryDraft};
 use engine::repo::Did;
@@ -29,6 +34,18 @@ use crate::service::repos::genesis;
 
 /// Longest e-mail address.
 const EMAIL_MAX: usize = 254;
+
+/// How long a start may spend on burying identities.
+const BURY_TOTAL: Duration = Duration::from_secs(20);
+
+/// Whether a submitted genesis may still reach the directory.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Late {
+    /// It was sent a moment ago and not answered.
+    Possible,
+    /// It was answered, or sent by an earlier run of this server.
+    Over,
+}
 
 /// What somebody who signs up gives.
 #[derive(Clone)]
@@ -129,12 +146,12 @@ impl Accounts {
 
         self.intend(&did, &key, &operation).await?;
         if let Err(error) = inner.plc.submit(&did, &operation).await {
-            self.bury(
-                &did,
-                &operation,
-                matches!(error, PlcError::Unavailable(_) | PlcError::Malformed(_)),
-            )
-            .await;
+            if error.status() < 500 {
+                // Refused: there is nothing to bury.
+                self.forget(&did).await;
+            } else if let Err(cause) = self.bury(&did, &operation, Late::Possible).await {
+                tracing::warn!(%did, %cause, "an identity without an account is left to the next start");
+            }
             return Err(plc_error(&error));
         }
         let email = email.filter(|_| password_hash.is_some());
@@ -146,11 +163,10 @@ impl Accounts {
             // The outcome is unknown; the next start looks at what the log says.
             Err(error @ ChangeError::Closed(_)) => Err(error.into()),
             Err(error) => {
-                self.bury(&did, &operation, true).await;
-                Err(match error {
-                    ChangeError::Conflict(message) => CreateError::Invalid(message),
-                    other => other.into(),
-                })
+                if let Err(cause) = self.bury(&did, &operation, Late::Over).await {
+                    tracing::warn!(%did, %cause, "an identity without an account is left to the next start");
+                }
+                Err(taken(error, &handle))
             }
         }
     }
@@ -183,7 +199,8 @@ impl Accounts {
         Ok(code)
     }
 
-    /// Finishes what a crash left between an intent and its account. Called once at start.
+    /// Finishes what a crash left between an intent and its account; gives how many that were. Called once at start, which
+    /// it delays for a bounded time: what a directory out of reach leaves is for the start after.
     ///
     /// # Errors
     /// The account database cannot be read.
@@ -201,8 +218,13 @@ impl Accounts {
             })
             .await
             .map_err(ChangeError::from)?;
-        let count = rows.len();
+        let mut buried = 0;
+        let started = Instant::now();
         for (did, operation) in rows {
+            if started.elapsed() > BURY_TOTAL {
+                tracing::warn!("more interrupted sign-ups are left to the next start");
+                break;
+            }
             let parsed = serde_json::from_str(&operation)
                 .ok()
                 .and_then(|json| Operation::from_json(&json).ok());
@@ -210,10 +232,19 @@ impl Accounts {
                 tracing::error!(%did, "an abandoned sign-up does not parse; its row stays");
                 continue;
             };
-            tracing::warn!(%did, "a sign-up was interrupted; its identity is buried");
-            self.bury(&did, &operation, true).await;
+            match self.bury(&did, &operation, Late::Over).await {
+                Ok(()) => {
+                    tracing::warn!(%did, "a sign-up was interrupted; its identity is buried");
+                    buried += 1;
+                }
+                Err(PlcError::Unavailable(cause)) => {
+                    tracing::warn!(%cause, "interrupted sign-ups are left to the next start");
+                    break;
+                }
+                Err(cause) => tracing::warn!(%did, %cause, "an interrupted sign-up cannot be buried"),
+            }
         }
-        Ok(count)
+        Ok(buried)
     }
 
     /// Logs what is about to happen, with the key that would otherwise be lost.
@@ -260,28 +291,33 @@ impl Accounts {
         Ok(())
     }
 
-    /// Ends an identity that got no account. What fails here is tried again at the next start.
-    async fn bury(&self, did: &Did, operation: &Operation, perhaps_known: bool) {
-        if perhaps_known {
-            let buried = match self
-                .inner
-                .rotation_key()
-                .map(|key| Operation::tombstone(operation.cid(), &key))
-            {
-                Ok(Ok(tombstone)) => self
+    /// Ends an identity that got no account, as far as it exists, and forgets it. On an error its intent stays.
+    async fn bury(&self, did: &Did, genesis: &Operation, late: Late) -> Result<(), PlcError> {
+        let plc = &self.inner.plc;
+        match plc.last_op(did).await {
+            Ok(last) if last.is_tombstone() => {}
+            Ok(_) => {
+                let tombstone = self
                     .inner
-                    .plc
-                    .submit(did, &tombstone)
-                    .await
-                    .map_err(|e| e.to_string()),
-                Ok(Err(error)) => Err(error.to_string()),
-                Err(error) => Err(error.to_string()),
-            };
-            if let Err(error) = buried {
-                tracing::warn!(%did, %error, "an identity without an account could not be buried yet");
-                return;
+                    .rotation_key()
+                    .map_err(|error| PlcError::Malformed(error.to_string()))
+                    .and_then(|key| {
+                        Operation::tombstone(genesis.cid(), &key)
+                            .map_err(|error| PlcError::Malformed(error.to_string()))
+                    })?;
+                plc.submit(did, &tombstone).await?;
             }
+            Err(PlcError::Tombstoned(_)) => {}
+            // It was never registered.
+            Err(PlcError::NotFound(_)) if late == Late::Over => {}
+            Err(error) => return Err(error),
         }
+        self.forget(did).await;
+        Ok(())
+    }
+
+    /// Drops key and intent of an identity that is none.
+    async fn forget(&self, did: &Did) {
         let owner = did.as_str().to_owned();
         let forgotten = self
             .change(vec![LockKey::did(did.as_str())], move |tx| {
@@ -290,7 +326,7 @@ impl Accounts {
             })
             .await;
         if let Err(error) = forgotten {
-            tracing::warn!(%did, %error, "an abandoned sign-up could not be forgotten yet");
+            tracing::warn!(%did, %error, "an abandoned sign-up is left to the next start");
         }
     }
 
@@ -423,15 +459,12 @@ impl Accounts {
 
     async fn check_free(&self, handle: &Handle, email: Option<&str>) -> Result<(), CreateError> {
         if self.by_handle(handle).await.map_err(ChangeError::from)?.is_some() {
-            return Err(CreateError::Handle {
-                name: "HandleNotAvailable",
-                message: format!("Handle already taken: {handle}"),
-            });
+            return Err(handle_taken(handle));
         }
         if let Some(email) = email
             && self.by_email(email).await.map_err(ChangeError::from)?.is_some()
         {
-            return Err(CreateError::Invalid(format!("Email already taken: {email}")));
+            return Err(email_taken());
         }
         Ok(())
     }
@@ -477,6 +510,30 @@ fn check_email(email: &str) -> Result<String, CreateError> {
         Ok(email.to_lowercase())
     } else {
         Err(refused())
+    }
+}
+
+fn handle_taken(handle: &Handle) -> CreateError {
+    CreateError::Handle {
+        name: "HandleNotAvailable",
+        message: format!("Handle already taken: {handle}"),
+    }
+}
+
+fn email_taken() -> CreateError {
+    CreateError::Invalid("Email already taken".to_owned())
+}
+
+/// What somebody is told who was free to sign up a moment ago and lost a race.
+fn taken(error: ChangeError, handle: &Handle) -> CreateError {
+    match error {
+        ChangeError::Conflict { table, column } => match (table.as_str(), column.as_str()) {
+            ("actor", "handle") => handle_taken(handle),
+            ("account", "email") => email_taken(),
+            ("invite_code_use", _) => CreateError::InviteCode,
+            _ => ChangeError::Conflict { table, column }.into(),
+        },
+        other => other.into(),
     }
 }
 

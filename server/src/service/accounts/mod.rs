@@ -88,7 +88,7 @@ impl Status {
 }
 
 /// One account.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Account {
     /// Its DID.
     pub did: Did,
@@ -106,8 +106,24 @@ pub struct Account {
 
 /// Why an account's data cannot be read.
 #[derive(Debug, thiserror::Error)]
-#[error("the account database cannot be used: {0}")]
-pub struct AccountsUnavailable(pub String);
+pub enum AccountsUnavailable {
+    /// Too many are reading; trying again helps.
+    #[error("the account database is busy: {0}")]
+    Busy(String),
+    /// It does not work.
+    #[error("the account database cannot be used: {0}")]
+    Failed(String),
+}
+
+impl From<AccountsError> for AccountsUnavailable {
+    fn from(error: AccountsError) -> AccountsUnavailable {
+        if error.is_transient() {
+            AccountsUnavailable::Busy(error.to_string())
+        } else {
+            AccountsUnavailable::Failed(error.to_string())
+        }
+    }
+}
 
 /// Why an account may not do what it wants to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -118,6 +134,17 @@ pub enum StatusError {
     /// Deactivated.
     #[error("Account is deactivated")]
     Deactivated,
+}
+
+/// Without the e-mail address and the password's hash, which no log needs.
+impl std::fmt::Debug for Account {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Account")
+            .field("did", &self.did)
+            .field("handle", &self.handle)
+            .field("status", &self.status)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Account {
@@ -267,9 +294,7 @@ impl Accounts {
                 .map(|actor| Ok((actor.created_at.clone(), Account::from_rows(actor, None)?)))
                 .collect::<Result<Vec<_>, AccountsError>>()
         });
-        listed
-            .await
-            .map_err(|error| AccountsUnavailable(error.to_string()))
+        listed.await.map_err(|error: AccountsError| error.into())
     }
 
     /// Whether the account database answers at all.
@@ -290,9 +315,7 @@ impl Accounts {
                 .map(|row| Account::from_rows(row.actor, row.login))
                 .transpose()
         });
-        found
-            .await
-            .map_err(|error: AccountsError| AccountsUnavailable(error.to_string()))
+        found.await.map_err(|error: AccountsError| error.into())
     }
 
     /// Runs a transaction, logs its changeset and returns when it is durable and applied.
@@ -356,8 +379,13 @@ impl Inner {
 #[derive(Debug, thiserror::Error)]
 pub enum ChangeError {
     /// Something unique is taken already.
-    #[error("{0} is already taken")]
-    Conflict(String),
+    #[error("{column} is already taken")]
+    Conflict {
+        /// The table that holds it.
+        table: String,
+        /// The column that must be unique.
+        column: String,
+    },
     /// Too much is waiting; nothing was done.
     #[error("the server is busy; try again")]
     Busy,
@@ -372,7 +400,7 @@ pub enum ChangeError {
 impl From<AccountsError> for ChangeError {
     fn from(error: AccountsError) -> ChangeError {
         match error {
-            AccountsError::Conflict { .. } => ChangeError::Conflict(error.to_string()),
+            AccountsError::Conflict { table, column } => ChangeError::Conflict { table, column },
             error if error.is_transient() => ChangeError::Busy,
             AccountsError::Closed => ChangeError::Closed(error.to_string()),
             other => ChangeError::Internal(other.to_string()),
@@ -384,17 +412,8 @@ impl From<AppendError> for ChangeError {
     fn from(error: AppendError) -> ChangeError {
         match error {
             AppendError::Busy => ChangeError::Busy,
+            AppendError::Invalid { .. } => ChangeError::Internal(error.to_string()),
             other => ChangeError::Closed(other.to_string()),
-        }
-    }
-}
-
-impl From<AppendError> for crate::service::repos::WriteError {
-    fn from(error: AppendError) -> crate::service::repos::WriteError {
-        use crate::service::repos::WriteError;
-        match error {
-            AppendError::Busy => WriteError::Busy,
-            other => WriteError::Closed(other.to_string()),
         }
     }
 }

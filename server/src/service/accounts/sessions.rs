@@ -16,8 +16,7 @@ use crate::auth::tokens::{
 /// Every log-in takes at least this long, so that time does not tell a wrong name from a wrong password.
 const LOGIN_MIN: Duration = Duration::from_millis(350);
 
-/// A session's tokens with the account they belong to.
-#[derive(Debug)]
+/// A session's tokens with the account they belong to. Not to be printed.
 pub struct Session {
     /// The access token.
     pub access: String,
@@ -25,6 +24,14 @@ pub struct Session {
     pub refresh: String,
     /// Whose session.
     pub account: Account,
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session")
+            .field("account", &self.account)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Why a log-in failed.
@@ -86,7 +93,7 @@ impl Accounts {
         password: &str,
         allow_takendown: bool,
     ) -> Result<Session, LoginError> {
-        let identifier = identifier.to_ascii_lowercase();
+        let identifier = identifier.to_lowercase();
         let account = if identifier.contains('@') {
             self.by_email(&identifier).await
         } else {
@@ -224,7 +231,10 @@ impl Accounts {
 
 impl From<AccountsUnavailable> for ChangeError {
     fn from(error: AccountsUnavailable) -> ChangeError {
-        ChangeError::Internal(error.to_string())
+        match error {
+            AccountsUnavailable::Busy(_) => ChangeError::Busy,
+            AccountsUnavailable::Failed(cause) => ChangeError::Internal(cause),
+        }
     }
 }
 

@@ -4,14 +4,15 @@
 //! holds is visible to anyone before the log says so, and if the log fails, all of it is thrown away with the process.
 //! The state changes only after the log has taken the entry, so a refused append leaves it as it was.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-
 use std::time::Instant;
 
 use engine::engine::Receipt;
 use engine::repo::mst::Tree;
 use engine::repo::{Cid, Did, SigningKey};
+use futures_util::FutureExt;
 use tokio::sync::{mpsc, oneshot};
 
 use super::build::{self, Head};
@@ -98,7 +99,12 @@ impl Task {
             swap_commit,
             reply,
         } = job;
-        match self.stage(writes, swap_commit).await {
+        // The state changes in one step after the log has taken the entry, so it is sound even after a panic.
+        let staged = AssertUnwindSafe(self.stage(writes, swap_commit))
+            .catch_unwind()
+            .await
+            .unwrap_or_else(|_| Err(WriteError::Internal("building a commit panicked".to_owned())));
+        match staged {
             Ok((written, Some(receipt))) => {
                 let pending = self.pending.clone();
                 // The next request need not wait for this one to become durable; the log keeps the order.
@@ -153,7 +159,13 @@ impl Task {
             .ok_or_else(|| WriteError::RepoNotFound(self.did.clone()))?;
         let asked = writes.len();
         let mut tree = repo.tree.clone();
-        let applied = build::apply(&mut tree, writes, &source)?;
+        let swap = match swap_commit {
+            Some(swap) if swap != repo.head.commit => Err(WriteError::CommitSwap {
+                head: repo.head.commit,
+            }),
+            _ => Ok(()),
+        };
+        let applied = build::apply(&mut tree, writes, swap, &source)?;
         if applied.ops.is_empty() && asked > 0 {
             return Ok((
                 Written {
@@ -162,11 +174,6 @@ impl Task {
                 },
                 None,
             ));
-        }
-        if swap_commit.is_some_and(|swap| swap != repo.head.commit) {
-            return Err(WriteError::CommitSwap {
-                head: repo.head.commit,
-            });
         }
         let rev = self
             .shared

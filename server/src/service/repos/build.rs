@@ -41,10 +41,12 @@ pub(super) struct Applied {
     pub(super) records: Vec<(Cid, Vec<u8>)>,
 }
 
-/// Applies `writes` to `tree`, which is useless after an error.
+/// Applies `writes` to `tree`, which is useless after an error. `swap` is what `swapCommit` says of the head; it is asked
+/// before anything else about a write, unless that write has nothing to do.
 pub(super) fn apply(
     tree: &mut Tree,
     writes: Vec<Write>,
+    swap: Result<(), WriteError>,
     source: &dyn NodeSource,
 ) -> Result<Applied, WriteError> {
     let mut applied = Applied {
@@ -60,7 +62,21 @@ pub(super) fn apply(
                 "{key} is written more than once in one request"
             )));
         }
-        apply_one(tree, &key, write, source, &mut applied)?;
+        let current = tree.get(&key, source).map_err(tree_error)?;
+        let nothing_to_do = match &write {
+            Write::Put(_, record, _) => current == Some(record.cid),
+            Write::DeleteIfPresent(..) => current.is_none(),
+            _ => false,
+        };
+        if nothing_to_do {
+            applied.results.push(WriteResult::Unchanged);
+        } else {
+            swap.as_ref().map_err(WriteError::clone)?;
+            apply_one(tree, &key, write, current, source, &mut applied)?;
+        }
+    }
+    if touched.is_empty() {
+        swap?;
     }
     Ok(applied)
 }
@@ -69,16 +85,12 @@ fn apply_one(
     tree: &mut Tree,
     key: &str,
     write: Write,
+    current: Option<Cid>,
     source: &dyn NodeSource,
     applied: &mut Applied,
 ) -> Result<(), WriteError> {
-    let current = tree.get(key, source).map_err(tree_error)?;
     let write = match write {
         Write::Put(path, record, swap) => {
-            if current == Some(record.cid) {
-                applied.results.push(WriteResult::Unchanged);
-                return Ok(());
-            }
             check_swap(swap, current)?;
             if current.is_some() {
                 Write::Update(path, record)
@@ -87,10 +99,6 @@ fn apply_one(
             }
         }
         Write::DeleteIfPresent(path, swap) => {
-            if current.is_none() {
-                applied.results.push(WriteResult::Unchanged);
-                return Ok(());
-            }
             check_swap(swap, current)?;
             Write::Delete(path)
         }

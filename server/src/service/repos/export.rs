@@ -1,14 +1,15 @@
 //! Repos as CAR: whole, single blocks, proofs. All from one index snapshot, so an answer is one commit's state.
 
+use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use engine::repo::mst::{Tree, WalkItem};
 use engine::repo::{Cid, Did, RepoPath, Tid, car};
 use engine::views::index::{BlockPlace, IndexReader, RepoHead, RepoNodes};
 use futures_util::StreamExt;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::WriteError;
 use crate::service::core::Core;
@@ -19,6 +20,8 @@ const CHUNK_BYTES: usize = 64 << 10;
 const CHUNKS_AHEAD: usize = 4;
 /// How long a client may refuse bytes before its export ends.
 const STALL: Duration = Duration::from_secs(60);
+/// How long an export may take in all: it holds a snapshot, which keeps the index from reusing its pages.
+const TOTAL: Duration = Duration::from_secs(3600);
 /// How long an export waits for its turn.
 const QUEUE: Duration = Duration::from_secs(10);
 
@@ -32,6 +35,14 @@ impl Exports {
     pub fn new(count: usize) -> Exports {
         Exports(Arc::new(Semaphore::new(count)))
     }
+
+    async fn turn(&self) -> Result<OwnedSemaphorePermit, WriteError> {
+        tokio::time::timeout(QUEUE, self.0.clone().acquire_owned())
+            .await
+            .ok()
+            .and_then(Result::ok)
+            .ok_or(WriteError::Busy)
+    }
 }
 
 /// The head of a repo, if there is one.
@@ -40,6 +51,17 @@ impl Exports {
 /// The index cannot be read.
 pub fn head(engine: &Core, did: &Did) -> Result<Option<RepoHead>, WriteError> {
     engine.reader().map_err(internal)?.repo(did).map_err(internal)
+}
+
+/// The heads of several repos as of one moment, in the order of `dids`.
+///
+/// # Errors
+/// The index cannot be read.
+pub fn heads(engine: &Core, dids: &[&Did]) -> Result<Vec<Option<RepoHead>>, WriteError> {
+    let reader = engine.reader().map_err(internal)?;
+    dids.iter()
+        .map(|did| reader.repo(did).map_err(internal))
+        .collect()
 }
 
 /// Streams a repo in the order of its tree: the commit, then every node before its children and records, which a reader
@@ -53,42 +75,46 @@ pub async fn repo(
     exports: &Exports,
     did: &Did,
     since: Option<Tid>,
-) -> Result<impl futures_util::Stream<Item = Result<Bytes, std::io::Error>> + Send + use<>, WriteError> {
-    let permit = tokio::time::timeout(QUEUE, exports.0.clone().acquire_owned())
-        .await
-        .ok()
-        .and_then(Result::ok)
-        .ok_or(WriteError::Busy)?;
+) -> Result<CarStream, WriteError> {
+    let permit = exports.turn().await?;
     let reader = engine.reader().map_err(internal)?;
     let head = reader
         .repo(did)
         .map_err(internal)?
         .ok_or_else(|| WriteError::RepoNotFound(did.clone()))?;
-    let (sender, receiver) = mpsc::channel::<Result<Bytes, std::io::Error>>(CHUNKS_AHEAD);
     let (engine, did) = (engine.clone(), did.clone());
+    Ok(stream(permit, move |out| {
+        walk(&engine, &reader, &head, &did, since, out)
+    }))
+}
+
+/// CAR bytes on their way to a client.
+pub type CarStream = futures_util::stream::BoxStream<'static, Result<Bytes, std::io::Error>>;
+
+/// Runs `export` on a thread that may block, as fast as its client reads.
+fn stream(
+    permit: OwnedSemaphorePermit,
+    export: impl FnOnce(&mut Sink) -> Result<(), WalkError> + Send + 'static,
+) -> CarStream {
+    let (sender, receiver) = mpsc::channel::<Result<Bytes, std::io::Error>>(CHUNKS_AHEAD);
     tokio::task::spawn_blocking(move || {
         let _permit = permit;
         let mut out = Sink {
             buffer: Vec::with_capacity(CHUNK_BYTES + 4096),
             sender,
+            until: Instant::now() + TOTAL,
         };
-        if let Err(error) = walk(&engine, &reader, &head, &did, since, &mut out) {
-            match error {
-                WalkError::Gone => {}
-                WalkError::Failed(message) => {
-                    tracing::error!(%did, %message, "an export broke off");
-                    let _gone = out
-                        .sender
-                        .blocking_send(Err(std::io::Error::other("the export broke off")));
-                }
-            }
+        if let Err(WalkError::Failed(message)) = export(&mut out) {
+            tracing::error!(%message, "an export broke off");
+            // Without it the client would take what came for the whole.
+            let _gone = out.send(Err(std::io::Error::other("the export broke off")));
         }
     });
     let chunks = futures_util::stream::unfold(receiver, |mut receiver| async move {
         receiver.recv().await.map(|chunk| (chunk, receiver))
     });
     // Compression polls once more after the end.
-    Ok(chunks.fuse())
+    chunks.fuse().boxed()
 }
 
 enum WalkError {
@@ -101,6 +127,7 @@ enum WalkError {
 struct Sink {
     buffer: Vec<u8>,
     sender: mpsc::Sender<Result<Bytes, std::io::Error>>,
+    until: Instant,
 }
 
 impl Sink {
@@ -112,9 +139,16 @@ impl Sink {
             &mut self.buffer,
             Vec::with_capacity(CHUNK_BYTES + 4096),
         ));
+        if Instant::now() >= self.until {
+            return Err(WalkError::Failed("the client took too long".to_owned()));
+        }
+        self.send(Ok(chunk))
+    }
+
+    fn send(&self, chunk: Result<Bytes, std::io::Error>) -> Result<(), WalkError> {
         let handle = tokio::runtime::Handle::current();
         handle
-            .block_on(self.sender.send_timeout(Ok(chunk), STALL))
+            .block_on(self.sender.send_timeout(chunk, STALL))
             .map_err(|_| WalkError::Gone)
     }
 
@@ -167,30 +201,54 @@ fn walk(
     out.flush()
 }
 
-/// Single blocks of a repo as CAR without a root.
+/// Streams single blocks of a repo as CAR without a root, each once.
 ///
 /// # Errors
 /// One of them is not a block of the repo's current state.
-pub fn blocks(engine: &Core, did: &Did, cids: &[Cid]) -> Result<Vec<u8>, WriteError> {
+pub async fn blocks(
+    engine: &Core,
+    exports: &Exports,
+    did: &Did,
+    cids: Vec<Cid>,
+) -> Result<CarStream, WriteError> {
+    let permit = exports.turn().await?;
+    let (engine, did) = (engine.clone(), did.clone());
     let reader = engine.reader().map_err(internal)?;
-    let mut out = Vec::new();
-    car::write_header(&mut out, &[]);
+    let places = tokio::task::spawn_blocking(move || find_blocks(&reader, &did, cids));
+    let places = places.await.map_err(internal)??;
+    Ok(stream(permit, move |out| {
+        car::write_header(&mut out.buffer, &[]);
+        for (cid, place) in places {
+            let block = match place {
+                BlockPlace::Node(bytes) => bytes,
+                BlockPlace::Record(location) | BlockPlace::Commit(location) => engine
+                    .read_at(location)
+                    .map_err(|error| WalkError::Failed(error.to_string()))?,
+            };
+            out.block(&cid, &block)?;
+        }
+        out.flush()
+    }))
+}
+
+/// Where each of `cids` is; all must be there before the first byte is sent.
+fn find_blocks(
+    reader: &IndexReader,
+    did: &Did,
+    mut cids: Vec<Cid>,
+) -> Result<Vec<(Cid, BlockPlace)>, WriteError> {
+    let mut seen = HashSet::new();
+    cids.retain(|cid| seen.insert(*cid));
+    let mut places = Vec::with_capacity(cids.len());
     let mut missing = Vec::new();
     for cid in cids {
-        let block = match reader.find_block(did, cid).map_err(internal)? {
-            Some(BlockPlace::Node(bytes)) => bytes,
-            Some(BlockPlace::Record(location) | BlockPlace::Commit(location)) => {
-                engine.read_at(location).map_err(internal)?
-            }
-            None => {
-                missing.push(cid.to_string());
-                continue;
-            }
-        };
-        car::write_block(&mut out, cid, &block);
+        match reader.find_block(did, &cid).map_err(internal)? {
+            Some(place) => places.push((cid, place)),
+            None => missing.push(cid.to_string()),
+        }
     }
     if missing.is_empty() {
-        Ok(out)
+        Ok(places)
     } else {
         Err(WriteError::InvalidRequest(format!(
             "Could not find cids: {}",
@@ -199,7 +257,8 @@ pub fn blocks(engine: &Core, did: &Did, cids: &[Cid]) -> Result<Vec<u8>, WriteEr
     }
 }
 
-/// The commit, the path to a record (or to where it would be) and the record, as CAR.
+/// The commit, the path to a record (or to where it would be) and the record, as CAR. Reads many places: not for async
+/// threads.
 ///
 /// # Errors
 /// The repo is not there.

@@ -14,7 +14,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use engine::engine::AppendError;
 use engine::repo::{Cid, Did, RepoPath, Tid};
+use engine::views::index::IndexReader;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
@@ -27,13 +29,15 @@ pub use build::{Genesis, genesis};
 
 /// Writes that one request may carry (<https://atproto.com/specs/sync#commit>).
 pub const MAX_WRITES: usize = 200;
+/// References to blobs of one request that are looked up without going to another thread.
+const BLOBS_INLINE: usize = 8;
 /// Requests of one repo that may wait for its actor.
 const MAILBOX: usize = 256;
 /// Memory that one active repo takes at least: its tree's touched paths, its key, its mailbox.
 const BYTES_PER_ACTOR: usize = 24 << 10;
 
 /// Why a write was refused or failed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum WriteError {
     /// There is no such repo here.
     #[error("Could not find repo: {0}")]
@@ -208,7 +212,7 @@ impl Repos {
                 "Too many writes. Max: {MAX_WRITES}"
             )));
         }
-        self.check_blobs(did, &writes)?;
+        let writes = self.check_blobs(did, writes).await?;
         let (reply, answer) = oneshot::channel();
         let actor = self.actor(did);
         let sent = actor.send(Job {
@@ -250,58 +254,74 @@ impl Repos {
     }
 
     /// Every referenced blob must be here, and while it is temporary the reference must describe it truly.
-    fn check_blobs(&self, did: &Did, writes: &[Write]) -> Result<(), WriteError> {
-        let refs: Vec<_> = writes
+    async fn check_blobs(&self, did: &Did, writes: Vec<Write>) -> Result<Vec<Write>, WriteError> {
+        let count: usize = writes
             .iter()
             .filter_map(Write::record)
-            .flat_map(|record| &record.blobs)
-            .collect();
-        if refs.is_empty() {
-            return Ok(());
+            .map(|record| record.blobs.len())
+            .sum();
+        if count == 0 {
+            return Ok(writes);
         }
-        let reader = self
-            .inner
-            .engine
-            .reader()
-            .map_err(|error| WriteError::Internal(error.to_string()))?;
-        for blob in refs {
-            let row = reader
-                .blob(did, &blob.cid)
-                .map_err(|error| WriteError::Internal(error.to_string()))?;
-            let Some(row) = row else {
-                return Err(WriteError::Blob {
-                    name: "BlobNotFound",
-                    message: format!("Could not find blob: {}", blob.cid),
-                });
-            };
-            // Once some record references it, later references are not compared any more.
-            let permanent = reader
-                .is_referenced(did, &blob.cid)
-                .map_err(|error| WriteError::Internal(error.to_string()))?;
-            if permanent {
-                continue;
-            }
-            if row.mime != blob.mime_type {
-                return Err(WriteError::Blob {
-                    name: "InvalidMimeType",
-                    message: format!(
-                        "Referenced MimeType does not match stored blob. Expected: {}, Got: {}",
-                        row.mime, blob.mime_type
-                    ),
-                });
-            }
-            if blob.size != Some(row.size) {
-                return Err(WriteError::Blob {
-                    name: "InvalidSize",
-                    message: format!(
-                        "Referenced Size does not match stored blob. Expected: {}, Got: {}",
-                        row.size,
-                        blob.size.unwrap_or_default()
-                    ),
-                });
-            }
+        let reader = self.inner.engine.reader().map_err(internal)?;
+        if count <= BLOBS_INLINE {
+            check_blob_refs(&reader, did, &writes)?;
+            return Ok(writes);
         }
-        Ok(())
+        let did = did.clone();
+        let checked = tokio::task::spawn_blocking(move || {
+            check_blob_refs(&reader, &did, &writes)?;
+            Ok(writes)
+        });
+        checked.await.map_err(internal)?
+    }
+}
+
+fn check_blob_refs(reader: &IndexReader, did: &Did, writes: &[Write]) -> Result<(), WriteError> {
+    let refused = |name, message| Err(WriteError::Blob { name, message });
+    let records = writes.iter().filter_map(Write::record);
+    for blob in records.flat_map(|record| &record.blobs) {
+        let Some(row) = reader.blob(did, &blob.cid).map_err(internal)? else {
+            return refused("BlobNotFound", format!("Could not find blob: {}", blob.cid));
+        };
+        // Once some record references it, later references are not compared any more.
+        if reader.is_referenced(did, &blob.cid).map_err(internal)? {
+            continue;
+        }
+        if row.mime != blob.mime_type {
+            return refused(
+                "InvalidMimeType",
+                format!(
+                    "Referenced MimeType does not match stored blob. Expected: {}, Got: {}",
+                    row.mime, blob.mime_type
+                ),
+            );
+        }
+        if blob.size != Some(row.size) {
+            return refused(
+                "InvalidSize",
+                format!(
+                    "Referenced Size does not match stored blob. Expected: {}, Got: {}",
+                    row.size,
+                    blob.size.unwrap_or_default()
+                ),
+            );
+        }
+    }
+    Ok(())
+}
+
+fn internal(error: impl std::fmt::Display) -> WriteError {
+    WriteError::Internal(error.to_string())
+}
+
+impl From<AppendError> for WriteError {
+    fn from(error: AppendError) -> WriteError {
+        match error {
+            AppendError::Busy => WriteError::Busy,
+            AppendError::Invalid { .. } => WriteError::Internal(error.to_string()),
+            other => WriteError::Closed(other.to_string()),
+        }
     }
 }
 

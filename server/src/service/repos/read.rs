@@ -6,6 +6,9 @@ use engine::views::index::ListOrder;
 use super::WriteError;
 use crate::service::core::Core;
 
+/// Bytes of records that one page brings into memory.
+pub const PAGE_BYTES: usize = 8 << 20;
+
 /// A record as it is stored.
 #[derive(Clone, Debug)]
 pub struct Record {
@@ -28,7 +31,19 @@ pub fn record(engine: &Core, did: &Did, path: &RepoPath) -> Result<Option<Record
     Ok(Some(Record { cid: row.cid, block }))
 }
 
-/// Up to `limit` records of a collection, newest key first unless `reverse`, after `cursor`.
+/// Which records of a collection are asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Page<'a> {
+    /// The last key of the page before.
+    pub cursor: Option<&'a RecordKey>,
+    /// Oldest key first.
+    pub reverse: bool,
+    /// Most records.
+    pub limit: usize,
+}
+
+/// A page of a collection's records, newest key first unless reversed. It ends early, after at least one record, where it
+/// would hold more than [`PAGE_BYTES`]. Reads many places of the log: not for async threads.
 ///
 /// # Errors
 /// As [`record`].
@@ -36,32 +51,29 @@ pub fn list(
     engine: &Core,
     did: &Did,
     collection: &Nsid,
-    cursor: Option<&RecordKey>,
-    reverse: bool,
-    limit: usize,
+    page: &Page<'_>,
 ) -> Result<Vec<(RecordKey, Record)>, WriteError> {
     let reader = engine.reader().map_err(internal)?;
-    let order = if reverse {
+    let order = if page.reverse {
         ListOrder::Ascending
     } else {
         ListOrder::Descending
     };
     let items = reader
-        .list_records(did, collection, cursor, order, limit)
+        .list_records(did, collection, page.cursor, order, page.limit)
         .map_err(internal)?;
-    items
-        .into_iter()
-        .map(|item| {
-            let block = engine.read_at(item.row.location).map_err(internal)?;
-            Ok((
-                item.rkey,
-                Record {
-                    cid: item.row.cid,
-                    block,
-                },
-            ))
-        })
-        .collect()
+    let mut records = Vec::with_capacity(items.len());
+    let mut bytes = 0;
+    for item in items {
+        bytes += item.row.location.len as usize;
+        if bytes > PAGE_BYTES && !records.is_empty() {
+            break;
+        }
+        let cid = item.row.cid;
+        let block = engine.read_at(item.row.location).map_err(internal)?;
+        records.push((item.rkey, Record { cid, block }));
+    }
+    Ok(records)
 }
 
 /// The collections of a repo, in order.

@@ -249,6 +249,77 @@ async fn session(api: &Api, nsid: &str, input: &serde_json::Value) -> Result<Ses
 mod tests {
     use super::*;
 
+    fn test_session(access: &str) -> Session {
+        Session {
+            did: "did:plc:abc".to_owned(),
+            access_jwt: access.to_owned(),
+            refresh_jwt: format!("refresh of {access}"),
+        }
+    }
+
+    /// A server that gives these answers, one a connection, and tells the first line and the bearer of each request.
+    async fn scripted(answers: Vec<(u16, &'static str)>) -> (String, tokio::task::JoinHandle<Vec<String>>) {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let task = tokio::spawn(async move {
+            let mut requests = Vec::new();
+            for (status, body) in answers {
+                let (mut socket, _) = listener.accept().await.unwrap();
+                let mut head = Vec::new();
+                // The bodies of these tests are one byte, so the request ends soon after its head.
+                while !head.windows(4).any(|end| end == b"\r\n\r\n") {
+                    assert_ne!(
+                        socket.read_buf(&mut head).await.unwrap(),
+                        0,
+                        "a request broke off"
+                    );
+                }
+                let head = String::from_utf8(head).unwrap();
+                let bearer = head
+                    .lines()
+                    .find_map(|line| line.strip_prefix("authorization: Bearer "));
+                let path = head.split(' ').nth(1).unwrap();
+                requests.push(format!("{path} by {}", bearer.unwrap_or("nobody")));
+                let answer = format!(
+                    "HTTP/1.1 {status} x\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+                    body.len()
+                );
+                socket.write_all(answer.as_bytes()).await.unwrap();
+            }
+            requests
+        });
+        (url, task)
+    }
+
+    #[tokio::test]
+    async fn an_expired_session_is_renewed_and_the_request_sent_again() {
+        let _already_installed = rustls::crypto::ring::default_provider().install_default();
+        let renewed = r#"{"did":"did:plc:abc","accessJwt":"second","refreshJwt":"r","handle":"load-0.test"}"#;
+        let (url, server) = scripted(vec![
+            (400, r#"{"error":"ExpiredToken","message":"Token has expired"}"#),
+            (503, r#"{"error":"NotEnoughResources","message":"busy"}"#),
+            (200, renewed),
+            (200, "{}"),
+        ])
+        .await;
+        let api = Api::new(&url, 1).unwrap();
+        let account = Account::new("load-0.test", test_session("first"));
+        let answer = account.procedure(&api, "x.y.write", b" ").await.unwrap();
+        assert_eq!(answer, b"{}");
+        assert_eq!(account.session().access_jwt, "second");
+        let refresh = "/xrpc/com.atproto.server.refreshSession by refresh of first";
+        assert_eq!(
+            server.await.unwrap(),
+            [
+                "/xrpc/x.y.write by first",
+                refresh,
+                refresh,
+                "/xrpc/x.y.write by second"
+            ]
+        );
+    }
+
     #[test]
     fn sessions_are_found_again_and_only_their_owner_reads_them() {
         use std::os::unix::fs::PermissionsExt;
@@ -256,12 +327,8 @@ mod tests {
         let path = dir.join("sessions.json");
         let mut sessions = Sessions::load(&path).unwrap();
         assert!(sessions.by_handle.is_empty());
-        let session = Session {
-            did: "did:plc:abc".to_owned(),
-            access_jwt: "a".to_owned(),
-            refresh_jwt: "r".to_owned(),
-        };
-        sessions.save(&[Account::new("load-0.test", session)]).unwrap();
+        let account = Account::new("load-0.test", test_session("first"));
+        sessions.save(&[account]).unwrap();
         let mode = fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         let again = Sessions::load(&path).unwrap();

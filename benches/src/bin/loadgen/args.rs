@@ -195,7 +195,7 @@ pub struct FanOut {
     /// Everywhere the same.
     #[command(flatten)]
     pub common: Common,
-    /// Live subscribers.
+    /// Live subscribers; the server must allow one more (PDS_FIREHOSE_MAX_SUBSCRIBERS), which reads the markers.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=50_000))]
     pub subscribers: u32,
     /// Connections that write.

@@ -21,7 +21,7 @@ use crate::args::{FanOut, FirehoseReplay};
 use crate::frame::{self, Frame};
 use crate::load::{PAUSE_AFTER_ERROR, joined};
 use crate::records;
-use crate::report::{Outcome, Tally, Usage, millis, per_second, sample};
+use crate::report::{Outcome, Tally, Usage, millis, per_second, sample, sample_after};
 use crate::requests::{open, shared_accounts, turn};
 
 /// Largest message taken; the protocol allows five million bytes.
@@ -63,7 +63,7 @@ impl Subscription {
         let (socket, _) = timeout(SILENCE, connecting)
             .await
             .with_context(|| format!("{url} does not answer"))?
-            .with_context(|| url.clone())?;
+            .map_err(|error| anyhow!("{url}: {}", refusal(error)))?;
         Ok(Subscription { socket })
     }
 
@@ -94,6 +94,18 @@ impl Subscription {
                 Frame::Error(error) => bail!("the stream ended with {error}"),
             }
         }
+    }
+}
+
+/// What a failed handshake says; the library's own words leave out the server's.
+fn refusal(error: tokio_tungstenite::tungstenite::Error) -> String {
+    match error {
+        tokio_tungstenite::tungstenite::Error::Http(response) => {
+            let body = response.body().as_deref().unwrap_or_default();
+            let words: String = String::from_utf8_lossy(body).chars().take(200).collect();
+            format!("{} {words}", response.status())
+        }
+        error => error.to_string(),
     }
 }
 
@@ -171,7 +183,7 @@ pub async fn replay(args: &FirehoseReplay) -> Result<Outcome> {
         }
     }
     let elapsed = started.elapsed();
-    let usage = Usage::between(before, sample(args.common.server_pid)?);
+    let usage = Usage::between(before, sample_after(args.common.server_pid));
     let mut extra = Map::new();
     let first = first.and_then(|first: Duration| u64::try_from(first.as_micros()).ok());
     extra.insert("first_event_ms".into(), millis(first));
@@ -234,7 +246,7 @@ pub async fn fan_out(args: &FanOut) -> Result<Outcome> {
         tally.merge(seen.tally);
     }
     let elapsed = started.elapsed();
-    let usage = Usage::between(before, sample(args.common.server_pid)?);
+    let usage = Usage::between(before, sample_after(args.common.server_pid));
     sessions.save(&accounts)?;
 
     let mut extra = Map::new();

@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 
 use crate::api::ApiError;
 use crate::args::Pace;
-use crate::report::{Tally, Usage, sample};
+use crate::report::{Tally, Usage, sample, sample_after};
 
 /// Pause of a connection after a failed request, so that a server that refuses everything is not drowned by it.
 pub const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(20);
@@ -18,7 +18,7 @@ pub const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(20);
 /// the answer. Only what is answered inside the measured window counts.
 ///
 /// # Errors
-/// A connection's task panicked, or the server's process is gone.
+/// A connection's task panicked, or there is no such process as the server's.
 pub async fn closed_loop<C, F>(pace: Pace, server_pid: Option<u32>, call: C) -> Result<(Tally, Option<Usage>)>
 where
     C: Fn(u64) -> F + Clone + Send + Sync + 'static,
@@ -53,7 +53,7 @@ where
     tokio::time::sleep_until(from.into()).await;
     let before = sample(server_pid)?;
     tokio::time::sleep_until(until.into()).await;
-    let after = sample(server_pid)?;
+    let after = sample_after(server_pid);
     let tally = joined(connections).await?;
     Ok((tally, Usage::between(before, after)))
 }

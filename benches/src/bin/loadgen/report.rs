@@ -85,6 +85,13 @@ pub fn sample(pid: Option<u32>) -> Result<Option<Sample>> {
     Ok(Some(sample))
 }
 
+/// Looks at the server's process after the load. One that has ended meanwhile has nothing to tell, and the errors that
+/// were counted tell that it did.
+#[must_use]
+pub fn sample_after(pid: Option<u32>) -> Option<Sample> {
+    sample(pid).ok().flatten()
+}
+
 fn parse_sample(stat: &str, status: &str) -> Option<Sample> {
     // The second field, the name, may hold blanks and parentheses; `state`, the third, follows its last parenthesis.
     let mut from_state = stat.rsplit_once(')')?.1.split_ascii_whitespace();

@@ -13,7 +13,7 @@ use crate::args::{Common, CreateRecord, Fill, GetRecord, GetRepo};
 use crate::histogram::Histogram;
 use crate::load::closed_loop;
 use crate::records::{self, COLLECTION, Numbers};
-use crate::report::{Outcome, Tally, Usage, millis, per_second, sample};
+use crate::report::{Outcome, Tally, Usage, millis, per_second, sample, sample_after};
 
 /// `create-record`.
 ///
@@ -136,7 +136,7 @@ pub async fn get_repo(args: &GetRepo) -> Result<Outcome> {
         }
     }
     let elapsed = started.elapsed();
-    let usage = Usage::between(before, sample(args.common.server_pid)?);
+    let usage = Usage::between(before, sample_after(args.common.server_pid));
     let mut extra = Map::new();
     extra.insert("repo_bytes".into(), size.into());
     extra.insert("first_byte_p50_ms".into(), millis(first_byte.quantile(0.5)));
@@ -203,7 +203,7 @@ pub async fn fill(args: &Fill) -> Result<Outcome> {
     }
     drop(turns);
     let elapsed = started.elapsed();
-    let usage = Usage::between(before, sample(args.common.server_pid)?);
+    let usage = Usage::between(before, sample_after(args.common.server_pid));
     sessions.save(&accounts)?;
     let mut extra = Map::new();
     extra.insert("records_filled".into(), written.into());

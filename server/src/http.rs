@@ -61,7 +61,6 @@ impl Gate {
     }
 
     /// The service to listen with.
-    #[must_use]
     pub fn router(&self) -> Router {
         Router::new().fallback(enter).with_state(self.clone())
     }

@@ -190,7 +190,7 @@ impl Running {
         let doors = Doors {
             clock: Arc::new(SystemClock),
             entropy: Arc::new(SystemEntropy),
-            storage: Arc::new(OsStorage::default()),
+            storage: Arc::new(OsStorage),
         };
         std::fs::create_dir_all(&config.data_dir)
             .map_err(|error| ServerError::io(&config.data_dir, error))?;

@@ -386,8 +386,9 @@ async fn hostile_changesets_are_errors() {
     ] {
         let dir = tempfile::tempdir().unwrap();
         let mut view = open(dir.path());
+        let applied = view.applied();
         assert!(view.apply(&[changeset(10, &bytes)]).is_err());
-        assert_eq!(view.applied(), lsn(2));
+        assert_eq!(view.applied(), applied);
     }
     // A changeset for a table that does not exist: SQLite by itself would pass over it.
     let scheme = "CREATE TABLE extra (id TEXT NOT NULL PRIMARY KEY)".to_owned();
@@ -498,10 +499,10 @@ async fn a_file_that_is_no_database_is_reported_as_damaged() {
 #[test]
 fn a_view_of_another_log_is_not_used() {
     let dir = tempfile::tempdir().unwrap();
-    drop(open(dir.path()));
+    let applied = open(dir.path()).applied();
     let other = AccountsView::open(dir.path(), LogId([8; 16]));
     assert!(matches!(other, Err(AccountsError::Foreign)));
-    assert_eq!(AccountsView::open(dir.path(), LOG).unwrap().applied(), lsn(2));
+    assert_eq!(AccountsView::open(dir.path(), LOG).unwrap().applied(), applied);
 }
 
 #[tokio::test]

@@ -19,6 +19,7 @@ pub mod faulty;
 pub mod memory;
 mod name;
 mod retry;
+mod url;
 
 use std::ops::Range;
 use std::path::Path;
@@ -32,6 +33,7 @@ use tokio::io::AsyncWriteExt;
 
 pub use self::name::{MAX_NAME_BYTES, NameError, ObjectName};
 pub use self::retry::{RetryPolicy, retry};
+pub use self::url::{ReplicaUrl, ReplicaUrlError};
 
 /// The most objects that one [`ReplicaStore::list`] may ask for.
 pub const MAX_LIST: usize = 5_000;

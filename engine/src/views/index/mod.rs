@@ -10,6 +10,7 @@
 
 mod apply;
 mod blobs;
+mod compare;
 mod copy;
 mod nodes;
 mod reader;
@@ -23,6 +24,7 @@ use std::sync::Arc;
 use redb::{Database, Durability, ReadableDatabase, TableDefinition};
 
 pub use blobs::{BlobItem, MissingBlob};
+pub use compare::{Difference, DifferenceKind};
 pub use nodes::RepoNodes;
 pub use reader::{BlockPlace, IndexReader, ListOrder, RecordItem, Records, RepoCounts, RepoHead};
 pub use rows::{BlobRow, RecordRow};

@@ -1,0 +1,276 @@
+//! A repository in memory that makes real entries: real keys, real trees, real proofs, made-up words.
+
+use std::collections::{BTreeMap, HashMap};
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use engine::clock::SeededEntropy;
+use engine::entry::{Change, EntryDraft};
+use engine::repo::car::{write_block, write_header};
+use engine::repo::cbor::Writer;
+use engine::repo::event::{CommitEvent, OpAction, RepoOp, encode_commit};
+use engine::repo::mst::{NodeSource, Tree};
+use engine::repo::{Cid, Did, SigningKey, Tid, UnsignedCommit};
+
+/// Microseconds since 1970 at which synthetic repositories begin; every commit is a little later than the one before.
+const BEGINNING_MICROS: u64 = 1_700_000_000_000_000;
+
+/// One write of a commit.
+#[derive(Clone, Debug)]
+pub enum Write {
+    /// Creates the record, or replaces it.
+    Put {
+        /// `collection/rkey`.
+        path: String,
+        /// DAG-CBOR.
+        record: Vec<u8>,
+    },
+    /// Deletes the record, which must be there.
+    Delete {
+        /// `collection/rkey`.
+        path: String,
+    },
+}
+
+/// A repository whose tree is wholly in memory.
+pub struct SyntheticRepo {
+    /// Whose it is.
+    pub did: Did,
+    key: SigningKey,
+    tree: Tree,
+    head: Option<Head>,
+    records: BTreeMap<String, Cid>,
+    writes: u64,
+}
+
+/// Where a repository stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// The commit's CID.
+    pub commit: Cid,
+    /// Its revision.
+    pub rev: Tid,
+    /// The tree's root.
+    pub data: Cid,
+}
+
+impl SyntheticRepo {
+    /// An empty repository; the same number gives the same DID and key.
+    ///
+    /// # Errors
+    /// Never for any number in practice: a DID or key that is none.
+    pub fn new(number: u64) -> Result<SyntheticRepo> {
+        // did:plc has 24 characters of base32, without 0, 1, 8, 9.
+        let mut name = String::with_capacity(24);
+        let mut left = number.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(number);
+        for at in 0..24u32 {
+            let digit = (left.rotate_left(at * 5) ^ (number >> (at % 8))) & 31;
+            name.push(char::from(if digit < 26 {
+                b'a' + digit as u8
+            } else {
+                b'2' + (digit - 26) as u8
+            }));
+            left = left.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        }
+        Ok(SyntheticRepo {
+            did: format!("did:plc:{name}").parse().context("a synthetic DID")?,
+            key: SigningKey::generate(&SeededEntropy::new(number.wrapping_add(1)))?,
+            tree: Tree::empty(),
+            head: None,
+            records: BTreeMap::new(),
+            writes: 0,
+        })
+    }
+
+    /// Where it stands; none before the first commit.
+    #[must_use]
+    pub fn head(&self) -> Option<Head> {
+        self.head
+    }
+
+    /// The key that signs its commits.
+    #[must_use]
+    pub fn key(&self) -> &SigningKey {
+        &self.key
+    }
+
+    /// Its records, by path.
+    #[must_use]
+    pub fn records(&self) -> &BTreeMap<String, Cid> {
+        &self.records
+    }
+
+    /// The path of the next post: record keys ascend as TIDs do.
+    pub fn next_path(&mut self) -> String {
+        self.writes += 1;
+        let rkey = Tid::next_after(None, BEGINNING_MICROS + self.writes * 1_000, 0);
+        format!("app.bsky.feed.post/{rkey}")
+    }
+
+    /// `count` new posts.
+    pub fn posts(&mut self, count: usize) -> Vec<Write> {
+        let mut writes = Vec::with_capacity(count);
+        for _ in 0..count {
+            let path = self.next_path();
+            let record = post(&format!("synthetic words, number {}", self.writes));
+            writes.push(Write::Put { path, record });
+        }
+        writes
+    }
+
+    /// Commits `writes` (at most 200, each of another path) and gives the entry for the log.
+    ///
+    /// # Errors
+    /// A path is invalid or missing, or the commit is beyond the protocol's limits. The repository is of no more use.
+    pub fn commit(&mut self, writes: &[Write]) -> Result<EntryDraft> {
+        self.commit_claiming(writes, None)
+    }
+
+    /// As [`SyntheticRepo::commit`], but the signed commit names `claimed` as the tree's root if that is given: a
+    /// forgery, for those who test whether it is found.
+    ///
+    /// # Errors
+    /// As [`SyntheticRepo::commit`].
+    pub fn commit_claiming(&mut self, writes: &[Write], claimed: Option<Cid>) -> Result<EntryDraft> {
+        let nothing = HashMap::<Cid, Bytes>::new();
+        let source: &dyn NodeSource = &nothing;
+        let mut ops = Vec::with_capacity(writes.len());
+        let mut blocks: Vec<(Cid, &[u8])> = Vec::with_capacity(writes.len());
+        for write in writes {
+            match write {
+                Write::Put { path, record } => {
+                    let cid = Cid::for_dag_cbor(record);
+                    let action = match self.records.insert(path.clone(), cid) {
+                        Some(prev) => {
+                            self.tree.update(path, cid, source)?;
+                            OpAction::Update { cid, prev }
+                        }
+                        None => {
+                            self.tree.insert(path, cid, source)?;
+                            OpAction::Create { cid }
+                        }
+                    };
+                    ops.push(RepoOp { path, action });
+                    if !blocks.iter().any(|(known, _)| *known == cid) {
+                        blocks.push((cid, record));
+                    }
+                }
+                Write::Delete { path } => {
+                    let prev = self
+                        .records
+                        .remove(path)
+                        .with_context(|| format!("{path} is not there"))?;
+                    self.tree.remove(path, source)?;
+                    ops.push(RepoOp {
+                        path,
+                        action: OpAction::Delete { prev },
+                    });
+                }
+            }
+        }
+        let flushed = self.tree.flush();
+        let proof = self.tree.covering_proof(ops.iter().map(|op| op.path), source)?;
+        let before = self.head;
+        let rev = Tid::next_after(before.map(|head| head.rev), BEGINNING_MICROS, 3);
+        let data = claimed.unwrap_or(flushed.root);
+        let commit = UnsignedCommit {
+            did: self.did.clone(),
+            data,
+            rev,
+        }
+        .sign(&self.key)?;
+
+        let mut nodes: BTreeMap<Cid, Bytes> = proof.into_iter().collect();
+        nodes.extend(flushed.added);
+        let mut car = Vec::with_capacity(4096);
+        write_header(&mut car, &[commit.cid()]);
+        write_block(&mut car, &commit.cid(), commit.bytes());
+        for (cid, block) in &nodes {
+            write_block(&mut car, cid, block);
+        }
+        for (cid, block) in &blocks {
+            write_block(&mut car, cid, block);
+        }
+        let event = encode_commit(&CommitEvent {
+            repo: &self.did,
+            commit: commit.cid(),
+            rev,
+            since: before.map(|head| head.rev),
+            prev_data: before.map(|head| head.data),
+            ops: &ops,
+            blocks: &car,
+        })?;
+        self.head = Some(Head {
+            commit: commit.cid(),
+            rev,
+            data,
+        });
+        let mut changes = Vec::new();
+        if !flushed.dropped.is_empty() {
+            let cids = flushed.dropped.iter().map(|cid| *cid.digest()).collect();
+            changes.push(Change::NodesDropped {
+                did: self.did.clone(),
+                cids,
+            });
+        }
+        Ok(EntryDraft::commit(event, changes))
+    }
+}
+
+/// A post of the usual shape, some 100 bytes more than its text.
+#[must_use]
+pub fn post(text: &str) -> Vec<u8> {
+    let mut out = Vec::with_capacity(128 + text.len());
+    let mut writer = Writer::new(&mut out);
+    writer
+        .map(4)
+        .text("text")
+        .text(text)
+        .text("$type")
+        .text("app.bsky.feed.post");
+    writer.text("langs").array(1).text("en");
+    writer.text("createdAt").text("2023-11-14T22:13:20.000Z");
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use engine::repo::cbor::Value;
+    use engine::repo::event::{Event, decode};
+    use engine::repo::mst::build_from_sorted;
+
+    #[test]
+    fn a_synthetic_repository_commits_what_a_consumer_accepts() {
+        let mut repo = SyntheticRepo::new(7).unwrap();
+        let writes = repo.posts(30);
+        repo.commit(&writes).unwrap();
+        let Write::Put { path, .. } = &writes[3] else {
+            unreachable!()
+        };
+        let change = [
+            Write::Delete { path: path.clone() },
+            Write::Put {
+                path: repo.next_path(),
+                record: post("another"),
+            },
+        ];
+        let draft = repo.commit(&change).unwrap().into_draft().unwrap();
+        let Ok(Event::Commit(event)) = decode(&draft.public) else {
+            panic!("no commit")
+        };
+        assert_eq!(event.ops.len(), 2);
+        let entries = repo.records().iter().map(|(path, cid)| (path.as_str(), *cid));
+        let root = build_from_sorted(entries, |_| Ok::<_, std::convert::Infallible>(())).unwrap();
+        assert_eq!(Some(root), repo.head().map(|head| head.data));
+    }
+
+    #[test]
+    fn a_post_is_canonical_and_dids_differ() {
+        assert!(Value::decode(&post("words")).is_ok());
+        let dids: std::collections::BTreeSet<_> = (0..1000)
+            .map(|n| SyntheticRepo::new(n).unwrap().did.to_string())
+            .collect();
+        assert_eq!(dids.len(), 1000);
+    }
+}

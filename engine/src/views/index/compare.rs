@@ -1,0 +1,224 @@
+//! Two indexes side by side: what a check of one that was there against one that was folded anew needs.
+
+use redb::{Key, ReadOnlyTable, ReadableTable, TableDefinition, Value};
+
+use super::reader::IndexReader;
+use super::rows::{HeadRow, PREFIX_BYTES};
+use super::{
+    BLOB_REFS, BLOBS, COLLECTIONS, HEADS, IndexError, META, NODES, RECORD_BLOBS, RECORD_CIDS, RECORDS, REPOS,
+};
+
+/// A row in which two indexes are not the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// The table's name.
+    pub table: &'static str,
+    /// The row's key, for humans: the repo's DID where the key has its number, text as text, all else in hex.
+    pub key: String,
+    /// How they differ.
+    pub kind: DifferenceKind,
+}
+
+/// How a row differs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DifferenceKind {
+    /// It is missing, and should be there.
+    Missing,
+    /// It is there, and should not be.
+    Surplus,
+    /// It is there with another value.
+    Value,
+}
+
+impl IndexReader {
+    /// Rows in which this index is not what `expected` says, table after table in key order, at most `limit`. Reads
+    /// both files through; memory is that of one row and the answer.
+    ///
+    /// # Errors
+    /// A database failed or is damaged.
+    pub fn differences(&self, expected: &IndexReader, limit: usize) -> Result<Vec<Difference>, IndexError> {
+        let mut found = Vec::new();
+        let sides = Sides {
+            here: self,
+            expected,
+            limit,
+        };
+        sides.compare("meta", META, Shape::Text, &mut found)?;
+        sides.compare("repos", REPOS, Shape::Text, &mut found)?;
+        sides.compare("heads", HEADS, Shape::Number, &mut found)?;
+        sides.compare("records", RECORDS, Shape::Owned, &mut found)?;
+        sides.compare("record_cids", RECORD_CIDS, Shape::Owned, &mut found)?;
+        sides.compare("nodes", NODES, Shape::Owned, &mut found)?;
+        sides.compare("blobs", BLOBS, Shape::Owned, &mut found)?;
+        sides.compare("blob_refs", BLOB_REFS, Shape::Owned, &mut found)?;
+        sides.compare("record_blobs", RECORD_BLOBS, Shape::Owned, &mut found)?;
+        sides.compare("collections", COLLECTIONS, Shape::Text, &mut found)?;
+        Ok(found)
+    }
+
+    /// Whose repo has this number, by this index.
+    fn did_of(&self, number: u32) -> Option<String> {
+        let heads = self.transaction().open_table(HEADS).ok()?;
+        let row = heads.get(number).ok()??;
+        HeadRow::decode(row.value()).ok().map(|head| head.did.to_string())
+    }
+}
+
+/// What the keys of a table are.
+#[derive(Clone, Copy)]
+enum Shape {
+    Text,
+    Number,
+    /// A repo's prefix, and then something.
+    Owned,
+}
+
+struct Sides<'a> {
+    here: &'a IndexReader,
+    expected: &'a IndexReader,
+    limit: usize,
+}
+
+/// A row as bytes, key first.
+type RawRow = (Vec<u8>, Vec<u8>);
+
+impl Sides<'_> {
+    fn compare<K: Key + 'static, V: Value + 'static>(
+        &self,
+        table: &'static str,
+        definition: TableDefinition<K, V>,
+        shape: Shape,
+        found: &mut Vec<Difference>,
+    ) -> Result<(), IndexError> {
+        let here: ReadOnlyTable<K, V> = self.here.transaction().open_table(definition)?;
+        let expected: ReadOnlyTable<K, V> = self.expected.transaction().open_table(definition)?;
+        let raw = |row: Result<_, redb::StorageError>| -> Result<RawRow, IndexError> {
+            let (key, value): (redb::AccessGuard<'_, K>, redb::AccessGuard<'_, V>) = row?;
+            let (key, value) = (key.value(), value.value());
+            Ok((
+                K::as_bytes(&key).as_ref().to_vec(),
+                V::as_bytes(&value).as_ref().to_vec(),
+            ))
+        };
+        let (mut here, mut expected) = (here.iter()?.map(raw), expected.iter()?.map(raw));
+        let (mut left, mut right) = (here.next().transpose()?, expected.next().transpose()?);
+        while found.len() < self.limit {
+            let (key, kind) = match (&left, &right) {
+                (None, None) => return Ok(()),
+                (Some((key, _)), None) => (key.clone(), DifferenceKind::Surplus),
+                (None, Some((key, _))) => (key.clone(), DifferenceKind::Missing),
+                (Some((a, x)), Some((b, y))) => match K::compare(a, b) {
+                    std::cmp::Ordering::Less => (a.clone(), DifferenceKind::Surplus),
+                    std::cmp::Ordering::Greater => (b.clone(), DifferenceKind::Missing),
+                    std::cmp::Ordering::Equal if x == y => {
+                        left = here.next().transpose()?;
+                        right = expected.next().transpose()?;
+                        continue;
+                    }
+                    std::cmp::Ordering::Equal => (a.clone(), DifferenceKind::Value),
+                },
+            };
+            found.push(Difference {
+                table,
+                key: self.describe(shape, &key),
+                kind,
+            });
+            if kind != DifferenceKind::Missing {
+                left = here.next().transpose()?;
+            }
+            if kind != DifferenceKind::Surplus {
+                right = expected.next().transpose()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn describe(&self, shape: Shape, key: &[u8]) -> String {
+        let repo = |number: u32| {
+            let did = self.expected.did_of(number).or_else(|| self.here.did_of(number));
+            did.unwrap_or_else(|| format!("repo {number}"))
+        };
+        match (shape, key.split_first_chunk::<4>()) {
+            (Shape::Number, Some((number, []))) => repo(u32::from_le_bytes(*number)),
+            (Shape::Owned, Some((number, rest))) => {
+                let rest = rest.get(PREFIX_BYTES - 4..).unwrap_or_default();
+                format!("{} {}", repo(u32::from_be_bytes(*number)), readable(rest))
+            }
+            (_, _) => readable(key),
+        }
+    }
+}
+
+/// Text as it is, and everything else in hex.
+fn readable(bytes: &[u8]) -> String {
+    match std::str::from_utf8(bytes) {
+        Ok(text) if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic()) => text.to_owned(),
+        _ => bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, HashMap};
+
+    use super::*;
+    use crate::views::View;
+    use crate::views::index::IndexView;
+    use crate::views::testkit::{LOG_ID, Placer, TestRepo, record};
+
+    #[test]
+    fn one_other_row_is_found_and_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = |name: &str| IndexView::open(&dir.path().join(name), LOG_ID, 1 << 20).unwrap();
+        let (mut a, mut b) = (open("a"), open("b"));
+        let (mut repo, mut placer) = (TestRepo::new("alice"), Placer::new());
+        let put = |path: &str| {
+            let write = Some((record("words", &[]), Default::default()));
+            BTreeMap::from([(path.to_owned(), write)])
+        };
+        let nothing = HashMap::<_, _>::new();
+        let first = placer.place(repo.commit(&put("a.b.c/one"), &nothing));
+        let blob = crate::entry::EntryDraft::private(vec![repo.store(b"a blob")]);
+        let second = placer.place(blob);
+        a.apply(&[first.clone(), second.clone()]).unwrap();
+        b.apply(&[first.clone(), second.clone()]).unwrap();
+        let (here, expected) = (a.reader().unwrap(), b.reader().unwrap());
+        assert_eq!(here.differences(&expected, 10).unwrap(), []);
+
+        let transaction = a.database.begin_write().unwrap();
+        {
+            let mut blobs = transaction.open_table(BLOBS).unwrap();
+            blobs.retain(|_, _| false).unwrap();
+            transaction
+                .open_table(REPOS)
+                .unwrap()
+                .insert("did:plc:mallory", 9)
+                .unwrap();
+            let mut records = transaction.open_table(RECORDS).unwrap();
+            let key = records
+                .iter()
+                .unwrap()
+                .next()
+                .unwrap()
+                .unwrap()
+                .0
+                .value()
+                .to_vec();
+            records.insert(key.as_slice(), [0; 57].as_slice()).unwrap();
+        }
+        transaction.commit().unwrap();
+        let found = a.reader().unwrap().differences(&expected, 10).unwrap();
+        let found: Vec<_> = found
+            .iter()
+            .map(|row| (row.table, row.key.as_str(), row.kind))
+            .collect();
+        assert_eq!(found.len(), 3);
+        assert_eq!(found[0], ("repos", "did:plc:mallory", DifferenceKind::Surplus));
+        assert_eq!(
+            found[1],
+            ("records", "did:plc:alice a.b.c/one", DifferenceKind::Value)
+        );
+        assert_eq!((found[2].0, found[2].2), ("blobs", DifferenceKind::Missing));
+        assert_eq!(a.reader().unwrap().differences(&expected, 1).unwrap().len(), 1);
+    }
+}

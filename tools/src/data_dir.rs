@@ -1,0 +1,132 @@
+//! A server's data directory, looked at from outside: nothing in it is changed or locked.
+
+use std::fs::{File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use engine::log::{Lsn, segment_file_name};
+use shipper::restore;
+
+/// Why a directory cannot be looked at.
+#[derive(Debug, thiserror::Error)]
+pub enum DirError {
+    /// It is not there.
+    #[error("{0} does not exist")]
+    Missing(PathBuf),
+    /// It is a file, or another program's.
+    #[error("{dir} is not a data directory of this server: {why}")]
+    Foreign {
+        /// The directory.
+        dir: PathBuf,
+        /// What tells so.
+        why: String,
+    },
+    /// What is in it is only a part.
+    #[error("a restore into {0} began and did not end; run `pds-tools restore` into it again")]
+    Unfinished(PathBuf),
+    /// The disk failed, or permissions are missing.
+    #[error("reading {path}")]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A data directory with a log in it.
+#[derive(Clone, Debug)]
+pub struct DataDir {
+    /// The directory.
+    pub root: PathBuf,
+    /// Base LSNs of its segments by their names, ascending.
+    pub segments: Vec<Lsn>,
+    /// Whether a server has the log's lock now: then the newest segment may grow, and views are in use.
+    pub running: bool,
+}
+
+impl DataDir {
+    /// Looks at `root`.
+    ///
+    /// # Errors
+    /// [`DirError`].
+    pub fn open(root: &Path) -> Result<DataDir, DirError> {
+        let foreign = |why: String| DirError::Foreign {
+            dir: root.to_owned(),
+            why,
+        };
+        match std::fs::metadata(root) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(DirError::Missing(root.to_owned()));
+            }
+            Err(source) => {
+                return Err(DirError::Io {
+                    path: root.to_owned(),
+                    source,
+                });
+            }
+            Ok(found) if !found.is_dir() => return Err(foreign("it is a file".to_owned())),
+            Ok(_) => {}
+        }
+        if restore::is_unfinished(root) {
+            return Err(DirError::Unfinished(root.to_owned()));
+        }
+        let log = root.join(restore::LOG_DIR);
+        let listed = match std::fs::read_dir(&log) {
+            Ok(listed) => listed,
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                ) =>
+            {
+                return Err(foreign("it has no directory log/".to_owned()));
+            }
+            Err(source) => return Err(DirError::Io { path: log, source }),
+        };
+        let mut segments = Vec::new();
+        for entry in listed {
+            let name = entry
+                .map_err(|source| DirError::Io {
+                    path: log.clone(),
+                    source,
+                })?
+                .file_name();
+            let name = name.to_string_lossy();
+            if let Some(stem) = name.strip_suffix(".seg") {
+                let base = Lsn::from_hex(stem);
+                segments.push(base.ok_or_else(|| foreign(format!("log/{name} is not a segment's name")))?);
+            }
+        }
+        segments.sort_unstable();
+        Ok(DataDir {
+            root: root.to_owned(),
+            segments,
+            running: is_locked(&log.join("lock"))?,
+        })
+    }
+
+    /// The file of a segment.
+    #[must_use]
+    pub fn segment_path(&self, base: Lsn) -> PathBuf {
+        self.root.join(restore::LOG_DIR).join(segment_file_name(base))
+    }
+}
+
+/// Whether a server holds the lock. Asks for a moment for a shared lock, which a server's is not.
+fn is_locked(path: &Path) -> Result<bool, DirError> {
+    let io = |source| DirError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(io(error)),
+        Ok(file) => match file.try_lock_shared() {
+            Ok(()) => Ok(false),
+            Err(TryLockError::WouldBlock) => Ok(true),
+            Err(TryLockError::Error(error)) => Err(io(error)),
+        },
+    }
+}

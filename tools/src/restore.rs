@@ -1,0 +1,111 @@
+//! `pds-tools restore`: a data directory from its replica.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use engine::storage::OsStorage;
+use indicatif::ProgressBar;
+use shipper::restore::{self, Progress, RestoreOptions, Restored};
+use shipper::store::ReplicaStore;
+
+use crate::{Outcome, progress, replica_url, summary};
+
+/// The longest that one request may take.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What to restore, and where to.
+#[derive(Debug, Args)]
+pub struct Restore {
+    /// The replica: file:///dir, or https://ACCOUNT.blob.core.windows.net/CONTAINER[/PREFIX] with the server's
+    /// PDS_REPLICA_AZURE_* variables.
+    #[arg(long, value_name = "URL", env = "PDS_REPLICA_URL")]
+    replica: String,
+    /// An empty directory, or one that is not there yet.
+    dir: PathBuf,
+    /// Leave out the copies of the views; the first start then rebuilds them from the log.
+    #[arg(long)]
+    without_checkpoint: bool,
+}
+
+impl Restore {
+    /// Restores.
+    ///
+    /// # Errors
+    /// The directory is not empty, or the replica cannot be read or is damaged.
+    pub fn run(self, out: &mut dyn Write) -> anyhow::Result<Outcome> {
+        let store = replica_url::open(&self.replica)?;
+        require_empty(&self.dir)?;
+        let restored = blocking_restore(&store, &self.dir, !self.without_checkpoint)?;
+        for warning in &restored.warnings {
+            eprintln!("note: {warning}");
+        }
+        let views = match &restored.checkpoint {
+            Some((_, lsn)) => format!("with views of {}", summary::time(*lsn)),
+            None => "without views".to_owned(),
+        };
+        writeln!(
+            out,
+            "restored log {} up to {} ({}), {views}, into {}",
+            restored.log_id,
+            restored.last_lsn,
+            summary::time(restored.last_lsn),
+            self.dir.display()
+        )?;
+        Ok(Outcome::Clean)
+    }
+}
+
+/// Refuses a directory with anything in it, but for what an unfinished restore left.
+fn require_empty(dir: &Path) -> anyhow::Result<()> {
+    if restore::is_unfinished(dir) {
+        return Ok(());
+    }
+    match std::fs::read_dir(dir) {
+        Ok(mut entries) => match entries.next() {
+            None => Ok(()),
+            Some(_) => bail!("{} is not empty; restore into an empty directory", dir.display()),
+        },
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("reading {}", dir.display())),
+    }
+}
+
+/// Restores with a bar on the terminal.
+///
+/// # Errors
+/// See [`restore::restore`].
+pub fn blocking_restore(
+    store: &Arc<dyn ReplicaStore>,
+    dir: &Path,
+    with_checkpoint: bool,
+) -> anyhow::Result<Restored> {
+    let bar: ProgressBar = progress::bar("restoring", 0);
+    let shown = bar.clone();
+    let options = RestoreOptions {
+        storage: Arc::new(OsStorage),
+        request_timeout: REQUEST_TIMEOUT,
+        with_checkpoint,
+        on_progress: Some(Arc::new(move |progress: Progress| {
+            shown.set_length(progress.bytes_total);
+            shown.set_position(progress.bytes_done);
+        })),
+    };
+    let restored = runtime()?.block_on(restore::restore(store, dir, &options));
+    bar.finish_and_clear();
+    Ok(restored?)
+}
+
+/// For those commands that talk to a replica.
+///
+/// # Errors
+/// The system has no threads left.
+pub fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("starting the runtime")
+}

@@ -1,0 +1,178 @@
+//! Replicas: whole ones are clean and restore; damaged objects are named.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use engine::clock::{SeededEntropy, SystemClock};
+use engine::engine::{Durability, EnginePrelude, StartOptions};
+use engine::storage::OsStorage;
+use shipper::ship::{ShipConfig, Shipper};
+use shipper::start::{self, begin};
+use shipper::store::ReplicaStore;
+use shipper::store::directory::DirectoryStore;
+use tokio_util::sync::CancellationToken;
+
+use super::fixture::*;
+use crate::Outcome;
+
+/// A replica of three accounts: sealed segments, chunks, a checkpoint, a hand-over.
+fn replica() -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, remote) = (dir.path().join("data"), dir.path().join("replica"));
+    let store: Arc<dyn ReplicaStore> = Arc::new(DirectoryStore::open(&remote).unwrap());
+    let options = start::StartOptions {
+        data_dir: data.clone(),
+        storage: Arc::new(OsStorage),
+        clock: Arc::new(SystemClock),
+        entropy: Arc::new(SeededEntropy::new(2)),
+        request_timeout: Duration::from_secs(10),
+        keep: Vec::new(),
+        on_progress: None,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
+    let agreed = runtime.block_on(begin(&store, &options)).unwrap();
+    let claim = agreed.claim;
+    let prelude = EnginePrelude::of(config(&data, Durability::Remote), agreed.recovered);
+    let mut how = StartOptions::local(claim.epoch);
+    how.lsn_floor = claim.lsn_floor;
+    how.log_id = Some(claim.log_id);
+    how.remote = Some(claim.replica.end.last_lsn);
+    let engine = prelude
+        .start(Arc::new(SystemClock), &SeededEntropy::new(1), how)
+        .unwrap();
+    let ship_config = ShipConfig {
+        housekeeping_interval: Duration::from_millis(20),
+        temp_dir: dir.path().to_owned(),
+        ..ShipConfig::default()
+    };
+    let watermark = engine.remote().unwrap().clone();
+    let (log, clock) = (engine.log().clone(), Arc::new(SystemClock));
+    let (shipper, handle) = Shipper::new(ship_config, store.clone(), log, watermark, claim, clock);
+    let running = runtime.spawn(shipper.run(CancellationToken::new()));
+    wait(engine.ready()).unwrap();
+    fill(&engine);
+    runtime.block_on(async {
+        let checkpoint = engine.checkpoint().await.unwrap();
+        handle
+            .publish_checkpoint(checkpoint.dir.clone(), checkpoint.lsn())
+            .await
+            .unwrap();
+    });
+    // Until sealed segments are there, as housekeeping has its own pace.
+    let deadline = std::time::Instant::now() + DEADLINE;
+    while std::fs::read_dir(remote.join("seg")).map_or(0, Iterator::count) < 2 {
+        assert!(
+            std::time::Instant::now() < deadline,
+            "no sealed segments in the replica"
+        );
+        std::thread::yield_now();
+    }
+    let report = runtime.block_on(handle.drain(DEADLINE, true));
+    assert!(report.complete, "{report:?}");
+    runtime.block_on(running).unwrap();
+    drop(engine);
+    (dir, remote)
+}
+
+fn verify_replica(remote: &Path) -> (Result<Outcome, String>, String) {
+    tool(&["verify", "--replica", &format!("file://{}", remote.display())])
+}
+
+fn objects(remote: &Path, prefix: &str) -> Vec<PathBuf> {
+    let mut found: Vec<PathBuf> = content(&remote.join(prefix))
+        .into_iter()
+        .map(|(path, _)| path)
+        .collect();
+    found.sort();
+    found
+}
+
+fn flip(path: &Path, at: usize) {
+    let mut bytes = std::fs::read(path).unwrap();
+    bytes[at] ^= 1;
+    std::fs::write(path, bytes).unwrap();
+}
+
+fn expect_damage(remote: &Path, words: &[&str]) {
+    let (outcome, text) = verify_replica(remote);
+    assert_eq!(outcome, Ok(Outcome::Damaged), "{text}");
+    has_line(&text, words);
+}
+
+#[test]
+fn a_whole_replica_is_clean_and_restores_to_a_clean_directory() {
+    let (dir, remote) = replica();
+    let before = content(&remote);
+    let (outcome, text) = verify_replica(&remote);
+    assert_eq!(outcome, Ok(Outcome::Clean), "{text}");
+    has_line(&text, &["3 repos"]);
+    assert_eq!(content(&remote), before);
+
+    let (restored, url) = (
+        dir.path().join("restored"),
+        format!("file://{}", remote.display()),
+    );
+    let (outcome, text) = tool(&["restore", "--replica", &url, restored.to_str().unwrap()]);
+    assert_eq!(outcome, Ok(Outcome::Clean), "{text}");
+    has_line(&text, &["restored log", "with views"]);
+    let (outcome, text) = verify(&restored);
+    assert_eq!(outcome, Ok(Outcome::Clean), "{text}");
+    let engine = start(&restored);
+    assert_eq!(engine.reader().unwrap().repos(None, 10).unwrap().len(), 3);
+    stop(engine, false);
+
+    let (again, _) = tool(&["restore", "--replica", &url, restored.to_str().unwrap()]);
+    assert!(again.unwrap_err().contains("not empty"));
+}
+
+#[test]
+fn damaged_and_missing_objects_are_named() {
+    let (_dir, remote) = replica();
+    let (segments, chunks) = (objects(&remote, "seg"), objects(&remote, "wal"));
+    let (segment, chunk) = (&segments[0], chunks.last().unwrap());
+    let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
+
+    let whole = std::fs::read(segment).unwrap();
+    flip(segment, 100);
+    expect_damage(&remote, &["DAMAGE seg/", &name(segment)]);
+    std::fs::remove_file(segment).unwrap();
+    expect_damage(&remote, &[&name(segment), "missing"]);
+    std::fs::write(segment, whole).unwrap();
+
+    let whole = std::fs::read(chunk).unwrap();
+    flip(chunk, 60);
+    expect_damage(&remote, &["DAMAGE wal/", &name(chunk)]);
+    std::fs::write(chunk, whole).unwrap();
+
+    let checkpoint = objects(&remote, "ckpt").pop().unwrap();
+    let whole = std::fs::read(&checkpoint).unwrap();
+    flip(&checkpoint, 50);
+    expect_damage(&remote, &["DAMAGE ckpt/", "SHA-256"]);
+    std::fs::write(&checkpoint, whole).unwrap();
+
+    let manifest = objects(&remote, "manifest").pop().unwrap();
+    flip(&manifest, 30);
+    expect_damage(&remote, &["DAMAGE manifest/", &name(&manifest)]);
+}
+
+#[test]
+fn what_is_no_replica_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(
+        verify_replica(dir.path())
+            .0
+            .unwrap_err()
+            .contains("no log in the replica")
+    );
+    assert!(
+        tool(&["verify", "--replica", "nonsense"])
+            .0
+            .unwrap_err()
+            .contains("file:///")
+    );
+}

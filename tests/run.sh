@@ -29,6 +29,8 @@ else
 fi
 
 cargo build --bin pds --bin pds-tools
+# A failure's message tells more than the frames below it.
+export RUST_LIB_BACKTRACE=0
 output=$(mktemp)
 trap 'rm -f "$output"' EXIT
 status=0

@@ -76,6 +76,17 @@ impl Azurite {
         .to_vec())
     }
 
+    /// Checks that it still runs: a test that fails for its end should say so.
+    ///
+    /// # Errors
+    /// It has ended; its last lines are in the message.
+    pub fn check(&mut self) -> Result<()> {
+        match self.process.ended()? {
+            None => Ok(()),
+            Some(status) => anyhow::bail!("the emulator ended with {status}: {}", self.process.tail()),
+        }
+    }
+
     async fn create_container(&self, container: &str) -> Result<()> {
         use shipper::store::azure::{AzureConfig, AzureStore};
         let mut config = AzureConfig::from_connection_string("UseDevelopmentStorage=true", container)?;

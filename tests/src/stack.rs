@@ -129,6 +129,14 @@ impl Stack {
         }
     }
 
+    /// Checks that the emulator, if there is one, still runs.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn check(&mut self) -> Result<()> {
+        self.azurite.as_mut().map_or(Ok(()), Azurite::check)
+    }
+
     /// Ends the directory; the rest ends when it is dropped.
     ///
     /// # Errors

@@ -247,20 +247,26 @@ async fn one_drill(stack: &Stack, seed: u64, kind: ReplicaKind) -> Result<String
 }
 
 async fn drills(kind: ReplicaKind, count: u64) -> Outcome {
-    let Some(stack) = Stack::start(kind).await? else {
-        return skip("Azurite is not installed");
-    };
     let clock = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
     let first = number("PDS_DRILL_SEED", clock);
     for seed in first..first + count {
+        // An emulator for each, as one that keeps the data of many drills in memory does not live long.
+        let Some(mut stack) = Stack::start(kind).await? else {
+            return skip("Azurite is not installed");
+        };
         println!("drill on {kind:?}, PDS_DRILL_SEED={seed}");
         let told = Box::pin(one_drill(&stack, seed, kind)).await;
+        let told = told.map_err(|error| match stack.check() {
+            Ok(()) => error,
+            Err(ended) => error.context(ended.to_string()),
+        });
         println!(
             "  {}",
             told.with_context(|| format!("again with PDS_DRILLS=1 PDS_DRILL_SEED={seed}"))?
         );
+        stack.stop().await?;
     }
-    stack.stop().await
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]

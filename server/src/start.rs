@@ -317,35 +317,35 @@ impl Running {
 }
 
 impl Running {
-    /// Seals and applies everything, then ships the rest and hands the replica over.
+    /// Seals and applies everything, ships the rest and hands the replica over, then closes the log.
     async fn end_in_order(&self, limit: Duration) -> Result<(), ServerError> {
         let started = Instant::now();
-        // The engine drains through the shipper, which therefore still runs.
-        let drained = self
-            .app
-            .engine
-            .shutdown(Shutdown {
+        let engine = &self.app.engine;
+        // What waits for the replica is applied through the shipper, which therefore still runs.
+        let quiet = engine
+            .quiesce(Shutdown {
                 drain: limit,
                 checkpoint: false,
             })
             .await;
-        let Some(shipper) = &self.app.shipper else {
-            return drained.map_err(|error| ServerError::Other(error.to_string()));
-        };
-        let report = shipper.drain(limit.saturating_sub(started.elapsed()), true).await;
-        tracing::info!(
-            complete = report.complete,
-            handed_over = report.handed_over,
-            remote = report.remote.get(),
-            "shipped"
-        );
-        if !report.complete {
-            let error = report.error.unwrap_or_default();
-            return Err(ServerError::Other(format!(
-                "stopped before everything was in the replica ({error}); start again on the same disk to ship the rest"
-            )));
+        let mut outcome = quiet.map_err(|error| ServerError::Other(error.to_string()));
+        if let Some(shipper) = &self.app.shipper {
+            let report = shipper.drain(limit.saturating_sub(started.elapsed()), true).await;
+            tracing::info!(
+                complete = report.complete,
+                handed_over = report.handed_over,
+                remote = report.remote.get(),
+                "shipped"
+            );
+            if !report.complete {
+                let error = report.error.unwrap_or_default();
+                outcome = Err(ServerError::Other(format!(
+                    "stopped before everything was in the replica ({error}); start again on the same disk to ship the rest"
+                )));
+            }
         }
-        drained.map_err(|error| ServerError::Other(error.to_string()))
+        let closed = engine.close().await;
+        outcome.and(closed.map_err(|error| ServerError::Other(error.to_string())))
     }
 }
 

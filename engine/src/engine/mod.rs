@@ -414,13 +414,14 @@ impl Engine {
             .map_err(Into::into)
     }
 
-    /// Ends in order: waits until what was appended is applied, seals the open segment, takes a checkpoint if asked to,
-    /// makes the views durable, closes the log. Stop those who append first; appends during it may be refused.
+    /// The first half of an end in order: seals the open segment, waits until what was appended is applied, takes a
+    /// checkpoint if asked to, and makes the views durable. Stop those who append first. The log stays open for its
+    /// readers, the shipper among them, until [`Engine::close`].
     ///
     /// # Errors
     /// The first thing that went wrong; the rest was done nevertheless. No acknowledged entry is lost by it: the next
     /// start replays more.
-    pub async fn shutdown(&self, how: Shutdown) -> Result<(), ShutdownError> {
+    pub async fn quiesce(&self, how: Shutdown) -> Result<(), ShutdownError> {
         let mut first: Result<(), ShutdownError> = Ok(());
         let mut note = |done: Result<(), ShutdownError>| {
             if first.is_ok() {
@@ -459,14 +460,30 @@ impl Engine {
                     .map_err(|error| ShutdownError::Views(error.reason().into())),
             );
         }
+        first
+    }
+
+    /// The second half: closes the log, for readers too.
+    ///
+    /// # Errors
+    /// The log had failed, or failed now.
+    pub async fn close(&self) -> Result<(), ShutdownError> {
         let log = self.inner.log.clone();
-        let closed = tokio::task::spawn_blocking(move || log.close()).await;
-        note(match closed {
+        match tokio::task::spawn_blocking(move || log.close()).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(ShutdownError::Log(error.into())),
             Err(_) => Err(ShutdownError::Views("closing the log panicked".into())),
-        });
-        first
+        }
+    }
+
+    /// [`Engine::quiesce`] and [`Engine::close`], for when nobody ships the log.
+    ///
+    /// # Errors
+    /// The first thing that went wrong; the rest was done nevertheless.
+    pub async fn shutdown(&self, how: Shutdown) -> Result<(), ShutdownError> {
+        let quiet = self.quiesce(how).await;
+        let closed = self.close().await;
+        quiet.and(closed)
     }
 }
 

@@ -12,6 +12,7 @@ use crate::firehose::Firehose;
 use crate::service::accounts::Accounts;
 use crate::service::blobs::Blobs;
 use crate::service::core::Core;
+use crate::service::mail::Mailer;
 use crate::service::names::Names;
 use crate::service::repos::Repos;
 use crate::service::repos::export::Exports;
@@ -32,6 +33,8 @@ pub struct App {
     pub repos: Repos,
     /// Media blobs.
     pub blobs: Blobs,
+    /// Mail to account holders.
+    pub mailer: Arc<Mailer>,
     /// Handles and DIDs.
     pub names: Names,
     /// The event stream.

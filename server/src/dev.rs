@@ -15,6 +15,7 @@ use crate::app::App;
 use crate::config::Config;
 use crate::plc::directory::PlcDirectory;
 use crate::service::accounts::CreateAccount;
+use crate::service::mail::Mailer;
 use crate::start::{self, ServerError, write_port_file};
 
 /// Handle of the account that a fresh installation gets.
@@ -76,11 +77,9 @@ pub async fn run(port: u16, data: PathBuf) -> Result<(), ServerError> {
         ("LOG_LEVEL", "warn".to_owned()),
     ];
     let (config, warnings) = Config::from_env_over(&defaults)?;
-    let outcome = start::run_with(
-        config,
-        warnings,
-        |app| async move { welcome(&app, &secrets).await },
-    )
+    let outcome = start::run_with(config, warnings, Mailer::page(), |app| async move {
+        welcome(&app, &secrets).await
+    })
     .await;
     plc_server.abort();
     outcome
@@ -145,6 +144,7 @@ async fn welcome(app: &App, secrets: &DevSecrets) -> Result<(), ServerError> {
          password       {password}\n  \
          admin password {admin}\n  \
          did:plc        {plc}\n  \
+         mail           {url}/dev/mail\n  \
          data           {data}\n\n  \
          A first post:\n\n\
          curl -s {url}/xrpc/com.atproto.repo.createRecord -H 'content-type: application/json' \

@@ -104,6 +104,7 @@ pub(crate) fn routes(app: Arc<App>) -> Router {
         .route("/.well-known/atproto-did", get(pages::atproto_did))
         .route("/_health/live", get(pages::live))
         .route("/_health/ready", get(pages::ready))
+        .route("/dev/mail", get(pages::mail))
         .route("/metrics", get(pages::metrics))
         .fallback(not_found)
         .with_state(app)

@@ -39,6 +39,7 @@ use crate::service::accounts::{Accounts, Parts};
 use crate::service::blobs::Blobs;
 use crate::service::core::Core;
 use crate::service::keys::SigningKeys;
+use crate::service::mail::Mailer;
 use crate::service::names::Names;
 use crate::service::repos::Repos;
 use crate::service::repos::export::Exports;
@@ -107,14 +108,19 @@ impl ServerError {
 /// # Errors
 /// See [`ServerError`].
 pub async fn run(config: Config, warnings: Vec<String>) -> Result<(), ServerError> {
-    run_with(config, warnings, |_| async { Ok(()) }).await
+    run_with(config, warnings, Mailer::none(), |_| async { Ok(()) }).await
 }
 
 /// As [`run`]; `ready` runs once requests are served.
 ///
 /// # Errors
 /// See [`ServerError`].
-pub async fn run_with<F, R>(mut config: Config, warnings: Vec<String>, ready: F) -> Result<(), ServerError>
+pub async fn run_with<F, R>(
+    mut config: Config,
+    warnings: Vec<String>,
+    mailer: Mailer,
+    ready: F,
+) -> Result<(), ServerError>
 where
     F: FnOnce(Arc<App>) -> R,
     R: Future<Output = Result<(), ServerError>>,
@@ -158,7 +164,7 @@ where
 
     let started = Instant::now();
     let running = tokio::select! {
-        running = Running::start(Arc::new(config), &gate) => running?,
+        running = Running::start(Arc::new(config), mailer, &gate) => running?,
         () = stop.cancelled() => return Ok(()),
     };
     tracing::info!(ms = millis(started.elapsed()), "serving");
@@ -168,11 +174,12 @@ where
     running.stop(failure, http_stop, http).await
 }
 
-/// The doors to time, chance and the disk.
+/// The doors to time, chance, the disk and people's mail.
 struct Doors {
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
     storage: Arc<dyn Storage>,
+    mailer: Arc<Mailer>,
 }
 
 /// A server that serves, with everything that must be ended.
@@ -186,11 +193,12 @@ struct Running {
 }
 
 impl Running {
-    async fn start(config: Arc<Config>, gate: &Gate) -> Result<Running, ServerError> {
+    async fn start(config: Arc<Config>, mailer: Mailer, gate: &Gate) -> Result<Running, ServerError> {
         let doors = Doors {
             clock: Arc::new(SystemClock),
             entropy: Arc::new(SystemEntropy),
             storage: Arc::new(OsStorage),
+            mailer: Arc::new(mailer),
         };
         std::fs::create_dir_all(&config.data_dir)
             .map_err(|error| ServerError::io(&config.data_dir, error))?;
@@ -551,6 +559,7 @@ async fn compose(
         plc,
         names: names.clone(),
         repos: repos.clone(),
+        mailer: doors.mailer.clone(),
     });
     let firehose_settings = FirehoseSettings {
         max_lag_bytes: config.firehose_max_lag_bytes,
@@ -563,6 +572,7 @@ async fn compose(
         firehose: Firehose::new(core.clone(), firehose_settings, background.clone()),
         admin: AdminAuth::new(Some(&config.admin_password)),
         exports: Exports::new(EXPORTS),
+        mailer: doors.mailer.clone(),
         engine: core,
         config,
         tokens,

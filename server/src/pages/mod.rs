@@ -109,6 +109,56 @@ pub async fn ready(State(app): State<Arc<App>>) -> Response<Body> {
     plain_json(status, &health.json)
 }
 
+/// `GET /dev/mail`: what the development server would have mailed.
+pub async fn mail(State(app): State<Arc<App>>) -> Response<Body> {
+    let Some(mails) = app.mailer.kept() else {
+        return text(StatusCode::NOT_FOUND, "There is nothing here\n".to_owned());
+    };
+    let mut page = String::from(
+        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>Mail</title><h1>Mail</h1>\
+         <p>Mail of the development server, newest first. Nothing leaves this machine.</p>",
+    );
+    if mails.is_empty() {
+        page.push_str("<p>None yet.</p>");
+    }
+    for mail in mails {
+        page.push_str(&format!(
+            "<article><h2>{}</h2><p>To {} at {}</p><pre>{}</pre></article>",
+            escape(&mail.subject),
+            escape(&mail.to),
+            escape(&mail.sent_at),
+            escape(&mail.text)
+        ));
+    }
+    let mut response = text(StatusCode::OK, page);
+    let headers = response.headers_mut();
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("text/html; charset=utf-8"),
+    );
+    headers.insert(
+        header::CONTENT_SECURITY_POLICY,
+        HeaderValue::from_static(
+            "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+        ),
+    );
+    headers.insert(
+        header::X_CONTENT_TYPE_OPTIONS,
+        HeaderValue::from_static("nosniff"),
+    );
+    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+/// Text for an HTML page.
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
+}
+
 /// `GET /metrics`.
 pub async fn metrics(State(app): State<Arc<App>>) -> Response<Body> {
     app.observe_gauges();

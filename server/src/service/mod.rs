@@ -4,5 +4,6 @@ pub mod accounts;
 pub mod blobs;
 pub mod core;
 pub mod keys;
+pub mod mail;
 pub mod names;
 pub mod repos;

@@ -67,6 +67,8 @@ static METHODS: &[Row] = rows! {
     "com.atproto.server.refreshSession" Procedure private server::refresh_session;
     "com.atproto.server.getSession" Query private server::get_session;
     "com.atproto.server.deleteSession" Procedure private server::delete_session;
+    "com.atproto.server.requestPasswordReset" Procedure public server::request_password_reset;
+    "com.atproto.server.resetPassword" Procedure public server::reset_password;
     "com.atproto.identity.resolveHandle" Query public identity::resolve_handle;
     "com.atproto.repo.createRecord" Procedure private repo::create_record;
     "com.atproto.repo.putRecord" Procedure private repo::put_record;

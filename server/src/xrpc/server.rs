@@ -13,8 +13,8 @@ use super::error::{XrpcError, XrpcResult};
 use super::request::{JSON_LIMIT, Request, empty, json as json_answer};
 use crate::app::App;
 use crate::service::accounts::{
-    Account, AccountsUnavailable, ChangeError, CreateAccount, CreateError, LoginError, RefreshError, Session,
-    StatusError,
+    Account, AccountsUnavailable, ChangeError, CreateAccount, CreateError, LoginError, RecoveryError,
+    RefreshError, Session, StatusError,
 };
 
 /// `describeServer`.
@@ -157,6 +157,29 @@ pub async fn delete_session(app: Arc<App>, mut request: Request) -> XrpcResult<R
     Ok(empty())
 }
 
+/// `requestPasswordReset`.
+pub async fn request_password_reset(app: Arc<App>, mut request: Request) -> XrpcResult<Response<Body>> {
+    #[derive(Deserialize)]
+    struct Input {
+        email: String,
+    }
+    let input: Input = request.json(JSON_LIMIT).await?;
+    app.accounts.request_password_reset(&input.email).await?;
+    Ok(empty())
+}
+
+/// `resetPassword`.
+pub async fn reset_password(app: Arc<App>, mut request: Request) -> XrpcResult<Response<Body>> {
+    #[derive(Deserialize)]
+    struct Input {
+        token: String,
+        password: String,
+    }
+    let input: Input = request.json(JSON_LIMIT).await?;
+    app.accounts.reset_password(&input.token, &input.password).await?;
+    Ok(empty())
+}
+
 async fn session_json(app: &App, session: Session) -> Value {
     let mut answer = Map::new();
     answer.insert("accessJwt".into(), session.access.into());
@@ -211,6 +234,20 @@ impl From<ChangeError> for XrpcError {
             ChangeError::Busy => XrpcError::unavailable(error.to_string(), 1),
             ChangeError::Closed(_) => XrpcError::unavailable(error.to_string(), 5),
             ChangeError::Internal(cause) => XrpcError::internal(cause),
+        }
+    }
+}
+
+impl From<RecoveryError> for XrpcError {
+    fn from(error: RecoveryError) -> XrpcError {
+        match error {
+            RecoveryError::NoAccount | RecoveryError::TooLong | RecoveryError::NoMail(_) => {
+                XrpcError::invalid(error.to_string())
+            }
+            RecoveryError::InvalidToken => XrpcError::bad("InvalidToken", error.to_string()),
+            RecoveryError::ExpiredToken => XrpcError::bad("ExpiredToken", error.to_string()),
+            RecoveryError::Busy => XrpcError::unavailable(error.to_string(), 2),
+            RecoveryError::Change(change) => change.into(),
         }
     }
 }

@@ -4,6 +4,7 @@
 //! its entry is durable; the keys it touches stay locked until then.
 
 mod create;
+mod recovery;
 mod sessions;
 
 use std::sync::Arc;
@@ -21,10 +22,12 @@ use crate::client::plc::SharedPlc;
 use crate::config::Config;
 use crate::secrets::KeyWrap;
 use crate::service::core::Core;
+use crate::service::mail::Mailer;
 use crate::service::names::Names;
 use crate::service::repos::Repos;
 
 pub use create::{CreateAccount, CreateError};
+pub use recovery::RecoveryError;
 pub use sessions::{LoginError, RefreshError, Session};
 
 /// The accounts of this server; cheap to clone.
@@ -42,6 +45,7 @@ pub(super) struct Inner {
     pub(super) plc: SharedPlc,
     pub(super) names: Names,
     pub(super) repos: Repos,
+    pub(super) mailer: Arc<Mailer>,
 }
 
 /// The parts that [`Accounts`] is composed of.
@@ -62,6 +66,8 @@ pub struct Parts {
     pub names: Names,
     /// The repos.
     pub repos: Repos,
+    /// Mail to account holders.
+    pub mailer: Arc<Mailer>,
 }
 
 /// State of an account, as far as others may know it.
@@ -221,6 +227,7 @@ impl Accounts {
             plc,
             names,
             repos,
+            mailer,
         } = parts;
         Accounts {
             inner: Arc::new(Inner {
@@ -232,6 +239,7 @@ impl Accounts {
                 plc,
                 names,
                 repos,
+                mailer,
             }),
         }
     }

@@ -379,12 +379,18 @@ impl Housekeeper {
                     ManifestVerdict::Fenced { by } => return Err(Trouble::Fenced(by)),
                 }
             }
-            if let Some(newer) = fence::newest_generation(requests, next.generation()).await? {
-                // A generation that was deleted came to life again; it is not the truth, and we are not the writer.
-                let by = fence::read_manifest(requests, log_id, newer)
-                    .await?
-                    .map_or(epoch, |m| m.epoch());
-                return Err(Trouble::Fenced(by));
+            if fence::newest_generation(requests, next.generation())
+                .await?
+                .is_some()
+            {
+                // Ours came to life under a name that had been used and deleted, so it is not the truth. An earlier
+                // reign may have got that far before it noticed ours: go on from there. A later one fences us.
+                let newest = fence::newest_manifest(requests, log_id).await?;
+                if newest.epoch() == epoch {
+                    return Err(Trouble::Fenced(epoch));
+                }
+                self.adopt(newest)?;
+                continue;
             }
             let displaced = std::mem::replace(&mut self.manifest, next);
             self.delete_covered(covered, &displaced).await;

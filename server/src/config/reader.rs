@@ -1,0 +1,443 @@
+//! Reads every setting out of name/value pairs, and collects all that is wrong with them.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use engine::repo::Did;
+
+use super::settings::{self, Kind, Origin, SETTINGS};
+use super::{AzureAuthSettings, AzureSettings, BlobPlace, Config, Durability, LogFormat, Logging, Replica};
+use crate::secrets::Secret;
+
+/// Takes values out of the environment and collects what is wrong with them.
+pub(super) struct Reader {
+    values: BTreeMap<&'static str, String>,
+    pub(super) problems: Vec<String>,
+    pub(super) warnings: Vec<String>,
+}
+
+impl Reader {
+    pub(super) fn new(vars: impl IntoIterator<Item = (String, String)>) -> Reader {
+        let mut reader = Reader {
+            values: BTreeMap::new(),
+            problems: Vec::new(),
+            warnings: Vec::new(),
+        };
+        let mut files = Vec::new();
+        for (name, value) in vars {
+            let value = value.trim_end_matches(['\r', '\n']).to_owned();
+            if value.is_empty() {
+                continue;
+            }
+            if let Some(setting) = settings::find(&name) {
+                match setting.origin {
+                    Origin::NotYet => {
+                        reader
+                            .warnings
+                            .push(format!("{name} has no effect in this version"));
+                    }
+                    Origin::Meaningless => reader
+                        .warnings
+                        .push(format!("{name} has no effect: {}", setting.meaning)),
+                    Origin::Reference | Origin::Ours => {
+                        reader.values.insert(setting.name, value);
+                    }
+                }
+            } else if let Some(setting) = name
+                .strip_suffix("_FILE")
+                .and_then(settings::find)
+                .filter(|setting| setting.secret)
+            {
+                files.push((setting.name, value));
+            } else if name.starts_with("PDS_") {
+                reader.warnings.push(match settings::nearest(&name) {
+                    Some(near) => format!("{name} is not a known setting; did you mean {near}?"),
+                    None => format!("{name} is not a known setting"),
+                });
+            }
+        }
+        for (name, path) in files {
+            if reader.values.contains_key(name) {
+                reader
+                    .problems
+                    .push(format!("{name} and {name}_FILE are both set; keep one"));
+                continue;
+            }
+            match std::fs::read_to_string(&path) {
+                Ok(text) => {
+                    reader
+                        .values
+                        .insert(name, text.trim_end_matches(['\r', '\n']).to_owned());
+                }
+                Err(error) => reader
+                    .problems
+                    .push(format!("{name}_FILE: cannot read {path}: {error}")),
+            }
+        }
+        reader.warnings.sort();
+        reader
+    }
+
+    fn text(&mut self, name: &'static str) -> Option<String> {
+        debug_assert!(
+            SETTINGS.iter().any(|setting| setting.name == name),
+            "{name} is not in the table"
+        );
+        self.values.get(name).cloned()
+    }
+
+    fn required(&mut self, name: &'static str) -> String {
+        self.text(name).unwrap_or_else(|| {
+            self.problems.push(format!("{name} is required"));
+            String::new()
+        })
+    }
+
+    fn flag(&mut self, name: &'static str, default: bool) -> bool {
+        debug_assert!(settings::find(name).is_some_and(|s| s.kind == Kind::Flag));
+        match self.text(name).as_deref() {
+            Some("true" | "1") => true,
+            Some("false" | "0") => false,
+            Some(_) => {
+                self.warnings
+                    .push(format!("{name} is neither true nor false and counts as unset"));
+                default
+            }
+            None => default,
+        }
+    }
+
+    fn number<T: TryFrom<u64>>(
+        &mut self,
+        name: &'static str,
+        default: T,
+        range: std::ops::RangeInclusive<u64>,
+    ) -> T {
+        debug_assert!(settings::find(name).is_some_and(|s| s.kind == Kind::Number));
+        let Some(text) = self.text(name) else {
+            return default;
+        };
+        let parsed = text
+            .trim()
+            .parse::<u64>()
+            .ok()
+            .filter(|n| range.contains(n))
+            .and_then(|n| T::try_from(n).ok());
+        parsed.unwrap_or_else(|| {
+            self.problems.push(format!(
+                "{name} must be a whole number from {} to {}, not '{text}'",
+                range.start(),
+                range.end()
+            ));
+            default
+        })
+    }
+
+    fn millis(&mut self, name: &'static str, default: u64) -> Duration {
+        Duration::from_millis(self.number(name, default, 0..=31_536_000_000))
+    }
+
+    fn list(&mut self, name: &'static str) -> Option<Vec<String>> {
+        debug_assert!(settings::find(name).is_some_and(|s| s.kind == Kind::List));
+        self.text(name)
+            .map(|text| text.split(',').map(|part| part.trim().to_owned()).collect())
+    }
+
+    fn key_hex(&mut self, name: &'static str, text: &str) -> Option<[u8; 32]> {
+        let key = data_encoding::HEXLOWER_PERMISSIVE
+            .decode(text.trim().as_bytes())
+            .ok()
+            .and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
+        if key.is_none() {
+            self.problems
+                .push(format!("{name} must be 64 hex digits (its value is not shown)"));
+        }
+        key
+    }
+
+    #[expect(
+        clippy::too_many_lines,
+        reason = "one setting after the other, in the order of the table"
+    )]
+    pub(super) fn config(&mut self) -> Option<Config> {
+        let hostname = self
+            .text("PDS_HOSTNAME")
+            .unwrap_or_else(|| "localhost".to_owned())
+            .to_ascii_lowercase();
+        let local = hostname == "localhost";
+        if !local && (hostname.contains(['/', ':', '@', ' ']) || hostname.is_empty()) {
+            self.problems
+                .push(format!("PDS_HOSTNAME must be a bare host name, not '{hostname}'"));
+        }
+        let port = self.number("PDS_PORT", 2583, 0..=65535);
+        let bind_default = if local { "127.0.0.1" } else { "0.0.0.0" };
+        let bind_text = self
+            .text("PDS_BIND_ADDRESS")
+            .unwrap_or_else(|| bind_default.to_owned());
+        let bind = bind_text.parse::<IpAddr>().unwrap_or_else(|_| {
+            self.problems.push(format!(
+                "PDS_BIND_ADDRESS must be an IP address, not '{bind_text}'"
+            ));
+            IpAddr::from([127, 0, 0, 1])
+        });
+        let did_text = self
+            .text("PDS_SERVICE_DID")
+            .unwrap_or_else(|| format!("did:web:{hostname}"));
+        let service_did = did_text.parse::<Did>();
+        if let Err(error) = &service_did {
+            self.problems
+                .push(format!("PDS_SERVICE_DID: '{did_text}' is not a DID: {error}"));
+        }
+        let handle_domains: Vec<String> = self
+            .list("PDS_SERVICE_HANDLE_DOMAINS")
+            .unwrap_or_else(|| {
+                vec![if local {
+                    ".test".to_owned()
+                } else {
+                    format!(".{hostname}")
+                }]
+            })
+            .into_iter()
+            .map(|domain| domain.to_ascii_lowercase())
+            .collect();
+        for domain in &handle_domains {
+            if !domain.starts_with('.') || domain.len() < 2 {
+                self.problems.push(format!(
+                    "PDS_SERVICE_HANDLE_DOMAINS: '{domain}' must start with a dot"
+                ));
+            }
+        }
+        let jwt_secret = self.required("PDS_JWT_SECRET");
+        if !jwt_secret.is_empty() && jwt_secret.len() < 16 {
+            self.problems
+                .push("PDS_JWT_SECRET must have at least 16 bytes".to_owned());
+        }
+        let admin_password = self.required("PDS_ADMIN_PASSWORD");
+        let rotation_name = "PDS_PLC_ROTATION_KEY_K256_PRIVATE_KEY_HEX";
+        let rotation_text = self.required(rotation_name);
+        let plc_rotation_key = if rotation_text.is_empty() {
+            None
+        } else {
+            let key = self.key_hex(rotation_name, &rotation_text);
+            if key.is_some_and(|key| engine::repo::SigningKey::from_bytes(&key).is_err()) {
+                self.problems
+                    .push(format!("{rotation_name} is not a valid secp256k1 private key"));
+            }
+            key
+        };
+        let key_encryption_key = self
+            .text("PDS_KEY_ENCRYPTION_KEY_HEX")
+            .filter(|text| self.key_hex("PDS_KEY_ENCRYPTION_KEY_HEX", text).is_some())
+            .map(Secret::new);
+        let data_dir = PathBuf::from(
+            self.text("PDS_DATA_DIRECTORY")
+                .unwrap_or_else(|| "./data".to_owned()),
+        );
+        let replica = self.replica();
+        let durability = match (self.text("PDS_DURABILITY").as_deref(), &replica) {
+            (None, None) | (Some("local"), _) => Durability::Local,
+            (None, Some(_)) | (Some("remote"), Some(_)) => Durability::Remote,
+            (Some("remote"), None) => {
+                self.problems
+                    .push("PDS_DURABILITY=remote needs PDS_REPLICA_URL".to_owned());
+                Durability::Remote
+            }
+            (Some(other), _) => {
+                self.problems
+                    .push(format!("PDS_DURABILITY must be local or remote, not '{other}'"));
+                Durability::Remote
+            }
+        };
+        let blobs = self.blobs(&data_dir, replica.as_ref());
+        let format = match self.text("PDS_LOG_FORMAT").as_deref() {
+            None => None,
+            Some("text") => Some(LogFormat::Text),
+            Some("json") => Some(LogFormat::Json),
+            Some(other) => {
+                self.problems
+                    .push(format!("PDS_LOG_FORMAT must be text or json, not '{other}'"));
+                None
+            }
+        };
+        Some(Config {
+            port,
+            bind,
+            handle_domains,
+            version: self
+                .text("PDS_VERSION")
+                .unwrap_or_else(|| env!("CARGO_PKG_VERSION").to_owned()),
+            privacy_policy: self.text("PDS_PRIVACY_POLICY_URL"),
+            terms_of_service: self.text("PDS_TERMS_OF_SERVICE_URL"),
+            contact_email: self.text("PDS_CONTACT_EMAIL_ADDRESS"),
+            dev_mode: self.flag("PDS_DEV_MODE", false),
+            invite_required: self.flag("PDS_INVITE_REQUIRED", true),
+            recovery_did_key: self.text("PDS_RECOVERY_DID_KEY"),
+            did_doc_with_session: self.flag("PDS_ENABLE_DID_DOC_WITH_SESSION", false),
+            plc_url: self.url("PDS_DID_PLC_URL", "https://plc.directory"),
+            did_cache_stale: self.millis("PDS_DID_CACHE_STALE_TTL", 3_600_000),
+            did_cache_max: self.millis("PDS_DID_CACHE_MAX_TTL", 86_400_000),
+            resolver_timeout: self.millis("PDS_ID_RESOLVER_TIMEOUT", 3_000),
+            blob_upload_limit: self.number("PDS_BLOB_UPLOAD_LIMIT", 5_242_880, 1..=10_737_418_240),
+            replica_timeout: self.millis("PDS_REPLICA_TIMEOUT_MS", 10_000),
+            replica_in_flight: self.number("PDS_REPLICA_IN_FLIGHT", 4, 1..=16),
+            replica_min_interval: self.millis("PDS_REPLICA_MIN_INTERVAL_MS", 0),
+            log_segment_bytes: self.number("PDS_LOG_SEGMENT_BYTES", 64 << 20, 65_536..=4_294_967_296),
+            log_queue_bytes: self.number("PDS_LOG_QUEUE_BYTES", 64 << 20, 16_777_216..=17_179_869_184),
+            log_ring_bytes: self.number("PDS_LOG_RING_BYTES", 32 << 20, 1_048_576..=17_179_869_184),
+            unshipped_bytes: self.number("PDS_UNSHIPPED_BYTES", 256 << 20, 1_048_576..=1_099_511_627_776),
+            checkpoint_bytes: self.number("PDS_CHECKPOINT_BYTES", 256 << 20, 1_048_576..=1_099_511_627_776),
+            checkpoint_interval: self.millis("PDS_CHECKPOINT_INTERVAL_MS", 3_600_000),
+            repo_cache_bytes: self.number("PDS_REPO_CACHE_BYTES", 64 << 20, 1_048_576..=1_099_511_627_776),
+            shutdown_timeout: self.millis("PDS_SHUTDOWN_TIMEOUT_MS", 10_000),
+            backfill_limit: self.millis("PDS_REPO_BACKFILL_LIMIT_MS", 259_200_000),
+            firehose_max_lag_bytes: self.number(
+                "PDS_FIREHOSE_MAX_LAG_BYTES",
+                64 << 20,
+                1_048_576..=17_179_869_184,
+            ),
+            firehose_stall: self.millis("PDS_FIREHOSE_STALL_MS", 30_000),
+            firehose_max_subscribers: self.number("PDS_FIREHOSE_MAX_SUBSCRIBERS", 1000, 1..=1_000_000),
+            port_file: self.text("PDS_PORT_FILE").map(PathBuf::from),
+            logging: Logging {
+                enabled: self.flag("LOG_ENABLED", true),
+                level: self.text("LOG_LEVEL").unwrap_or_else(|| "info".to_owned()),
+                format,
+            },
+            service_did: service_did.ok()?,
+            jwt_secret: Secret::new(jwt_secret),
+            admin_password: Secret::new(admin_password),
+            plc_rotation_key: Secret::new(plc_rotation_key?),
+            key_encryption_key,
+            hostname,
+            data_dir,
+            replica,
+            durability,
+            blobs,
+        })
+    }
+
+    fn url(&mut self, name: &'static str, default: &str) -> String {
+        let text = self.text(name).unwrap_or_else(|| default.to_owned());
+        if !text.starts_with("https://") && !text.starts_with("http://") {
+            self.problems
+                .push(format!("{name} must be an http or https URL, not '{text}'"));
+        }
+        text.trim_end_matches('/').to_owned()
+    }
+
+    fn replica(&mut self) -> Option<Replica> {
+        let text = self.text("PDS_REPLICA_URL")?;
+        if let Some(path) = text.strip_prefix("file://") {
+            if !path.starts_with('/') {
+                self.problems
+                    .push("PDS_REPLICA_URL: a file URL needs an absolute path: file:///dir".to_owned());
+                return None;
+            }
+            return Some(Replica::Directory(PathBuf::from(path)));
+        }
+        let azure = parse_azure_url(&text);
+        let Some((service_url, account, container, prefix)) = azure else {
+            self.problems.push(
+                "PDS_REPLICA_URL must be file:///dir or https://<account>.blob.core.windows.net/<container>[/<prefix>]"
+                    .to_owned(),
+            );
+            return None;
+        };
+        let auth_name = self
+            .text("PDS_REPLICA_AZURE_AUTH")
+            .unwrap_or_else(|| "managed-identity".to_owned());
+        let auth = match auth_name.as_str() {
+            "managed-identity" => {
+                AzureAuthSettings::ManagedIdentity(self.text("PDS_REPLICA_AZURE_CLIENT_ID"))
+            }
+            "workload-identity" => AzureAuthSettings::WorkloadIdentity,
+            "sas" => AzureAuthSettings::Sas(Secret::new(self.required("PDS_REPLICA_AZURE_SAS"))),
+            "shared-key" => AzureAuthSettings::SharedKey {
+                account: self.text("PDS_REPLICA_AZURE_ACCOUNT").unwrap_or(account),
+                key: Secret::new(self.required("PDS_REPLICA_AZURE_ACCOUNT_KEY")),
+            },
+            other => {
+                self.problems.push(format!(
+                    "PDS_REPLICA_AZURE_AUTH must be managed-identity, workload-identity, sas or shared-key, not '{other}'"
+                ));
+                return None;
+            }
+        };
+        if service_url.starts_with("http://")
+            && !matches!(
+                auth,
+                AzureAuthSettings::SharedKey { .. } | AzureAuthSettings::Sas(_)
+            )
+        {
+            self.problems
+                .push("PDS_REPLICA_URL: identities are only sent over https".to_owned());
+        }
+        let api_version = self.text("PDS_REPLICA_AZURE_API_VERSION");
+        Some(Replica::Azure(AzureSettings {
+            service_url,
+            container,
+            prefix,
+            auth,
+            api_version,
+        }))
+    }
+
+    fn blobs(&mut self, data_dir: &std::path::Path, replica: Option<&Replica>) -> BlobPlace {
+        let location = self.text("PDS_BLOBSTORE_DISK_LOCATION").map(PathBuf::from);
+        let azure = matches!(replica, Some(Replica::Azure(_)));
+        match (self.text("PDS_BLOBSTORE").as_deref(), location) {
+            (Some("azure"), _) if azure => BlobPlace::Azure,
+            (None, None) if azure => BlobPlace::Azure,
+            (None | Some("disk"), Some(dir)) => {
+                if azure {
+                    self.warnings.push(
+                        "media blobs go to a local disk although the replica is in Azure: they are lost with this disk"
+                            .to_owned(),
+                    );
+                }
+                BlobPlace::Disk(dir)
+            }
+            (Some("azure"), _) => {
+                self.problems
+                    .push("PDS_BLOBSTORE=azure needs a PDS_REPLICA_URL in Azure".to_owned());
+                BlobPlace::Azure
+            }
+            (None | Some("disk"), None) => BlobPlace::Disk(data_dir.join("blocks")),
+            (Some(other), _) => {
+                self.problems
+                    .push(format!("PDS_BLOBSTORE must be disk or azure, not '{other}'"));
+                BlobPlace::Azure
+            }
+        }
+    }
+}
+
+/// Splits `https://account.host/container/prefix`, or the emulator's `http://127.0.0.1:10000/account/container/prefix`,
+/// into service URL, account, container and prefix.
+fn parse_azure_url(text: &str) -> Option<(String, String, String, String)> {
+    let (scheme, rest) = text
+        .split_once("://")
+        .filter(|(scheme, _)| matches!(*scheme, "https" | "http"))?;
+    if text.contains(['?', '#', '@', ' ']) {
+        return None;
+    }
+    let mut parts = rest.trim_end_matches('/').split('/');
+    let host = parts.next().filter(|host| !host.is_empty())?;
+    let bare = host.rsplit_once(':').map_or(host, |(name, _)| name);
+    let path_style = bare.parse::<IpAddr>().is_ok() || bare == "localhost" || !bare.contains('.');
+    let (service_url, account) = if path_style {
+        let account = parts.next()?;
+        (format!("{scheme}://{host}/{account}"), account.to_owned())
+    } else {
+        (format!("{scheme}://{host}"), host.split('.').next()?.to_owned())
+    };
+    let container = parts.next().filter(|name| !name.is_empty())?.to_owned();
+    Some((
+        service_url,
+        account,
+        container,
+        parts.collect::<Vec<_>>().join("/"),
+    ))
+}

@@ -1,0 +1,267 @@
+//! The steps of a start: reach the replica, agree with it, open the engine, put the services together.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use engine::blobs::BlobStore;
+use engine::blobs::disk::DiskBlobs;
+use engine::engine::Durability as EngineDurability;
+use engine::{Engine, EngineConfig, EnginePrelude};
+use shipper::blobs::ReplicaBlobs;
+use shipper::ship::{ShipConfig, ShipHandle, Shipper};
+use shipper::start::{StartOptions, Started, begin};
+use shipper::store::ReplicaStore;
+use shipper::store::azure::{AzureAuth, AzureConfig, AzureStore};
+use shipper::store::directory::DirectoryStore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::{Doors, ServerError, millis};
+use crate::app::App;
+use crate::auth::admin::AdminAuth;
+use crate::auth::password::Passwords;
+use crate::auth::tokens::SessionTokens;
+use crate::client::plc::{HttpPlc, SharedPlc};
+use crate::config::{AzureAuthSettings, AzureSettings, BlobPlace, Config, Durability, Replica};
+use crate::firehose::{Firehose, FirehoseSettings};
+use crate::http::Gate;
+use crate::secrets::KeyWrap;
+use crate::service::accounts::{Accounts, Parts};
+use crate::service::blobs::Blobs;
+use crate::service::core::Core;
+use crate::service::keys::SigningKeys;
+use crate::service::names::Names;
+use crate::service::repos::Repos;
+use crate::service::repos::export::Exports;
+
+/// Exports that run at once.
+const EXPORTS: usize = 32;
+
+/// Opens the replica store and makes sure that its container is there.
+pub(super) async fn open_store(
+    replica: &Replica,
+    timeout: Duration,
+) -> Result<Arc<dyn ReplicaStore>, ServerError> {
+    let store: Arc<dyn ReplicaStore> = match replica {
+        Replica::Directory(dir) => Arc::new(DirectoryStore::open(dir)?),
+        Replica::Azure(settings) => {
+            let store = AzureStore::new(&azure_config(settings, timeout))?;
+            store.ensure_container().await?;
+            Arc::new(store)
+        }
+    };
+    tracing::info!(store = store.describe(), "replica");
+    Ok(store)
+}
+
+fn azure_config(settings: &AzureSettings, timeout: Duration) -> AzureConfig {
+    let auth = match &settings.auth {
+        AzureAuthSettings::ManagedIdentity(client_id) => AzureAuth::ManagedIdentity {
+            client_id: client_id.clone(),
+        },
+        AzureAuthSettings::WorkloadIdentity => AzureAuth::WorkloadIdentity,
+        AzureAuthSettings::Sas(sas) => AzureAuth::Sas(sas.expose().clone().into()),
+        AzureAuthSettings::SharedKey { account, key } => AzureAuth::SharedKey {
+            account: account.clone(),
+            key: key.expose().clone().into(),
+        },
+    };
+    let mut config =
+        AzureConfig::new(&settings.service_url, &settings.container, auth).with_prefix(&settings.prefix);
+    config.api_version.clone_from(&settings.api_version);
+    config.request_timeout = timeout;
+    config
+}
+
+/// Looks at the replica and the local log, claims the chain and restores what is missing here.
+pub(super) async fn agree(
+    store: &Arc<dyn ReplicaStore>,
+    config: &Config,
+    doors: &Doors,
+) -> Result<Started, ServerError> {
+    let keep = match &config.blobs {
+        BlobPlace::Disk(dir) => dir
+            .strip_prefix(&config.data_dir)
+            .ok()
+            .and_then(|below| below.components().next())
+            .map(|first| first.as_os_str().to_string_lossy().into_owned()),
+        BlobPlace::Azure => None,
+    };
+    let options = StartOptions {
+        data_dir: config.data_dir.clone(),
+        storage: doors.storage.clone(),
+        clock: doors.clock.clone(),
+        entropy: doors.entropy.clone(),
+        request_timeout: config.replica_timeout,
+        keep: keep.into_iter().collect(),
+        on_progress: None,
+    };
+    let started = Instant::now();
+    let agreed = Box::pin(begin(store, &options)).await.map_err(Box::new)?;
+    tracing::info!(
+        decision = ?agreed.decision,
+        epoch = agreed.claim.epoch.0,
+        remote = agreed.claim.before.last_lsn.get(),
+        ms = millis(started.elapsed()),
+        "the replica is ours"
+    );
+    Ok(agreed)
+}
+
+/// Opens log and views under the claim, or for ourselves without a replica, and makes the shipper that belongs to them.
+pub(super) async fn open_engine(
+    config: &Config,
+    agreed: Option<Started>,
+    store: Option<Arc<dyn ReplicaStore>>,
+    doors: &Doors,
+    gate: &Gate,
+) -> Result<(Engine, Option<(Shipper, ShipHandle)>), ServerError> {
+    let durability = match config.durability {
+        Durability::Local => EngineDurability::Local,
+        Durability::Remote => EngineDurability::Remote,
+    };
+    let mut engine_config = EngineConfig::new(&config.data_dir, durability);
+    engine_config.log.segment_bytes = config.log_segment_bytes;
+    engine_config.log.queue_bytes = config.log_queue_bytes;
+    engine_config.log.ring_bytes = config.log_ring_bytes;
+    engine_config.backlog_bytes_max = config.unshipped_bytes;
+    let (claim, recovered) = match agreed {
+        Some(started) => (Some(started.claim), Some(started.recovered)),
+        None => (None, None),
+    };
+    let (clock, entropy, storage) = (doors.clock.clone(), doors.entropy.clone(), doors.storage.clone());
+    let options = claim.as_ref().map(|claim| {
+        (
+            claim.epoch,
+            claim.lsn_floor,
+            claim.log_id,
+            claim.replica.end.last_lsn,
+        )
+    });
+    let progress = gate.clone();
+    let opened = tokio::task::spawn_blocking(move || {
+        let prelude = match recovered {
+            Some(recovered) => EnginePrelude::of(engine_config, recovered),
+            None => EnginePrelude::recover(engine_config, storage)?,
+        };
+        if let Some(cut) = prelude.cut() {
+            tracing::warn!(?cut, "the log's tail was torn by a crash and is cut");
+        }
+        let mut start = engine::engine::StartOptions::local(prelude.last_epoch().next());
+        if let Some((epoch, lsn_floor, log_id, remote)) = options {
+            start.epoch = epoch;
+            start.lsn_floor = lsn_floor;
+            start.log_id = Some(log_id);
+            start.remote = Some(remote);
+        }
+        start.on_replay = Box::new(move |replay| progress.replaying(&replay));
+        prelude.start(clock, &*entropy, start)
+    });
+    let engine = opened
+        .await
+        .map_err(|error| ServerError::Other(error.to_string()))??;
+    let shipper = match (claim, store, engine.remote().cloned()) {
+        (Some(claim), Some(store), Some(remote)) => {
+            let ship_config = ShipConfig {
+                in_flight: config.replica_in_flight,
+                request_timeout: config.replica_timeout,
+                min_interval: (durability == EngineDurability::Local
+                    && !config.replica_min_interval.is_zero())
+                .then_some(config.replica_min_interval),
+                temp_dir: config.data_dir.clone(),
+                ..ShipConfig::default()
+            };
+            Some(Shipper::new(
+                ship_config,
+                store,
+                engine.log().clone(),
+                remote,
+                claim,
+                doors.clock.clone(),
+            ))
+        }
+        _ => None,
+    };
+    Ok((engine, shipper))
+}
+
+/// Puts the services together.
+pub(super) async fn compose(
+    config: Arc<Config>,
+    core: Core,
+    shipper: Option<ShipHandle>,
+    store: Option<Arc<dyn ReplicaStore>>,
+    doors: &Doors,
+    tasks: &TaskTracker,
+    background: &CancellationToken,
+) -> Result<Arc<App>, ServerError> {
+    let other = |error: &dyn std::fmt::Display| ServerError::Other(error.to_string());
+    let wrap = KeyWrap::from_config(config.key_encryption_key.as_ref(), Some(&config.plc_rotation_key))
+        .map_err(|error| other(&error))?;
+    let plc: SharedPlc = Arc::new(
+        HttpPlc::new(
+            &config.plc_url,
+            config.resolver_timeout.max(Duration::from_secs(5)),
+        )
+        .map_err(|e| other(&e))?,
+    );
+    let names =
+        Names::new(&config, plc.clone(), doors.clock.clone(), tasks.clone()).map_err(|e| other(&e))?;
+    let wrap = Arc::new(wrap);
+    let keys = SigningKeys::new(core.clone(), wrap.clone());
+    let mut clock_id = [0u8; 1];
+    doors
+        .entropy
+        .fill(&mut clock_id)
+        .map_err(|error| ServerError::io("randomness", error))?;
+    let repos = Repos::new(
+        core.clone(),
+        keys,
+        config.repo_cache_bytes,
+        u16::from(clock_id[0] % 32),
+    );
+    let tokens = Arc::new(SessionTokens::new(&config.jwt_secret, &config.service_did));
+    let blob_store: Arc<dyn BlobStore> = match (&config.blobs, store) {
+        (BlobPlace::Azure, Some(store)) => {
+            let scratch = config.data_dir.join("uploads");
+            Arc::new(ReplicaBlobs::open(store, scratch).map_err(|error| other(&error))?)
+        }
+        (BlobPlace::Azure, None) => {
+            return Err(ServerError::Other(
+                "media blobs need the replica's container".to_owned(),
+            ));
+        }
+        (BlobPlace::Disk(dir), _) => Arc::new(DiskBlobs::open(dir).map_err(|error| other(&error))?),
+    };
+    let accounts = Accounts::new(Parts {
+        engine: core.clone(),
+        config: config.clone(),
+        tokens: tokens.clone(),
+        passwords: Passwords::new(doors.entropy.clone()),
+        wrap,
+        plc,
+        names: names.clone(),
+        repos: repos.clone(),
+        mailer: doors.mailer.clone(),
+    });
+    let firehose_settings = FirehoseSettings {
+        max_lag_bytes: config.firehose_max_lag_bytes,
+        stall: config.firehose_stall,
+        max_subscribers: config.firehose_max_subscribers,
+        backfill: config.backfill_limit,
+    };
+    Ok(Arc::new(App {
+        blobs: Blobs::new(core.clone(), blob_store, config.blob_upload_limit),
+        firehose: Firehose::new(core.clone(), firehose_settings, background.clone()),
+        admin: AdminAuth::new(Some(&config.admin_password)),
+        exports: Exports::new(EXPORTS),
+        mailer: doors.mailer.clone(),
+        engine: core,
+        config,
+        tokens,
+        accounts,
+        repos,
+        names,
+        shipper,
+    }))
+}

@@ -48,6 +48,8 @@ pub async fn subscribe(
     let place = Place(Firehose { inner });
     upgrade
         .max_message_size(MAX_INCOMING_BYTES)
+        // Subscribers say next to nothing; the default of 128 KiB each would be most of what they cost.
+        .read_buffer_size(MAX_INCOMING_BYTES)
         .max_frame_size(MAX_INCOMING_BYTES)
         .write_buffer_size(64 << 10)
         .on_upgrade(move |socket| async move { serve(place, socket, cursor).await })

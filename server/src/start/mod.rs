@@ -248,10 +248,18 @@ impl Running {
     async fn watch(&self, stop: &CancellationToken) -> Option<ServerError> {
         let engine = &self.app.engine;
         let failed = async {
-            // Any failure ends in these two: the log's, the shipper's by way of the driver, and the views' own.
+            // The log's failure, the views' own, and the end of shipping: whatever the durability, a server that no
+            // longer replicates must not go on as if it did.
+            let shipped = async {
+                match engine.remote() {
+                    Some(remote) => remote.wait(Lsn::MAX).await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 failed = engine.applied().wait(Lsn::MAX) => failed,
                 failed = engine.local().wait(Lsn::MAX) => failed,
+                failed = shipped => failed,
             }
         };
         tokio::select! {

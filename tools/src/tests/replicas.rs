@@ -155,6 +155,21 @@ fn damaged_and_missing_objects_are_named() {
     expect_damage(&remote, &["DAMAGE ckpt/", "SHA-256"]);
     std::fs::write(&checkpoint, whole).unwrap();
 
+    // Behind a hole there may be what was in flight, but no end of a reign.
+    assert!(chunks.len() >= 2, "a fence, chunks and a hand-over");
+    let before_last = &chunks[chunks.len() - 2];
+    let before = std::fs::read(before_last).unwrap();
+    let header = shipper::chunk::ChunkHeader::decode(&before).unwrap();
+    assert_eq!(header.kind, shipper::chunk::ChunkKind::Data);
+    std::fs::remove_file(before_last).unwrap();
+    expect_damage(&remote, &["DAMAGE wal/", &name(before_last), "missing"]);
+    // Even if the whole end is gone, the checkpoint remembers it.
+    let hand_over = std::fs::read(chunk).unwrap();
+    std::fs::remove_file(chunk).unwrap();
+    expect_damage(&remote, &["index.redb", "ahead of the log's end"]);
+    std::fs::write(chunk, hand_over).unwrap();
+    std::fs::write(before_last, before).unwrap();
+
     let manifest = objects(&remote, "manifest").pop().unwrap();
     flip(&manifest, 30);
     expect_damage(&remote, &["DAMAGE manifest/", &name(&manifest)]);

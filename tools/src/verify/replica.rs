@@ -11,7 +11,7 @@ use engine::log::{LogId, Lsn};
 use engine::views::checkpoint::Checkpoints;
 use indicatif::ProgressBar;
 use sha2::{Digest, Sha256};
-use shipper::chunk::{self, HEADER_BYTES, MAX_IN_FLIGHT, MAX_RAW_BYTES};
+use shipper::chunk::{self, ChunkHeader, ChunkKind, HEADER_BYTES, MAX_IN_FLIGHT, MAX_RAW_BYTES};
 use shipper::fence::ReplicaError;
 use shipper::log_object::LogObject;
 use shipper::manifest::{MAX_MANIFEST_BYTES, Manifest};
@@ -27,6 +27,10 @@ use crate::{progress, replica_url};
 
 /// Most objects of one kind that are listed.
 const MAX_LISTED: usize = 1_000_000;
+/// Most bytes of a chunk's object: frames that do not shrink grow a little.
+const MAX_CHUNK_BYTES: u64 = (HEADER_BYTES + MAX_RAW_BYTES + (1 << 20)) as u64;
+/// How often the check starts over because a running server moved things along.
+const MAX_ROUNDS: u32 = 5;
 /// The time for one object, all tries together.
 const OBJECT_TIME: Duration = Duration::from_secs(300);
 /// What to do about an object of the log.
@@ -81,6 +85,8 @@ struct Walk<'a, 'o> {
     temp: &'a Path,
     bar: ProgressBar,
     report: &'a mut Report<'o>,
+    /// The newest manifest when the check began, whole or not.
+    newest: Generation,
 }
 
 /// Checks all live objects. `None` if there is no log to go on with.
@@ -96,19 +102,51 @@ async fn objects(
         temp,
         bar: bar.clone(),
         report,
+        newest: Generation::NONE,
     };
     let Some(log_id) = walk.log_object().await? else {
         return Ok(None);
     };
-    let manifest = walk.manifest(log_id).await?;
-    walk.segments(&manifest).await?;
-    walk.chain(&manifest).await?;
-    walk.checkpoints(&manifest).await?;
+    for round in 1.. {
+        match walk.live(log_id).await {
+            Err(error) if error.is::<MovedOn>() && round < MAX_ROUNDS => {
+                walk.report
+                    .note("the server moved on meanwhile; starting over from its newer manifest");
+            }
+            outcome => {
+                outcome?;
+                break;
+            }
+        }
+    }
     bar.finish_and_clear();
     Ok(Some(log_id))
 }
 
+/// What a manifest names has been replaced since: nothing is wrong, begin again with the newer manifest.
+#[derive(Debug, thiserror::Error)]
+#[error("a running server keeps replacing what is being checked; try again, or stop it")]
+struct MovedOn;
+
 impl Walk<'_, '_> {
+    /// Everything that the newest manifest names, and the chain behind it.
+    async fn live(&mut self, log_id: LogId) -> anyhow::Result<()> {
+        let manifest = self.manifest(log_id).await?;
+        self.segments(&manifest).await?;
+        self.chain(&manifest).await?;
+        self.checkpoints(&manifest).await
+    }
+
+    /// Something is not where it should be: damage, unless there is a newer manifest than when we began.
+    async fn check_still_newest(&self) -> anyhow::Result<()> {
+        let listed = self.list(MANIFEST_PREFIX).await?;
+        if newest(&listed) > self.newest {
+            Err(MovedOn.into())
+        } else {
+            Ok(())
+        }
+    }
+
     async fn get(&self, name: &ObjectName, max_bytes: u64) -> Result<bytes::Bytes, StoreError> {
         let got = retry(&RetryPolicy::within(OBJECT_TIME), || {
             self.store.get(name, max_bytes)
@@ -144,13 +182,16 @@ impl Walk<'_, '_> {
     /// The newest manifest that is whole.
     async fn manifest(&mut self, log_id: LogId) -> anyhow::Result<Manifest> {
         let listed = self.list(MANIFEST_PREFIX).await?;
+        self.newest = newest(&listed);
         for object in listed.iter().rev() {
             let Some(generation) = Generation::from_object_name(object.name.as_str()) else {
                 continue;
             };
-            let bytes = self.get(&object.name, MAX_MANIFEST_BYTES as u64).await;
-            let decoded = bytes.with_context(|| object.name.to_string())?;
-            match Manifest::decode(&decoded) {
+            let bytes = match self.get(&object.name, MAX_MANIFEST_BYTES as u64).await {
+                Err(StoreError::NotFound { .. }) => return Err(MovedOn.into()),
+                other => other.with_context(|| object.name.to_string())?,
+            };
+            match Manifest::decode(&bytes) {
                 Ok(manifest) if manifest.log_id() != log_id || manifest.generation() != generation => {
                     self.report
                         .finding(&object.name, "it is of another log or generation", RESHIP);
@@ -202,6 +243,7 @@ impl Walk<'_, '_> {
                 Ok(Some(size))
             }
             Err(StoreError::NotFound { .. }) => {
+                self.check_still_newest().await?;
                 self.report
                     .finding(object, "the manifest names it, but it is missing", advice);
                 Ok(None)
@@ -219,13 +261,16 @@ impl Walk<'_, '_> {
         // What is below is covered by segments, or a stray in the gap behind a fence.
         while let Some((ordinal, object)) = listed.by_ref().find(|(ordinal, _)| *ordinal >= end.next) {
             if ordinal > end.next {
-                self.hole(&end, ordinal, listed.next_back().map(|(ordinal, _)| ordinal));
-                return Ok(());
+                let behind = std::iter::once((ordinal, object)).chain(listed);
+                let behind: Vec<_> = behind
+                    .map(|(ordinal, object)| (ordinal, object.clone()))
+                    .collect();
+                return self.hole(&end, &behind).await;
             }
-            let bytes = self
-                .get(&object.name, (HEADER_BYTES + MAX_RAW_BYTES * 2) as u64)
-                .await;
-            let bytes = bytes.with_context(|| object.name.to_string())?;
+            let bytes = match self.get(&object.name, MAX_CHUNK_BYTES).await {
+                Err(StoreError::NotFound { .. }) => return Err(MovedOn.into()),
+                other => other.with_context(|| object.name.to_string())?,
+            };
             let decoded = tokio::task::spawn_blocking(move || chunk::decode(&bytes)).await?;
             let header = match decoded {
                 Ok((header, _)) => header,
@@ -245,23 +290,34 @@ impl Walk<'_, '_> {
         Ok(())
     }
 
-    /// The chain ends where there are chunks behind. Those that a writer had in flight when it stopped are no damage.
-    fn hole(&mut self, end: &ChainEnd, next: Ordinal, last: Option<Ordinal>) {
-        let last = last.unwrap_or(next);
-        let missing = end.next.object_name();
-        if last.0 < end.next.0.saturating_add(MAX_IN_FLIGHT) {
-            let what = format!(
-                "the chain ends before {missing}; objects up to {} were never acknowledged",
-                last.object_name()
-            );
-            self.report.note(what);
-        } else {
-            let what = format!(
-                "it is missing, although there are chunks up to {}",
-                last.object_name()
-            );
-            self.report.finding(missing, what, RESHIP);
+    /// The chain ends where there are chunks behind. Those that a writer had in flight when it stopped are no damage;
+    /// but nobody opens or ends a reign behind a hole, and nobody gets further than [`MAX_IN_FLIGHT`].
+    async fn hole(&mut self, end: &ChainEnd, behind: &[(Ordinal, ObjectMeta)]) -> anyhow::Result<()> {
+        self.check_still_newest().await?;
+        let last = behind.last().map_or(end.next, |(ordinal, _)| *ordinal);
+        let mut in_flight = last.0 < end.next.0.saturating_add(MAX_IN_FLIGHT);
+        for (_, object) in behind.iter().take(MAX_IN_FLIGHT as usize) {
+            if !in_flight {
+                break;
+            }
+            let bytes = self.get(&object.name, MAX_CHUNK_BYTES).await;
+            let bytes = bytes.with_context(|| object.name.to_string())?;
+            // One that does not decode was perhaps never whole.
+            in_flight = ChunkHeader::decode(&bytes).map_or(true, |header| header.kind == ChunkKind::Data);
         }
+        let (missing, last) = (end.next.object_name(), last.object_name());
+        if in_flight {
+            self.report.note(format!(
+                "the chain ends before {missing}; objects up to {last} were never acknowledged"
+            ));
+        } else {
+            self.report.finding(
+                missing,
+                format!("it is missing, although the chain goes on to {last}"),
+                RESHIP,
+            );
+        }
+        Ok(())
     }
 
     async fn checkpoints(&mut self, manifest: &Manifest) -> anyhow::Result<()> {
@@ -284,6 +340,13 @@ impl Walk<'_, '_> {
         }
         Ok(())
     }
+}
+
+fn newest(listed: &[ObjectMeta]) -> Generation {
+    let generations = listed
+        .iter()
+        .filter_map(|object| Generation::from_object_name(object.name.as_str()));
+    generations.max().unwrap_or(Generation::NONE)
 }
 
 fn sha256_of(path: &Path) -> std::io::Result<[u8; 32]> {

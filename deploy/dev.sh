@@ -6,4 +6,4 @@ cd "$(dirname "$0")/.."
 # shellcheck source=deploy/needs.sh
 . deploy/needs.sh
 need_build_tools
-exec cargo run --release --quiet --bin pds -- dev "$@"
+exec cargo run --profile quick --bin pds -- dev "$@"

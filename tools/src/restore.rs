@@ -20,7 +20,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// What to restore, and where to.
 #[derive(Debug, Args)]
 pub struct Restore {
-    /// The replica: file:///dir, or https://ACCOUNT.blob.core.windows.net/CONTAINER[/PREFIX] with the server's
+    /// The replica: file:///dir, or `https://ACCOUNT.blob.core.windows.net/CONTAINER[/PREFIX]` with the server's
     /// PDS_REPLICA_AZURE_* variables.
     #[arg(long, value_name = "URL", env = "PDS_REPLICA_URL")]
     replica: String,

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use tests::api::{Account, Api, Written, field};
 use tests::events::{Follower, replay};
+use tests::process::program;
 use tests::random::Random;
 use tests::stack::{Pds, ReplicaKind, SOON, Settings, Stack};
 use tests::{Outcome, number, skip};
@@ -130,6 +131,27 @@ async fn keeps(api: &Api, promises: &[Promises]) -> Result<()> {
     Ok(())
 }
 
+/// Lets `pds-tools` check a store, which must be clean.
+async fn verified(arguments: &[&str], env: &[(String, String)]) -> Result<()> {
+    let run = tokio::process::Command::new(program("pds-tools")?)
+        .args(arguments)
+        .envs(env.iter().map(|(name, value)| (name, value)))
+        .kill_on_drop(true)
+        .output();
+    let done = tokio::time::timeout(Duration::from_secs(120), run)
+        .await
+        .context("pds-tools verify takes too long")??;
+    ensure!(
+        done.status.success(),
+        "pds-tools {}: {}\n{}{}",
+        arguments.join(" "),
+        done.status,
+        String::from_utf8_lossy(&done.stdout),
+        String::from_utf8_lossy(&done.stderr)
+    );
+    Ok(())
+}
+
 async fn one_drill(stack: &Stack, seed: u64, kind: ReplicaKind) -> Result<String> {
     let mut random = Random::new(seed);
     let name = format!("drill-{seed}");
@@ -234,7 +256,15 @@ async fn one_drill(stack: &Stack, seed: u64, kind: ReplicaKind) -> Result<String
             times.get(commit)
         );
     }
+    let data = reborn.data.clone();
     let took = reborn.stop().await?;
+    verified(&["verify", &data.display().to_string()], &replica).await?;
+    let url = replica
+        .iter()
+        .find(|(name, _)| name == "PDS_REPLICA_URL")
+        .map(|(_, url)| url.as_str())
+        .context("no replica")?;
+    verified(&["verify", "--replica", url], &replica).await?;
     Ok(format!(
         "{} writes and {} accounts acknowledged, {} events, stopped in {took:?}",
         acknowledged.len(),

@@ -1,6 +1,6 @@
 //! Repositories: who may write what, and the path of a write from a request to its acknowledgement.
 //!
-//! One actor a repo (see [`actor`]) applies writes in memory, builds and signs the commit and hands it to the log; it
+//! One actor a repo (see `actor`) applies writes in memory, builds and signs the commit and hands it to the log; it
 //! chains the next commit on its in-memory head without waiting. The caller waits here until its own commit is durable
 //! and applied, so whoever got an answer can read what it wrote (I1).
 

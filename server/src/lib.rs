@@ -26,4 +26,6 @@ pub mod secrets;
 pub mod service;
 pub mod start;
 pub mod telemetry;
+#[cfg(test)]
+mod testkit;
 pub mod xrpc;

@@ -179,3 +179,6 @@ fn unknown(nsid: &str, method: &Method) -> XrpcError {
         _ => XrpcError::invalid("XRPC requests only supports GET, HEAD and POST"),
     }
 }
+
+#[cfg(test)]
+mod tests;

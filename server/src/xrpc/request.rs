@@ -16,10 +16,18 @@ pub const JSON_LIMIT: usize = 153_600;
 /// Limit of a JSON body in bytes for the methods that carry records.
 pub const RECORD_JSON_LIMIT: usize = 1_000_000;
 
-/// How long a client may send nothing in the middle of a body.
-const BODY_STALL: Duration = Duration::from_secs(20);
-/// How long a client may take for a whole body.
-const BODY_TOTAL: Duration = Duration::from_secs(120);
+/// How long a client may take with a body.
+struct Patience {
+    /// Between two pieces.
+    stall: Duration,
+    /// For all of it.
+    total: Duration,
+}
+
+const PATIENCE: Patience = Patience {
+    stall: Duration::from_secs(20),
+    total: Duration::from_secs(120),
+};
 
 /// A request to a method that this server implements. Not to be printed: its headers hold credentials.
 pub struct Request {
@@ -51,7 +59,7 @@ impl Request {
                 None => "Request encoding (Content-Type) required but not provided".to_owned(),
             }));
         }
-        let bytes = collect(body, &self.headers, limit).await?;
+        let bytes = collect(body, &self.headers, limit, &PATIENCE).await?;
         if bytes.is_empty() {
             return Err(XrpcError::invalid(
                 "A request body is expected but none was provided",
@@ -77,7 +85,7 @@ impl Request {
     /// 400 when there is one.
     pub async fn no_body(&mut self) -> XrpcResult<()> {
         let body = std::mem::replace(&mut self.body, Body::empty());
-        match collect(body, &self.headers, 0).await {
+        match collect(body, &self.headers, 0, &PATIENCE).await {
             Ok(_) => Ok(()),
             Err(error) if error.status == StatusCode::PAYLOAD_TOO_LARGE => Err(XrpcError::invalid(
                 "A request body was provided when none was expected",
@@ -136,7 +144,7 @@ fn content_length(headers: &HeaderMap) -> Option<u64> {
 }
 
 /// Reads a whole body of at most `limit` bytes, from a client that keeps sending.
-async fn collect(body: Body, headers: &HeaderMap, limit: usize) -> XrpcResult<Bytes> {
+async fn collect(body: Body, headers: &HeaderMap, limit: usize, patience: &Patience) -> XrpcResult<Bytes> {
     let too_large = || {
         XrpcError::new(
             StatusCode::PAYLOAD_TOO_LARGE,
@@ -154,11 +162,11 @@ async fn collect(body: Body, headers: &HeaderMap, limit: usize) -> XrpcResult<By
             "The request body did not arrive in time",
         )
     };
-    let deadline = tokio::time::Instant::now() + BODY_TOTAL;
+    let deadline = tokio::time::Instant::now() + patience.total;
     let mut stream = body.into_data_stream();
     let mut bytes = Vec::new();
     loop {
-        let until = deadline.min(tokio::time::Instant::now() + BODY_STALL);
+        let until = deadline.min(tokio::time::Instant::now() + patience.stall);
         let next = tokio::time::timeout_at(until, stream.next()).await;
         let Some(chunk) = next.map_err(|_| too_slow())? else {
             break;
@@ -220,4 +228,30 @@ pub fn car(body: Body) -> Response<Body> {
         HeaderValue::from_static("application/vnd.ipld.car"),
     );
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::stream;
+
+    #[tokio::test]
+    async fn a_client_that_stops_in_the_middle_of_a_body_or_drips_is_not_waited_for_forever() {
+        let patience = Patience {
+            stall: Duration::from_millis(100),
+            total: Duration::from_millis(300),
+        };
+        let piece = || Ok::<_, std::io::Error>(Bytes::from_static(b" "));
+        let stalled = stream::iter([piece()]).chain(stream::pending());
+        let dripping = stream::unfold((), |()| async {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            Some((Ok::<_, std::io::Error>(Bytes::from_static(b" ")), ()))
+        });
+        for body in [Body::from_stream(stalled), Body::from_stream(dripping)] {
+            let error = collect(body, &HeaderMap::new(), 1000, &patience)
+                .await
+                .unwrap_err();
+            assert_eq!(error.status, StatusCode::REQUEST_TIMEOUT);
+        }
+    }
 }

@@ -327,7 +327,7 @@ impl Accounts {
     }
 
     /// Runs a transaction, logs its changeset and returns when it is durable and applied.
-    pub(super) async fn change<T: Send + 'static>(
+    pub(crate) async fn change<T: Send + 'static>(
         &self,
         locks: Vec<LockKey>,
         transaction: impl FnOnce(&rusqlite::Transaction<'_>) -> Result<T, AccountsError> + Send + 'static,

@@ -16,7 +16,7 @@ use futures_util::FutureExt;
 use tokio::sync::{mpsc, oneshot};
 
 use super::build::{self, Head};
-use super::{Inner, Write, WriteError, Written};
+use super::{Shared, Write, WriteError, Written};
 
 /// Size of a tree in memory above which the actor forgets what it can read again.
 const TRIM_BYTES: usize = 1 << 20;
@@ -65,13 +65,13 @@ struct Repo {
 /// What the actor's task owns.
 struct Task {
     did: Did,
-    shared: Arc<Inner>,
+    shared: Arc<Shared>,
     pending: Arc<AtomicUsize>,
     repo: Option<Repo>,
 }
 
 /// Starts an actor, which ends when its handle is dropped and its mailbox is empty.
-pub(super) fn spawn(did: Did, shared: Arc<Inner>, mailbox: usize, now: u64) -> Actor {
+pub(super) fn spawn(did: Did, shared: Arc<Shared>, mailbox: usize, now: u64) -> Actor {
     let (sender, mut receiver) = mpsc::channel::<Job>(mailbox);
     let pending = Arc::new(AtomicUsize::new(0));
     let mut task = Task {
@@ -196,7 +196,7 @@ impl Task {
     }
 }
 
-async fn load(did: &Did, shared: &Inner) -> Result<Repo, WriteError> {
+async fn load(did: &Did, shared: &Shared) -> Result<Repo, WriteError> {
     let key = shared
         .keys
         .get(did)

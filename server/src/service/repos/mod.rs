@@ -164,10 +164,15 @@ pub struct Repos {
 }
 
 struct Inner {
-    engine: Core,
-    keys: SigningKeys,
+    shared: Arc<Shared>,
     actors: Mutex<HashMap<Did, Arc<Actor>>>,
     max_actors: usize,
+}
+
+/// What the actors use, apart from what owns them, so that they end with it.
+struct Shared {
+    engine: Core,
+    keys: SigningKeys,
     tids: Tids,
 }
 
@@ -175,15 +180,28 @@ impl Repos {
     /// Repos over `engine`, with at most `cache_bytes` for those that are active.
     #[must_use]
     pub fn new(engine: Core, keys: SigningKeys, cache_bytes: usize, clock_id: u16) -> Repos {
-        let inner = Inner {
+        Repos::with_max_actors(engine, keys, (cache_bytes / BYTES_PER_ACTOR).max(16), clock_id)
+    }
+
+    /// As [`Repos::new`], with the number of repos that stay in memory.
+    pub(crate) fn with_max_actors(
+        engine: Core,
+        keys: SigningKeys,
+        max_actors: usize,
+        clock_id: u16,
+    ) -> Repos {
+        let shared = Shared {
             engine,
             keys,
-            actors: Mutex::new(HashMap::new()),
-            max_actors: (cache_bytes / BYTES_PER_ACTOR).max(16),
             tids: Tids {
                 last: AtomicU64::new(0),
                 clock_id,
             },
+        };
+        let inner = Inner {
+            shared: Arc::new(shared),
+            actors: Mutex::new(HashMap::new()),
+            max_actors,
         };
         Repos {
             inner: Arc::new(inner),
@@ -193,7 +211,8 @@ impl Repos {
     /// A fresh record key.
     #[must_use]
     pub fn next_tid(&self) -> Tid {
-        self.inner.tids.next(self.inner.engine.now_micros())
+        let shared = &self.inner.shared;
+        shared.tids.next(shared.engine.now_micros())
     }
 
     /// Applies `writes` as one commit and returns when it is durable and applied.
@@ -230,7 +249,7 @@ impl Repos {
     }
 
     fn actor(&self, did: &Did) -> Arc<Actor> {
-        let now = self.inner.engine.now_micros();
+        let now = self.inner.shared.engine.now_micros();
         let mut actors = self.inner.actors.lock();
         if let Some(actor) = actors.get(did) {
             actor.used_at.store(now, Ordering::Relaxed);
@@ -248,7 +267,7 @@ impl Repos {
                 actors.remove(&idle);
             }
         }
-        let actor = Arc::new(actor::spawn(did.clone(), self.inner.clone(), MAILBOX, now));
+        let actor = Arc::new(actor::spawn(did.clone(), self.inner.shared.clone(), MAILBOX, now));
         actors.insert(did.clone(), actor.clone());
         actor
     }
@@ -263,7 +282,7 @@ impl Repos {
         if count == 0 {
             return Ok(writes);
         }
-        let reader = self.inner.engine.reader().map_err(internal)?;
+        let reader = self.inner.shared.engine.reader().map_err(internal)?;
         if count <= BLOBS_INLINE {
             check_blob_refs(&reader, did, &writes)?;
             return Ok(writes);

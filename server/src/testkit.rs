@@ -12,13 +12,13 @@ use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, Method, Request, StatusCode};
 use engine::blobs::disk::DiskBlobs;
 use engine::clock::{Clock, Entropy, SystemClock, SystemEntropy};
-use engine::engine::{Durability, Shutdown, StartOptions};
+use engine::engine::{Durability, EngineError, Shutdown, StartOptions};
 use engine::repo::car::{CarLimits, CarSlice};
 use engine::repo::commit::Commit;
 use engine::repo::mst::{Tree, WalkItem};
 use engine::repo::{Cid, Did};
 use engine::storage::OsStorage;
-use engine::{EngineConfig, EnginePrelude};
+use engine::{Engine, EngineConfig, EnginePrelude};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -278,19 +278,20 @@ impl Server {
         let config = Arc::new(config(&options, dir.path()));
         let entropy: Arc<dyn Entropy> = Arc::new(SystemEntropy);
         let (data, engine_clock) = (dir.path().join("data"), clock.clone());
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "nobody tells when a lock of the file system is free"
+        )]
         let engine = tokio::task::spawn_blocking(move || {
             let deadline = Instant::now() + PATIENCE;
-            let prelude = loop {
-                let engine_config = EngineConfig::new(data.clone(), Durability::Local);
-                match EnginePrelude::recover(engine_config, Arc::new(OsStorage::default())) {
-                    Ok(prelude) => break prelude,
+            loop {
+                match open_engine(&data, engine_clock.clone()) {
+                    Ok(engine) => return engine,
                     // Tasks of the server before still hold the directory for a moment.
                     Err(error) => assert!(Instant::now() < deadline, "{error}"),
                 }
                 std::thread::sleep(Duration::from_millis(5));
-            };
-            let start = StartOptions::local(prelude.last_epoch().next());
-            prelude.start(engine_clock, &SystemEntropy, start).unwrap()
+            }
         })
         .await
         .unwrap();
@@ -447,6 +448,13 @@ impl Server {
         user(&answer.ok())
     }
 
+    /// A new session of `<name>.test`.
+    pub async fn log_in(&self, name: &str) -> User {
+        let input = json!({"identifier": format!("{name}.test"), "password": PASSWORD});
+        let answer = self.call("com.atproto.server.createSession", &input).await;
+        user(&answer.ok())
+    }
+
     /// A new post; its URI, CID and commit.
     pub async fn post(&self, user: &User, text: &str) -> Value {
         let input = json!({"repo": user.did, "collection": POST, "record": {"text": text}});
@@ -562,6 +570,13 @@ pub fn bearer(token: &str) -> String {
 pub fn basic() -> String {
     let credential = format!("admin:{ADMIN_PASSWORD}");
     format!("Basic {}", data_encoding::BASE64.encode(credential.as_bytes()))
+}
+
+fn open_engine(data: &std::path::Path, clock: Arc<dyn Clock>) -> Result<Engine, EngineError> {
+    let config = EngineConfig::new(data, Durability::Local);
+    let prelude = EnginePrelude::recover(config, Arc::new(OsStorage))?;
+    let start = StartOptions::local(prelude.last_epoch().next());
+    prelude.start(clock, &SystemEntropy, start)
 }
 
 fn config(options: &Options, dir: &std::path::Path) -> Config {

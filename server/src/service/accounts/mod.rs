@@ -6,6 +6,8 @@
 mod create;
 mod recovery;
 mod sessions;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 

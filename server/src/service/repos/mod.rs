@@ -9,6 +9,8 @@ mod build;
 pub mod export;
 pub mod prepare;
 pub mod read;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::sync::Arc;

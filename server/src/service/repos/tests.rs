@@ -1,0 +1,294 @@
+//! The repo actors over a real engine: commits chain without a fork whatever runs at once, fails, or is forgotten.
+
+use std::collections::HashMap;
+
+use engine::log::Lsn;
+use engine::repo::event::{self, Event};
+use engine::repo::mst::Tree;
+use engine::repo::{Cid, Did, Nsid, RecordKey, RepoPath, Tid};
+use futures_util::future::join_all;
+use serde_json::json;
+
+use super::prepare::{Validate, prepare};
+use super::{RecordSwap, Write, WriteError};
+use crate::testkit::{Options, POST, Server};
+
+fn path(rkey: &str) -> RepoPath {
+    let collection: Nsid = POST.parse().unwrap();
+    RepoPath::new(collection, rkey.parse::<RecordKey>().unwrap())
+}
+
+fn record(n: usize) -> super::PreparedRecord {
+    prepare(&POST.parse().unwrap(), json!({"n": n}), Validate::Off).unwrap()
+}
+
+fn create(rkey: &str, n: usize) -> Vec<Write> {
+    vec![Write::Create(path(rkey), record(n))]
+}
+
+/// One commit of a repo, as the log has it.
+struct Link {
+    commit: Cid,
+    rev: Tid,
+    since: Option<Tid>,
+    prev_data: Option<Cid>,
+    data: Cid,
+}
+
+/// The commits of a repo in the order of the log; each must follow on the one before.
+fn chain(server: &Server, did: &Did) -> Vec<Link> {
+    let engine = &server.app.engine;
+    let mut tail = engine.tail(Lsn::ZERO);
+    let mut links: Vec<Link> = Vec::new();
+    loop {
+        let batch = tail.next_public_batch(engine.applied().get(), 1 << 20).unwrap();
+        if batch.is_empty() {
+            return links;
+        }
+        for frame in &batch {
+            let Some(Event::Commit(view)) = (!frame.public().is_empty())
+                .then(|| event::decode(frame.public()).unwrap())
+                .filter(|event| matches!(event, Event::Commit(view) if view.repo == *did))
+            else {
+                continue;
+            };
+            let limits = engine::repo::car::CarLimits::default();
+            let blocks: HashMap<_, _> = engine::repo::car::CarSlice::new(view.blocks, limits)
+                .unwrap()
+                .map(|block| {
+                    block
+                        .map(|b| (b.cid, bytes::Bytes::copy_from_slice(b.bytes)))
+                        .unwrap()
+                })
+                .collect();
+            let commit = engine::repo::commit::Commit::decode(blocks[&view.commit].clone()).unwrap();
+            let link = Link {
+                commit: view.commit,
+                rev: view.rev,
+                since: view.since,
+                prev_data: view.prev_data,
+                data: commit.data(),
+            };
+            if let Some(before) = links.last() {
+                assert_eq!(link.since, Some(before.rev));
+                assert_eq!(link.prev_data, Some(before.data));
+                assert!(link.rev > before.rev);
+            } else {
+                assert_eq!((link.since, link.prev_data), (None, None));
+            }
+            links.push(link);
+        }
+    }
+}
+
+/// The tree that has exactly these records, built from nothing.
+fn root_of<'a>(records: impl IntoIterator<Item = (&'a String, &'a Cid)>) -> Cid {
+    let none: HashMap<Cid, bytes::Bytes> = HashMap::new();
+    let mut tree = Tree::empty();
+    for (key, cid) in records {
+        tree.insert(key, *cid, &none).unwrap();
+    }
+    tree.flush().root
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn concurrent_writes_to_one_repo_make_one_chain_and_all_are_acknowledged() {
+    let server = Server::start().await;
+    let alice = server.sign_up("alice").await;
+    let repos = &server.app.repos;
+    let keys: Vec<String> = (0..200).map(|n| format!("key{n:03}")).collect();
+    let writes = keys
+        .iter()
+        .enumerate()
+        .map(|(n, key)| repos.write(&alice.did, create(key, n), None));
+    let outcomes = join_all(writes).await;
+    let links = chain(&server, &alice.did);
+    assert_eq!(links.len(), 201);
+    let logged: std::collections::HashSet<_> = links.iter().map(|link| link.commit).collect();
+    for outcome in outcomes {
+        assert!(logged.contains(&outcome.unwrap().commit.unwrap().cid));
+    }
+    let repo = server.repo(&alice.did).await;
+    assert_eq!(repo.records.len(), 200);
+    assert_eq!(repo.commit.data(), root_of(&repo.records));
+    assert_eq!(repo.commit.cid(), links.last().unwrap().commit);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_failing_request_among_others_leaves_the_state_as_it_was() {
+    let server = Server::start().await;
+    let alice = server.sign_up("alice").await;
+    let repos = &server.app.repos;
+    repos.write(&alice.did, create("taken", 0), None).await.unwrap();
+    let keys: Vec<String> = (0..100).map(|n| format!("key{n:03}")).collect();
+    let writes = keys.iter().enumerate().map(|(n, key)| {
+        let mut writes = create(key, n);
+        if n % 2 == 1 {
+            // The first write of the batch is fine and must not stay.
+            writes.extend(create("taken", n));
+        }
+        repos.write(&alice.did, writes, None)
+    });
+    for (n, outcome) in join_all(writes).await.into_iter().enumerate() {
+        match outcome {
+            Ok(_) => assert_eq!(n % 2, 0),
+            Err(error) => assert!(matches!(error, WriteError::InvalidRequest(_)), "{error}"),
+        }
+    }
+    assert_eq!(chain(&server, &alice.did).len(), 52);
+    let repo = server.repo(&alice.did).await;
+    assert_eq!(repo.records.len(), 51);
+    assert_eq!(repo.commit.data(), root_of(&repo.records));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn of_many_who_swap_the_same_commit_one_wins() {
+    let server = Server::start().await;
+    let alice = server.sign_up("alice").await;
+    let repos = &server.app.repos;
+    for round in 0..5 {
+        let head = server.repo(&alice.did).await.commit.cid();
+        let keys: Vec<String> = (0..20).map(|n| format!("key{round}-{n}")).collect();
+        let writes = keys
+            .iter()
+            .enumerate()
+            .map(|(n, key)| repos.write(&alice.did, create(key, n), Some(head)));
+        let outcomes = join_all(writes).await;
+        assert_eq!(outcomes.iter().filter(|outcome| outcome.is_ok()).count(), 1);
+        let swapped = |error: &WriteError| matches!(error, WriteError::CommitSwap { .. });
+        assert!(
+            outcomes
+                .iter()
+                .flat_map(|outcome| outcome.as_ref().err())
+                .all(swapped)
+        );
+    }
+    assert_eq!(chain(&server, &alice.did).len(), 6);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn of_many_who_swap_the_same_record_one_wins() {
+    let server = Server::start().await;
+    let alice = server.sign_up("alice").await;
+    let repos = &server.app.repos;
+    let put = |n, swap| vec![Write::Put(path("counter"), record(n), swap)];
+    let first = join_all((1..20).map(|n| repos.write(&alice.did, put(n, RecordSwap::Absent), None))).await;
+    assert_eq!(first.iter().filter(|outcome| outcome.is_ok()).count(), 1);
+    let current = server.repo(&alice.did).await.records[&format!("{POST}/counter")];
+    let second =
+        join_all((20..40).map(|n| repos.write(&alice.did, put(n, RecordSwap::Is(current)), None))).await;
+    assert_eq!(second.iter().filter(|outcome| outcome.is_ok()).count(), 1);
+    assert_eq!(chain(&server, &alice.did).len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn forgetting_idle_repos_never_forks_one() {
+    let options = Options {
+        max_actors: 2,
+        ..Options::default()
+    };
+    let server = Server::with(options).await;
+    let mut users = Vec::new();
+    for name in ["alice", "bobby", "carol", "david", "emily", "frank"] {
+        users.push(server.sign_up(name).await);
+    }
+    let repos = &server.app.repos;
+    let keys: Vec<String> = (0..40).map(|n| format!("key{n:03}")).collect();
+    // Some requests of a user in a row, some at once, among those of all others.
+    let everybody = users.iter().map(|user| {
+        let keys = &keys;
+        async move {
+            for pair in keys.chunks(2) {
+                let writes = pair
+                    .iter()
+                    .map(|key| repos.write(&user.did, create(key, 1), None));
+                for outcome in join_all(writes).await {
+                    outcome.unwrap();
+                }
+            }
+        }
+    });
+    join_all(everybody).await;
+    assert!(repos.inner.actors.lock().len() <= users.len());
+    for user in &users {
+        assert_eq!(chain(&server, &user.did).len(), 41);
+        let repo = server.repo(&user.did).await;
+        assert_eq!(repo.records.len(), 40);
+        assert_eq!(repo.commit.data(), root_of(&repo.records));
+    }
+}
+
+#[tokio::test]
+async fn idle_repos_beyond_the_bound_are_forgotten() {
+    let options = Options {
+        max_actors: 2,
+        ..Options::default()
+    };
+    let server = Server::with(options).await;
+    let repos = &server.app.repos;
+    for name in ["alice", "bobby", "carol", "david"] {
+        let user = server.sign_up(name).await;
+        repos.write(&user.did, create("one", 1), None).await.unwrap();
+        assert!(repos.inner.actors.lock().len() <= 2, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_caller_that_goes_away_leaves_a_whole_write() {
+    let server = Server::start().await;
+    let alice = server.sign_up("alice").await;
+    let repos = &server.app.repos;
+    for n in 0..20 {
+        let key = format!("key{n}");
+        let write = repos.write(&alice.did, create(&key, n), None);
+        // Polled once, then dropped: the request is in the mailbox, and nobody waits.
+        assert!(futures_util::FutureExt::now_or_never(write).is_none());
+    }
+    repos.write(&alice.did, create("last", 0), None).await.unwrap();
+    let links = chain(&server, &alice.did);
+    assert_eq!(links.len(), 22);
+    assert_eq!(server.repo(&alice.did).await.records.len(), 21);
+}
+
+#[tokio::test]
+async fn more_than_a_mailbox_holds_is_refused_as_busy() {
+    let server = Server::start().await;
+    let alice = server.sign_up("alice").await;
+    let repos = &server.app.repos;
+    let keys: Vec<String> = (0..super::MAILBOX + 50).map(|n| format!("key{n}")).collect();
+    let writes = keys
+        .iter()
+        .map(|key| repos.write(&alice.did, create(key, 1), None));
+    let outcomes = join_all(writes).await;
+    let busy = outcomes
+        .iter()
+        .filter(|o| matches!(o, Err(WriteError::Busy)))
+        .count();
+    assert_eq!(busy, 50, "on one thread the actor runs only after all have sent");
+    assert_eq!(chain(&server, &alice.did).len(), 1 + super::MAILBOX);
+}
+
+#[tokio::test]
+async fn a_restart_goes_on_with_the_same_chain() {
+    let server = Server::start().await;
+    let alice = server.sign_up("alice").await;
+    server.post(&alice, "before").await;
+    let server = server.restart().await;
+    server.post(&alice, "after").await;
+    assert_eq!(chain(&server, &alice.did).len(), 3);
+    let repo = server.repo(&alice.did).await;
+    assert_eq!(repo.commit.data(), root_of(&repo.records));
+}
+
+#[tokio::test]
+async fn a_repo_that_is_not_here_is_not_written() {
+    let server = Server::start().await;
+    let did: Did = "did:plc:ewvi7nxzyoun6zhxrhs64oiz".parse().unwrap();
+    let error = server
+        .app
+        .repos
+        .write(&did, create("one", 1), None)
+        .await
+        .unwrap_err();
+    assert!(matches!(error, WriteError::RepoNotFound(_)));
+}

@@ -1,6 +1,7 @@
 //! What one operation of the engine costs. See `benches/README.md` for how to read the numbers.
 #![allow(
     clippy::expect_used,
+    clippy::panic,
     reason = "a benchmark that cannot be set up is meant to stop"
 )]
 #![allow(missing_docs, reason = "criterion's macros write public functions")]

@@ -54,7 +54,7 @@ pub fn tree(c: &mut Criterion) {
     group.finish();
 }
 
-/// A whole commit of one post in a repo of 10,000 records: tree, proof, signature, archive, event.
+/// A whole commit of one post in a repo that grows from 10,000 records on: tree, proof, signature, archive, event.
 pub fn commit(c: &mut Criterion) {
     let mut repo = SyntheticRepo::new(1).expect("a repo");
     for _ in 0..50 {
@@ -63,7 +63,7 @@ pub fn commit(c: &mut Criterion) {
     }
     let mut group = c.benchmark_group("repo/commit");
     group.throughput(Throughput::Elements(1));
-    group.bench_function("one post, 10000 records", |b| {
+    group.bench_function("one post, from 10000 records on", |b| {
         b.iter(|| {
             let write = [Write::Put {
                 path: repo.next_path(),

@@ -45,13 +45,13 @@ impl Events {
         self.heads.len()
     }
 
-    /// Checks the next entry.
-    pub fn check(&mut self, entry: &Entry, report: &mut Report<'_>) -> anyhow::Result<()> {
+    /// Checks the next entry. With `holes`, entries before it are missing or damaged.
+    pub fn check(&mut self, entry: &Entry, holes: bool, report: &mut Report<'_>) {
         let place = format!("entry {} (segment {})", entry.lsn, entry.public_at.segment.hex());
         if !entry.public.is_empty()
             && let Err(what) = self.event(entry)
         {
-            let advice = if report.findings() > 0 { AFTERMATH } else { DEFECT };
+            let advice = if holes { AFTERMATH } else { DEFECT };
             for what in what {
                 report.finding(&place, what, advice);
             }
@@ -61,7 +61,6 @@ impl Events {
                 self.heads.remove(did);
             }
         }
-        Ok(())
     }
 
     fn event(&mut self, entry: &Entry) -> Result<(), Vec<String>> {

@@ -11,8 +11,8 @@ use crate::segment::{Footer, SegmentReader, Step};
 /// What to do about a log that is not what was written.
 const RESTORE: &str = "restore this directory from the replica";
 
-/// Is given every whole entry, in order.
-pub type Visit<'v> = &'v mut dyn FnMut(&Entry, &mut Report<'_>) -> anyhow::Result<()>;
+/// Is given every whole entry, in order, and whether entries before it are missing or damaged.
+pub type Visit<'v> = &'v mut dyn FnMut(&Entry, bool, &mut Report<'_>) -> anyhow::Result<()>;
 
 /// Reads the whole log of `dir` and gives its entries to `visit`.
 pub fn check(
@@ -233,7 +233,7 @@ impl Walk<'_, '_> {
                 self.facts.last = header.lsn;
                 for entry in group.drain(..) {
                     self.facts.entries += 1;
-                    (self.visit)(&entry, self.report)?;
+                    (self.visit)(&entry, self.facts.holes, self.report)?;
                 }
             }
         }

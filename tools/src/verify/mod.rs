@@ -81,9 +81,10 @@ pub fn directory(root: &Path, temp: &Path, report: &mut Report<'_>) -> anyhow::R
     report.over(&bar);
     let mut events = events::Events::default();
     let mut views = views::Views::begin(&dir, temp, report)?;
-    let facts = log::check(&dir, &bar, report, &mut |entry, report| {
-        events.check(entry, report)?;
-        views.fold(entry, report)
+    let facts = log::check(&dir, &bar, report, &mut |entry, holes, report| {
+        events.check(entry, holes, report);
+        // What is folded from a part of a log is no view.
+        if holes { Ok(()) } else { views.fold(entry, report) }
     })?;
     bar.finish_and_clear();
     if dir.segments.is_empty() {

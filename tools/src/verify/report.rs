@@ -46,12 +46,6 @@ impl<'o> Report<'o> {
         self.line(&format!("note: {what}"));
     }
 
-    /// How many findings there are.
-    #[must_use]
-    pub fn findings(&self) -> u64 {
-        self.findings
-    }
-
     fn line(&mut self, text: &str) {
         if self.failed.is_some() {
             return;

@@ -140,7 +140,10 @@ impl Views {
             .apply(&batch)
             .and_then(|()| fresh.accounts.apply(&batch));
         match folded {
-            Ok(()) => fresh.compare(report),
+            Ok(()) => {
+                fresh.compare(report);
+                Ok(())
+            }
             Err(error @ (ViewError::Contradiction { .. } | ViewError::Entry { .. })) => {
                 self.stopped = true;
                 let advice = "it contradicts what came before; restore this directory from the replica";
@@ -153,24 +156,20 @@ impl Views {
 
     /// The log is read to its end.
     pub fn finish(mut self, facts: &LogFacts, report: &mut Report<'_>) -> anyhow::Result<()> {
-        if facts.holes {
-            report.note("the views were not compared with the log: it is damaged");
-            return Ok(());
-        }
-        if !self.stopped {
+        if !facts.holes && !self.stopped {
             self.flush(report)?;
         }
         let Some(mut fresh) = self.fresh.take() else {
             return Ok(());
         };
-        if self.stopped {
-            report.note("the views were not compared to their end: the log contradicts itself");
+        fresh.checkpoints(report)?;
+        if facts.holes || self.stopped {
+            report.note("the views were not compared to their end, nor were trees built: the log is damaged");
             return Ok(());
         }
-        fresh.compare(report)?;
+        fresh.compare(report);
         fresh.unreached(facts, report);
-        fresh.repos(report)?;
-        fresh.checkpoints(report)
+        fresh.repos(report)
     }
 }
 
@@ -278,7 +277,7 @@ impl Fresh {
     }
 
     /// Compares what stands at the same entry now.
-    fn compare(&mut self, report: &mut Report<'_>) -> anyhow::Result<()> {
+    fn compare(&mut self, report: &mut Report<'_>) {
         if let Some(disk) = &mut self.disk_index
             && !disk.compared
             && disk.applied == self.index.applied()
@@ -327,7 +326,6 @@ impl Fresh {
                 Err(error) => report.finding(self.database_path.display(), error, REBUILD),
             }
         }
-        Ok(())
     }
 
     /// Tells of views that stand nowhere in the log.

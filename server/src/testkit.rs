@@ -39,6 +39,7 @@ use crate::service::accounts::{Accounts, Parts};
 use crate::service::blobs::Blobs;
 use crate::service::core::Core;
 use crate::service::keys::SigningKeys;
+use crate::service::mail::Mailer;
 use crate::service::names::Names;
 use crate::service::repos::Repos;
 use crate::service::repos::export::Exports;
@@ -303,7 +304,9 @@ impl Server {
         let keys = SigningKeys::new(core.clone(), wrap.clone());
         let repos = Repos::with_max_actors(core.clone(), keys, options.max_actors, 7);
         let tokens = Arc::new(SessionTokens::new(&config.jwt_secret, &config.service_did));
+        let mailer = Arc::new(Mailer::page());
         let accounts = Accounts::new(Parts {
+            mailer: mailer.clone(),
             engine: core.clone(),
             config: config.clone(),
             tokens: tokens.clone(),
@@ -316,6 +319,7 @@ impl Server {
         let stop = CancellationToken::new();
         let store = Arc::new(DiskBlobs::open(dir.path().join("blobs")).unwrap());
         let app = Arc::new(App {
+            mailer,
             blobs: Blobs::new(core.clone(), store, config.blob_upload_limit),
             firehose: Firehose::new(core.clone(), options.firehose, stop.clone()),
             admin: AdminAuth::new(Some(&config.admin_password)),

@@ -120,7 +120,7 @@ impl Accounts {
             }
             return self.takendown_session(account).map_err(LoginError::from);
         }
-        self.open(account, None).await.map_err(LoginError::from)
+        self.open(account, None).await
     }
 
     /// A session that can only leave; its refresh token is never stored, so it can never be used.
@@ -138,7 +138,7 @@ impl Accounts {
     }
 
     /// Opens a session of an account whose owner has shown who they are.
-    async fn open(&self, account: Account, app_password: Option<String>) -> Result<Session, ChangeError> {
+    async fn open(&self, account: Account, app_password: Option<String>) -> Result<Session, LoginError> {
         let now = self.inner.now_seconds();
         let id = self.new_id()?;
         let access = self
@@ -158,9 +158,20 @@ impl Accounts {
             next_id: None,
             app_password_name: app_password,
         };
-        let locks = vec![LockKey::token(&row.id)];
-        self.change(locks, move |tx| queries::insert_refresh_token(tx, &row))
-            .await?;
+        // The password may have been changed while it was checked, and that ends all sessions: none may slip in after.
+        let locks = vec![LockKey::did(account.did.as_str())];
+        let proven = account.password_hash.clone();
+        let opened = self.change(locks, move |tx| {
+            let login = queries::account_by_did(tx, &row.did)?.and_then(|account| account.login);
+            let still = login.map(|login| login.password.0) == proven;
+            if still {
+                queries::insert_refresh_token(tx, &row)?;
+            }
+            Ok(still)
+        });
+        if !opened.await? {
+            return Err(LoginError::Wrong);
+        }
         Ok(Session {
             access,
             refresh,

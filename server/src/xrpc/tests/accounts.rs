@@ -417,3 +417,54 @@ async fn handles_resolve_to_active_accounts() {
         (400, "HandleNotFound".into())
     );
 }
+
+#[tokio::test]
+async fn a_forgotten_password_is_reset_with_a_mailed_code_that_works_once() {
+    const ASK: &str = "com.atproto.server.requestPasswordReset";
+    const RESET: &str = "com.atproto.server.resetPassword";
+    let server = Server::start().await;
+    let alice = server.sign_up("alice").await;
+    let mailed = async || {
+        let answer = server.call(ASK, &json!({"email": "ALICE@example.com"})).await;
+        assert_eq!((answer.status.as_u16(), answer.body.len()), (200, 0));
+        let mail = server.app.mailer.kept().unwrap().swap_remove(0);
+        assert_eq!(mail.to, "alice@example.com");
+        let code = mail.text.split("The code is ").nth(1).unwrap();
+        code.split(' ').next().unwrap().to_owned()
+    };
+    let answer = server.call(ASK, &json!({"email": "nobody@example.com"})).await;
+    assert_eq!(answer.error(), (400, "InvalidRequest".into()));
+    let (old, code) = (mailed().await, mailed().await);
+    let reset = async |token: &str, password: &str| {
+        server
+            .call(RESET, &json!({"token": token, "password": password}))
+            .await
+    };
+    assert_eq!(
+        reset(&old, "new").await.error(),
+        (400, "InvalidToken".into()),
+        "replaced"
+    );
+    assert_eq!(
+        reset("AAAAA-BBBBB", "new").await.error(),
+        (400, "InvalidToken".into())
+    );
+    assert_eq!(
+        reset(&code, &"x".repeat(257)).await.error(),
+        (400, "InvalidRequest".into())
+    );
+    let answer = reset(&code.to_lowercase(), "new").await;
+    assert_eq!((answer.status.as_u16(), answer.body.len()), (200, 0));
+    assert_eq!(reset(&code, "newer").await.error(), (400, "InvalidToken".into()));
+    assert_eq!(
+        server.poke_as(&alice.refresh, REFRESH).await.error(),
+        (400, "ExpiredToken".into())
+    );
+    let mut input = json!({"identifier": "alice.test", "password": PASSWORD});
+    assert_eq!(server.call(LOGIN, &input).await.status, 401);
+    input["password"] = json!("new");
+    server.call(LOGIN, &input).await.ok();
+    let late = mailed().await;
+    server.clock.advance(Duration::from_secs(16 * 60));
+    assert_eq!(reset(&late, "newest").await.error(), (400, "ExpiredToken".into()));
+}

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use engine::repo::Did;
+use shipper::store::ReplicaUrl;
 
 use super::settings::{self, Kind, Origin, SETTINGS};
 use super::{AzureAuthSettings, AzureSettings, BlobPlace, Config, Durability, LogFormat, Logging, Replica};
@@ -329,21 +330,18 @@ impl Reader {
 
     fn replica(&mut self) -> Option<Replica> {
         let text = self.text("PDS_REPLICA_URL")?;
-        if let Some(path) = text.strip_prefix("file://") {
-            if !path.starts_with('/') {
-                self.problems
-                    .push("PDS_REPLICA_URL: a file URL needs an absolute path: file:///dir".to_owned());
+        let (service_url, account, container, prefix) = match text.parse::<ReplicaUrl>() {
+            Ok(ReplicaUrl::Directory(dir)) => return Some(Replica::Directory(dir)),
+            Ok(ReplicaUrl::Azure {
+                service_url,
+                account,
+                container,
+                prefix,
+            }) => (service_url, account, container, prefix),
+            Err(error) => {
+                self.problems.push(format!("PDS_REPLICA_URL: {error}"));
                 return None;
             }
-            return Some(Replica::Directory(PathBuf::from(path)));
-        }
-        let azure = parse_azure_url(&text);
-        let Some((service_url, account, container, prefix)) = azure else {
-            self.problems.push(
-                "PDS_REPLICA_URL must be file:///dir or https://<account>.blob.core.windows.net/<container>[/<prefix>]"
-                    .to_owned(),
-            );
-            return None;
         };
         let auth_name = self
             .text("PDS_REPLICA_AZURE_AUTH")
@@ -412,32 +410,4 @@ impl Reader {
             }
         }
     }
-}
-
-/// Splits `https://account.host/container/prefix`, or the emulator's `http://127.0.0.1:10000/account/container/prefix`,
-/// into service URL, account, container and prefix.
-fn parse_azure_url(text: &str) -> Option<(String, String, String, String)> {
-    let (scheme, rest) = text
-        .split_once("://")
-        .filter(|(scheme, _)| matches!(*scheme, "https" | "http"))?;
-    if text.contains(['?', '#', '@', ' ']) {
-        return None;
-    }
-    let mut parts = rest.trim_end_matches('/').split('/');
-    let host = parts.next().filter(|host| !host.is_empty())?;
-    let bare = host.rsplit_once(':').map_or(host, |(name, _)| name);
-    let path_style = bare.parse::<IpAddr>().is_ok() || bare == "localhost" || !bare.contains('.');
-    let (service_url, account) = if path_style {
-        let account = parts.next()?;
-        (format!("{scheme}://{host}/{account}"), account.to_owned())
-    } else {
-        (format!("{scheme}://{host}"), host.split('.').next()?.to_owned())
-    };
-    let container = parts.next().filter(|name| !name.is_empty())?.to_owned();
-    Some((
-        service_url,
-        account,
-        container,
-        parts.collect::<Vec<_>>().join("/"),
-    ))
 }

@@ -1,13 +1,14 @@
-//! The log: checking a frame, group commit on a real disk, recovery.
+//! The log: making and checking a frame, group commit on a real disk, recovery.
 
 use std::hint::black_box;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::BytesMut;
 use criterion::{BenchmarkId, Criterion, Throughput};
 use engine::clock::SystemClock;
-use engine::log::{Draft, Epoch, FrameRef, Log, LogConfig};
+use engine::log::{Draft, Epoch, Flags, FrameRef, Log, LogConfig, Lsn, Place, Stamp};
 use engine::storage::{MemoryStorage, OsStorage, Storage};
 
 /// Bytes of a typical commit: one record, its proof, the envelope.
@@ -36,7 +37,7 @@ fn open(storage: Arc<dyn Storage>, dir: &Path, segment_bytes: u64) -> Log {
         .0
 }
 
-/// Reading a frame with all its checksums.
+/// Making a frame (stamps, checksums, copy) and reading one with all its checksums.
 pub fn frames(c: &mut Criterion) {
     let storage: Arc<dyn Storage> = Arc::new(MemoryStorage::default());
     let log = open(storage, Path::new("/log"), 64 << 20);
@@ -46,6 +47,21 @@ pub fn frames(c: &mut Criterion) {
     let frame = log.read_at(location).expect("just written");
     let mut group = c.benchmark_group("log/frame");
     group.throughput(Throughput::Bytes(frame.len() as u64));
+    let mut stamped = draft(ENTRY_BYTES);
+    stamped.stamps = vec![Stamp::Lsn { at: 100 }, Stamp::Time { at: 200 }];
+    let place = Place {
+        lsn: Lsn::saturating(1_767_225_600_123_456),
+        prev: Lsn::saturating(1_767_225_600_123_455),
+        epoch: Epoch(1),
+        flags: Flags::default(),
+    };
+    let mut out = BytesMut::with_capacity(stamped.frame_len());
+    group.bench_function("encode", |b| {
+        b.iter(|| {
+            out.clear();
+            black_box(stamped.encode(black_box(place), &mut out));
+        });
+    });
     group.bench_function("parse", |b| b.iter(|| FrameRef::parse(black_box(&frame)).is_ok()));
     group.finish();
 }

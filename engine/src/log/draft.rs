@@ -64,8 +64,9 @@ impl Draft {
         }
     }
 
-    /// Stamps this draft and appends its frame to `out`. `frame_len` was checked against [`MAX_FRAME_BYTES`] before.
-    pub(super) fn encode(&mut self, place: Place, out: &mut BytesMut) -> FrameHeader {
+    /// Stamps this draft and appends its frame to `out`: what the log's writer does with every entry. It has checked
+    /// [`Draft::frame_len`] against [`MAX_FRAME_BYTES`] and [`Draft::stamps_fit`] before.
+    pub fn encode(&mut self, place: Place, out: &mut BytesMut) -> FrameHeader {
         debug_assert!(self.frame_len() <= MAX_FRAME_BYTES && self.stamps_fit() && place.prev < place.lsn);
         self.stamp(place.lsn);
         let header = FrameHeader {
@@ -89,11 +90,15 @@ impl Draft {
 
 /// What the writer decides about a frame.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Place {
-    pub(super) lsn: Lsn,
-    pub(super) prev: Lsn,
-    pub(super) epoch: Epoch,
-    pub(super) flags: Flags,
+pub struct Place {
+    /// Its place in the order.
+    pub lsn: Lsn,
+    /// The place of the frame before it, which is lower.
+    pub prev: Lsn,
+    /// Whose reign it is.
+    pub epoch: Epoch,
+    /// About its neighbours.
+    pub flags: Flags,
 }
 
 #[cfg(test)]

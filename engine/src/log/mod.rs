@@ -28,7 +28,7 @@ mod watermark;
 mod writer;
 
 pub use append::GroupLsns;
-pub use draft::{Draft, Stamp};
+pub use draft::{Draft, Place, Stamp};
 pub use frame::{
     FRAME_HEADER_BYTES, Flags, Frame, FrameError, FrameHeader, FramePart, FrameRef, MAX_FRAME_BYTES,
     MAX_GROUP_BYTES, PublicFrame, frames_in,

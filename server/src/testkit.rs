@@ -44,6 +44,9 @@ use crate::service::names::Names;
 use crate::service::repos::Repos;
 use crate::service::repos::export::Exports;
 
+/// How long a write may take in a test before it is answered as unconfirmed.
+const WRITE_LIMIT: std::time::Duration = std::time::Duration::from_secs(30);
+
 /// Longest that anything in a test may take.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 /// Password of every account that [`Server::sign_up`] makes.
@@ -297,7 +300,7 @@ impl Server {
         .await
         .unwrap();
         engine.ready().await.unwrap();
-        let core = Core::new(engine, clock.clone(), entropy.clone());
+        let core = Core::new(engine, clock.clone(), entropy.clone(), WRITE_LIMIT);
         let shared: SharedPlc = plc.clone();
         let names = Names::new(&config, shared.clone(), clock.clone(), TaskTracker::new()).unwrap();
         let wrap = Arc::new(KeyWrap::from_config(None, Some(&config.plc_rotation_key)).unwrap());

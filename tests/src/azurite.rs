@@ -87,6 +87,14 @@ impl Azurite {
         }
     }
 
+    /// Makes it hang (`STOP`) or go on (`CONT`).
+    ///
+    /// # Errors
+    /// It has ended.
+    pub async fn signal(&self, name: &str) -> Result<()> {
+        self.process.signal(name).await
+    }
+
     async fn create_container(&self, container: &str) -> Result<()> {
         use shipper::store::azure::{AzureConfig, AzureStore};
         let mut config = AzureConfig::from_connection_string("UseDevelopmentStorage=true", container)?;

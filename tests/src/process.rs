@@ -136,18 +136,27 @@ impl Process {
     /// # Errors
     /// It does not stop.
     pub async fn terminate(&mut self) -> Result<(ExitStatus, Duration)> {
+        let started = Instant::now();
+        self.signal("TERM").await?;
+        let status = self.wait(STOP_LIMIT).await?;
+        Ok((status, started.elapsed()))
+    }
+
+    /// Sends a signal by its name without `SIG`: `STOP` makes it hang, `CONT` go on.
+    ///
+    /// # Errors
+    /// It has ended already.
+    pub async fn signal(&self, name: &str) -> Result<()> {
         let id = self
             .child
             .id()
             .with_context(|| format!("{} has ended already:\n{}", self.name, self.tail()))?;
-        let started = Instant::now();
         let told = Command::new("sh")
-            .args(["-c", &format!("kill -TERM {id}")])
+            .args(["-c", &format!("kill -{name} {id}")])
             .status()
             .await?;
         anyhow::ensure!(told.success(), "cannot signal process {id}");
-        let status = self.wait(STOP_LIMIT).await?;
-        Ok((status, started.elapsed()))
+        Ok(())
     }
 
     /// Ends it at once (SIGKILL), as a power cut would.

@@ -69,6 +69,18 @@ impl Stack {
         }))
     }
 
+    /// Makes the emulator hang (`STOP`) or go on (`CONT`).
+    ///
+    /// # Errors
+    /// There is none, or it has ended.
+    pub async fn signal_emulator(&self, name: &str) -> Result<()> {
+        self.azurite
+            .as_ref()
+            .context("this stack has no emulator")?
+            .signal(name)
+            .await
+    }
+
     /// A fresh directory below the stack's own.
     #[must_use]
     pub fn place(&self, name: &str) -> PathBuf {

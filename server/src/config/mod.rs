@@ -134,6 +134,8 @@ pub struct Config {
     pub durability: Durability,
     /// `PDS_REPLICA_TIMEOUT_MS`.
     pub replica_timeout: Duration,
+    /// `PDS_WRITE_TIMEOUT_MS`.
+    pub write_timeout: Duration,
     /// `PDS_REPLICA_IN_FLIGHT`, 1 to 16.
     pub replica_in_flight: usize,
     /// `PDS_REPLICA_MIN_INTERVAL_MS`.

@@ -282,6 +282,7 @@ impl Reader {
             resolver_timeout: self.millis("PDS_ID_RESOLVER_TIMEOUT", 3_000),
             blob_upload_limit: self.number("PDS_BLOB_UPLOAD_LIMIT", 5_242_880, 1..=10_737_418_240),
             replica_timeout: self.millis("PDS_REPLICA_TIMEOUT_MS", 10_000),
+            write_timeout: self.millis("PDS_WRITE_TIMEOUT_MS", 30_000),
             replica_in_flight: self.number("PDS_REPLICA_IN_FLIGHT", 4, 1..=16),
             replica_min_interval: self.millis("PDS_REPLICA_MIN_INTERVAL_MS", 0),
             log_segment_bytes: self.number("PDS_LOG_SEGMENT_BYTES", 64 << 20, 65_536..=4_294_967_296),

@@ -316,6 +316,12 @@ pub const SETTINGS: &[Setting] = &[
         "ms for one upload before it is tried again",
     ),
     ours(
+        "PDS_WRITE_TIMEOUT_MS",
+        Number,
+        "30000",
+        "ms that a write waits to become durable before it is answered 503; it may still happen",
+    ),
+    ours(
         "PDS_REPLICA_IN_FLIGHT",
         Number,
         "4",

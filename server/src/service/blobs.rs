@@ -12,7 +12,7 @@ use engine::repo::{Cid, Did, Tid};
 use futures_util::{Stream, StreamExt};
 use tokio::time::Instant;
 
-use crate::service::core::Core;
+use crate::service::core::{Core, Unconfirmed};
 use crate::xrpc::error::XrpcError;
 
 /// Bytes from a blob's beginning that are enough to tell its type.
@@ -50,6 +50,9 @@ pub enum BlobError {
     /// The log is closed to writes.
     #[error("the log is closed to writes: {0}")]
     Closed(String),
+    /// It is in the log and not known to be durable yet.
+    #[error(transparent)]
+    Unconfirmed(#[from] Unconfirmed),
     /// Our mistake or a damaged store.
     #[error("{0}")]
     Internal(String),
@@ -194,10 +197,8 @@ impl Blobs {
                 Err(other) => return Err(BlobError::Closed(other.to_string())),
             }
         };
-        receipt
-            .durable()
-            .await
-            .map_err(|error| BlobError::Closed(error.to_string()))?;
+        let durable = self.engine.in_time(receipt.durable()).await?;
+        durable.map_err(|error| BlobError::Closed(error.to_string()))?;
         metrics::counter!("pds_blob_upload_bytes_total").increment(size);
         Ok(Uploaded { cid, mime, size })
     }
@@ -289,7 +290,7 @@ impl From<BlobError> for XrpcError {
                 XrpcError::unavailable("The blob store cannot be reached now", 5)
             }
             BlobError::Busy => XrpcError::unavailable(error.to_string(), 1),
-            BlobError::Closed(_) => XrpcError::unavailable(error.to_string(), 5),
+            BlobError::Closed(_) | BlobError::Unconfirmed(_) => XrpcError::unavailable(error.to_string(), 5),
             BlobError::Internal(cause) => XrpcError::internal(cause),
         }
     }

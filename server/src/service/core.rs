@@ -2,6 +2,7 @@
 
 use std::ops::Deref;
 use std::sync::Arc;
+use std::time::Duration;
 
 use engine::Engine;
 use engine::clock::{Clock, Entropy};
@@ -12,7 +13,15 @@ pub struct Core {
     engine: Engine,
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
+    write_limit: Duration,
 }
+
+/// A write is not known to be durable yet: the replica is slow or out of reach. It may still become durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the write was not confirmed as durable in time and may still happen; the replica may be out of reach"
+)]
+pub struct Unconfirmed;
 
 impl std::fmt::Debug for Core {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -23,14 +32,30 @@ impl std::fmt::Debug for Core {
 }
 
 impl Core {
-    /// Puts the three together.
+    /// Puts them together; a write waits at most `write_limit` to become durable before it is answered.
     #[must_use]
-    pub fn new(engine: Engine, clock: Arc<dyn Clock>, entropy: Arc<dyn Entropy>) -> Core {
+    pub fn new(
+        engine: Engine,
+        clock: Arc<dyn Clock>,
+        entropy: Arc<dyn Entropy>,
+        write_limit: Duration,
+    ) -> Core {
         Core {
             engine,
             clock,
             entropy,
+            write_limit,
         }
+    }
+
+    /// Waits for a write to become durable, but no longer than the settings allow. The write itself goes on.
+    ///
+    /// # Errors
+    /// [`Unconfirmed`]: the outcome is not known yet.
+    pub async fn in_time<T>(&self, durable: impl Future<Output = T>) -> Result<T, Unconfirmed> {
+        tokio::time::timeout(self.write_limit, durable)
+            .await
+            .map_err(|_| Unconfirmed)
     }
 
     /// Microseconds since 1970.

@@ -199,7 +199,12 @@ impl Running {
         };
         gate.phase("opening the log and replaying");
         let (engine, shipper) = open_engine(&config, agreed, store.clone(), &doors, gate).await?;
-        let core = Core::new(engine, doors.clock.clone(), doors.entropy.clone());
+        let core = Core::new(
+            engine,
+            doors.clock.clone(),
+            doors.entropy.clone(),
+            config.write_timeout,
+        );
         let shipping_stop = CancellationToken::new();
         let (shipping, handle) = match shipper {
             None => (None, None),

@@ -232,7 +232,9 @@ impl From<ChangeError> for XrpcError {
         match error {
             ChangeError::Conflict { .. } => XrpcError::invalid(error.to_string()),
             ChangeError::Busy => XrpcError::unavailable(error.to_string(), 1),
-            ChangeError::Closed(_) => XrpcError::unavailable(error.to_string(), 5),
+            ChangeError::Closed(_) | ChangeError::Unconfirmed(_) => {
+                XrpcError::unavailable(error.to_string(), 5)
+            }
             ChangeError::Internal(cause) => XrpcError::internal(cause),
         }
     }

@@ -5,5 +5,6 @@ mod damage;
 mod dev;
 mod drill;
 mod e2e;
+mod outage;
 mod restart;
 mod split_brain;

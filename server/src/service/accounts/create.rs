@@ -99,7 +99,7 @@ impl Accounts {
     /// Signs somebody up with a new did:plc identity and opens a session.
     ///
     /// # Errors
-    /// See [`CreateError`]; unless it is [`ChangeError::Closed`], nothing of the account remains.
+    /// See [`CreateError`]; unless it is [`ChangeError::Closed`] or [`ChangeError::Unconfirmed`], nothing of the account remains.
     pub async fn create(&self, input: CreateAccount) -> Result<Session, CreateError> {
         // A task of its own: a client that goes away in the middle must not leave an identity without an account.
         let accounts = self.clone();
@@ -161,7 +161,7 @@ impl Accounts {
         match settled {
             Ok(session) => Ok(session),
             // The outcome is unknown; the next start looks at what the log says.
-            Err(error @ ChangeError::Closed(_)) => Err(error.into()),
+            Err(error @ (ChangeError::Closed(_) | ChangeError::Unconfirmed(_))) => Err(error.into()),
             Err(error) => {
                 if let Err(cause) = self.bury(&did, &operation, Late::Over).await {
                     tracing::warn!(%did, %cause, "an identity without an account is left to the next start");
@@ -283,10 +283,9 @@ impl Accounts {
         })
         .await?;
         // An outbound effect follows, which needs the intent in the replica whatever the answers wait for.
-        inner
-            .engine
-            .replicated()
-            .await
+        let replicated = inner.engine.in_time(inner.engine.replicated()).await;
+        replicated
+            .map_err(ChangeError::from)?
             .map_err(|error| ChangeError::Closed(error.to_string()))?;
         Ok(())
     }

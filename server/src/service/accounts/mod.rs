@@ -23,7 +23,7 @@ use crate::auth::tokens::SessionTokens;
 use crate::client::plc::SharedPlc;
 use crate::config::Config;
 use crate::secrets::KeyWrap;
-use crate::service::core::Core;
+use crate::service::core::{Core, Unconfirmed};
 use crate::service::mail::Mailer;
 use crate::service::names::Names;
 use crate::service::repos::Repos;
@@ -367,10 +367,8 @@ impl Inner {
     pub(super) async fn commit(&self, group: Vec<EntryDraft>, locks: LockGuard) -> Result<(), ChangeError> {
         let receipt = self.engine.append(group)?;
         locks.logged();
-        receipt
-            .durable()
-            .await
-            .map_err(|error| ChangeError::Closed(error.to_string()))?;
+        let durable = self.engine.in_time(receipt.durable()).await?;
+        durable.map_err(|error| ChangeError::Closed(error.to_string()))?;
         Ok(())
     }
 
@@ -402,6 +400,9 @@ pub enum ChangeError {
     /// The log is closed to writes.
     #[error("the log is closed to writes: {0}")]
     Closed(String),
+    /// It is in the log and not known to be durable yet.
+    #[error(transparent)]
+    Unconfirmed(#[from] Unconfirmed),
     /// Our mistake or a damaged store.
     #[error("{0}")]
     Internal(String),

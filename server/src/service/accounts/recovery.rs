@@ -80,10 +80,9 @@ impl Accounts {
         })
         .await?;
         // Mail is an effect on the outside world: the token must be in the replica before it leaves.
-        inner
-            .engine
-            .replicated()
-            .await
+        let replicated = inner.engine.in_time(inner.engine.replicated()).await;
+        replicated
+            .map_err(ChangeError::from)?
             .map_err(|error| ChangeError::Closed(error.to_string()))?;
         inner.mailer.send(Mail {
             to: address,

@@ -22,7 +22,7 @@ use engine::views::index::IndexReader;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use crate::service::core::Core;
+use crate::service::core::{Core, Unconfirmed};
 use crate::service::keys::SigningKeys;
 use actor::{Actor, Job};
 use prepare::PreparedRecord;
@@ -76,6 +76,9 @@ pub enum WriteError {
     /// The log is closed to writes, so the outcome may be unknown. Recovery decides.
     #[error("the log is closed to writes: {0}")]
     Closed(String),
+    /// It is in the log and not known to be durable yet.
+    #[error(transparent)]
+    Unconfirmed(#[from] Unconfirmed),
     /// Our mistake or a damaged store.
     #[error("{0}")]
     Internal(String),
@@ -220,7 +223,7 @@ impl Repos {
     /// Applies `writes` as one commit and returns when it is durable and applied.
     ///
     /// # Errors
-    /// See [`WriteError`]; on any error none of the writes happened, except after [`WriteError::Closed`], where
+    /// See [`WriteError`]; on any error none of the writes happened, except after [`WriteError::Closed`] and [`WriteError::Unconfirmed`], where
     /// recovery decides.
     pub async fn write(
         &self,
@@ -245,9 +248,8 @@ impl Repos {
         if !sent {
             return Err(WriteError::Busy);
         }
-        answer
-            .await
-            .map_err(|_| WriteError::Closed("the repo's actor ended".to_owned()))?
+        let answered = self.inner.shared.engine.in_time(answer).await?;
+        answered.map_err(|_| WriteError::Closed("the repo's actor ended".to_owned()))?
     }
 
     fn actor(&self, did: &Did) -> Arc<Actor> {

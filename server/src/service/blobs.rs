@@ -215,8 +215,10 @@ impl Blobs {
         let referenced = reader
             .is_referenced(did, cid)
             .map_err(|error| BlobError::Internal(error.to_string()))?;
-        let row = self
-            .row(did, cid)?
+        // Of the same snapshot, so that reference and row belong together.
+        let row = reader
+            .blob(did, cid)
+            .map_err(|error| BlobError::Internal(error.to_string()))?
             .filter(|_| referenced)
             .ok_or(BlobError::NotFound)?;
         let blob = self.store.open(did, cid).await.inspect_err(|error| {

@@ -362,7 +362,8 @@ impl Placer {
             }
         }
         let public_at = Location {
-            segment: self::lsn(1),
+            // Three segments by turns.
+            segment: self::lsn(1 + lsn.get() % 3),
             offset: self.offset + 48,
             len: public.len() as u32,
         };

@@ -9,6 +9,7 @@ use super::rows::{
     BlobRow, CID_BYTES, CommitRow, HeadRow, NodeRow, PREFIX_BYTES, RecordRow, RepoKey, after_prefix,
     cid_in_key, collection_key, collection_of, cut, node_digest, pack_cid, record_digest,
 };
+use super::segments::Uses;
 use super::{
     ApplyError, BLOB_REFS, BLOBS, Bytes, COLLECTIONS, HEADS, IndexError, META, META_NEXT_REPO, NODES,
     RECORD_BLOBS, RECORD_CIDS, RECORDS, REPOS,
@@ -51,6 +52,8 @@ struct Tables<'t> {
     next_repo: u32,
     /// Heads that this batch has touched; written at the end, once per repo.
     touched: HashMap<Did, (u32, HeadRow)>,
+    /// How much less or more of each segment is in use.
+    uses: Uses,
 }
 
 /// A repo while an entry changes it: its head is taken out of the batch's map and put back.
@@ -93,6 +96,7 @@ impl<'t> Tables<'t> {
             collections: transaction.open_table(COLLECTIONS)?,
             next_repo,
             touched: HashMap::new(),
+            uses: Uses::default(),
         })
     }
 
@@ -100,6 +104,7 @@ impl<'t> Tables<'t> {
         for (number, head) in self.touched.values() {
             self.heads.insert(number, head.encode()?.as_slice())?;
         }
+        self.uses.write(self.transaction)?;
         super::put_meta(self.transaction, META_NEXT_REPO, &self.next_repo.to_be_bytes())?;
         Ok(())
     }
@@ -249,6 +254,10 @@ impl<'t> Tables<'t> {
             )));
         }
 
+        if let Some(before) = &repo.head.commit {
+            self.uses.commit_gone(before.location);
+        }
+        self.uses.commit_added(commit_at);
         repo.head.commit = Some(CommitRow {
             rev: event.rev,
             commit: event.commit,
@@ -310,7 +319,25 @@ impl<'t> Tables<'t> {
                 .remove(collection_key(&collection, repo.number).as_slice())?;
         }
 
-        self.records.retain_in(range.clone(), |_, _| false)?;
+        let mut damaged = false;
+        let uses = &mut self.uses;
+        self.records
+            .retain_in(range.clone(), |_, row| match RecordRow::decode(row) {
+                Ok(row) => {
+                    uses.record_gone(row.location);
+                    false
+                }
+                Err(_) => {
+                    damaged = true;
+                    false
+                }
+            })?;
+        if damaged {
+            return Err(IndexError::Row { table: "records" }.into());
+        }
+        if let Some(commit) = &repo.head.commit {
+            self.uses.commit_gone(commit.location);
+        }
         self.record_cids.retain_in(range.clone(), |_, ()| false)?;
         self.nodes.retain_in(range.clone(), |_, _| false)?;
         self.blobs.retain_in(range.clone(), |_, _| false)?;
@@ -436,6 +463,7 @@ impl Records<'_, '_> {
                 .encode()?;
                 let old = self.tables.records.insert(key.as_slice(), row.as_slice())?;
                 let old = old.map(|row| RecordRow::decode(row.value())).transpose()?;
+                self.tables.uses.record_added(location);
                 self.tables
                     .record_cids
                     .insert(self.repo.key().key(&[&record_digest(&cid), path]).as_slice(), ())?;
@@ -463,6 +491,9 @@ impl Records<'_, '_> {
                 old
             }
         };
+        if let Some(old) = &old {
+            self.tables.uses.record_gone(old.location);
+        }
         if old.map(|row| row.cid) != op.action.prev() {
             return Err(contradiction(
                 self.lsn,

@@ -6,7 +6,9 @@ use super::reader::IndexReader;
 use super::rows::{HeadRow, PREFIX_BYTES};
 use super::{
     BLOB_REFS, BLOBS, COLLECTIONS, HEADS, IndexError, META, NODES, RECORD_BLOBS, RECORD_CIDS, RECORDS, REPOS,
+    SEGMENTS,
 };
+use crate::log::Lsn;
 
 /// A row in which two indexes are not the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +55,7 @@ impl IndexReader {
         sides.compare("blob_refs", BLOB_REFS, Shape::Owned, &mut found)?;
         sides.compare("record_blobs", RECORD_BLOBS, Shape::Owned, &mut found)?;
         sides.compare("collections", COLLECTIONS, Shape::Text, &mut found)?;
+        sides.compare("segments", SEGMENTS, Shape::Segment, &mut found)?;
         Ok(found)
     }
 
@@ -69,6 +72,8 @@ impl IndexReader {
 enum Shape {
     Text,
     Number,
+    /// A segment's base LSN.
+    Segment,
     /// A repo's prefix, and then something.
     Owned,
 }
@@ -144,6 +149,10 @@ impl Sides<'_> {
                 let rest = rest.get(PREFIX_BYTES - 4..).unwrap_or_default();
                 format!("{} {}", repo(u32::from_be_bytes(*number)), readable(rest))
             }
+            (Shape::Segment, _) => key.try_into().map_or_else(
+                |_| readable(key),
+                |base| format!("segment {}", Lsn::saturating(u64::from_le_bytes(base)).hex()),
+            ),
             (_, _) => readable(key),
         }
     }

@@ -7,6 +7,7 @@ use redb::{Database, Key, ReadTransaction, ReadableTable, TableDefinition, Value
 use super::reader::IndexReader;
 use super::{
     BLOB_REFS, BLOBS, COLLECTIONS, HEADS, IndexError, META, NODES, RECORD_BLOBS, RECORD_CIDS, RECORDS, REPOS,
+    SEGMENTS,
 };
 
 /// Memory that a copy's new file may cache, bytes. Rows are written in order, so little of it is read again.
@@ -39,6 +40,7 @@ impl IndexReader {
         copy(source, &target, BLOB_REFS)?;
         copy(source, &target, RECORD_BLOBS)?;
         copy(source, &target, COLLECTIONS)?;
+        copy(source, &target, SEGMENTS)?;
         copy(source, &target, META)
     }
 }

@@ -15,6 +15,7 @@ mod copy;
 mod nodes;
 mod reader;
 mod rows;
+mod segments;
 #[cfg(test)]
 mod tests;
 
@@ -28,6 +29,7 @@ pub use compare::{Difference, DifferenceKind};
 pub use nodes::RepoNodes;
 pub use reader::{BlockPlace, IndexReader, ListOrder, RecordItem, Records, RepoCounts, RepoHead};
 pub use rows::{BlobRow, RecordRow};
+pub use segments::SegmentUse;
 
 use crate::entry::Entry;
 use crate::log::{LogId, Lsn};
@@ -38,7 +40,7 @@ pub const NAME: &str = "index";
 /// The index's file name, among the live views and in a checkpoint.
 pub const FILE_NAME: &str = "index.redb";
 /// The layout this program reads and writes; any other is rebuilt from the log.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 type Bytes = &'static [u8];
 
@@ -52,6 +54,7 @@ const BLOBS: TableDefinition<Bytes, Bytes> = TableDefinition::new("blobs");
 const BLOB_REFS: TableDefinition<Bytes, u64> = TableDefinition::new("blob_refs");
 const RECORD_BLOBS: TableDefinition<Bytes, ()> = TableDefinition::new("record_blobs");
 const COLLECTIONS: TableDefinition<Bytes, u64> = TableDefinition::new("collections");
+const SEGMENTS: TableDefinition<u64, Bytes> = TableDefinition::new("segments");
 
 const META_FORMAT: &str = "format";
 const META_LOG_ID: &str = "log_id";
@@ -276,6 +279,7 @@ fn create_tables(transaction: &redb::WriteTransaction) -> Result<(), IndexError>
     transaction.open_table(BLOB_REFS)?;
     transaction.open_table(RECORD_BLOBS)?;
     transaction.open_table(COLLECTIONS)?;
+    transaction.open_table(SEGMENTS)?;
     Ok(())
 }
 

@@ -21,6 +21,7 @@
 //! blob_refs       prefix | cid | path → rev u64
 //! record_blobs    prefix | path | 0x00 | cid → nothing
 //! collections     collection | 0x00 | repo number → number of records u64
+//! segments        segment's base LSN u64 → 0 records u64 | 8 their bytes u64 | 16 head commits u64 | 24 their bytes u64
 //! ```
 //!
 //! A rev is its TID's 64-bit number. A digest cut to 16 bytes cannot be made to collide (2^64 work); one cut to 8 can,

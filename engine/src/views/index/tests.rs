@@ -47,7 +47,32 @@ fn dump(view: &IndexView) -> Vec<(&'static str, Vec<u8>, Vec<u8>)> {
     table!(COLLECTIONS, |k: &[u8]| k.to_vec(), |v: u64| v
         .to_be_bytes()
         .to_vec());
+    table!(SEGMENTS, |k: u64| k.to_be_bytes().to_vec(), |v: &[u8]| v.to_vec());
+    assert_eq!(view.reader().unwrap().segments().unwrap(), counted(&read));
     rows
+}
+
+/// What is in use of each segment, counted anew.
+fn counted(read: &redb::ReadTransaction) -> Vec<SegmentUse> {
+    let mut found: std::collections::BTreeMap<crate::log::Lsn, SegmentUse> =
+        std::collections::BTreeMap::new();
+    for row in read.open_table(RECORDS).unwrap().iter().unwrap() {
+        let at = RecordRow::decode(row.unwrap().1.value()).unwrap().location;
+        let used = found.entry(at.segment).or_default();
+        used.records += 1;
+        used.record_bytes += u64::from(at.len);
+    }
+    for row in read.open_table(HEADS).unwrap().iter().unwrap() {
+        if let Some(commit) = rows::HeadRow::decode(row.unwrap().1.value()).unwrap().commit {
+            let used = found.entry(commit.location.segment).or_default();
+            used.commits += 1;
+            used.commit_bytes += u64::from(commit.location.len);
+        }
+    }
+    for (segment, used) in &mut found {
+        used.segment = *segment;
+    }
+    found.into_values().collect()
 }
 
 struct NoNodes;

@@ -1,5 +1,7 @@
 //! The `pds` program.
 
+mod allocator;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 

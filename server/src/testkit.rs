@@ -313,7 +313,7 @@ impl Server {
             engine: core.clone(),
             config: config.clone(),
             tokens: tokens.clone(),
-            passwords: Passwords::new(entropy),
+            passwords: Passwords::new(entropy, 2),
             wrap,
             plc: shared,
             names: names.clone(),

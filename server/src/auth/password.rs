@@ -69,11 +69,10 @@ impl fmt::Debug for Passwords {
 }
 
 impl Passwords {
-    /// One hash per core at a time.
+    /// At most `at_once` hashes at a time; each takes its memory while it runs.
     #[must_use]
-    pub fn new(entropy: Arc<dyn Entropy>) -> Passwords {
-        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        Passwords::with_limits(entropy, cores, MAX_WAIT)
+    pub fn new(entropy: Arc<dyn Entropy>, at_once: usize) -> Passwords {
+        Passwords::with_limits(entropy, at_once, MAX_WAIT)
     }
 
     fn with_limits(entropy: Arc<dyn Entropy>, at_once: usize, max_wait: Duration) -> Passwords {

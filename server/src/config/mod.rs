@@ -3,6 +3,7 @@
 //! The names are the reference PDS's `PDS_*` variables plus our own; [`settings`] lists them all. Nothing else in the
 //! program reads the environment.
 
+pub mod memory;
 mod reader;
 pub mod settings;
 
@@ -13,6 +14,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use engine::repo::Did;
+use memory::MemoryPlan;
 use reader::Reader;
 
 use crate::secrets::Secret;
@@ -142,24 +144,18 @@ pub struct Config {
     pub replica_min_interval: Duration,
     /// `PDS_LOG_SEGMENT_BYTES`.
     pub log_segment_bytes: u64,
-    /// `PDS_LOG_QUEUE_BYTES`.
-    pub log_queue_bytes: usize,
-    /// `PDS_LOG_RING_BYTES`.
-    pub log_ring_bytes: usize,
+    /// `PDS_MEMORY_BUDGET` and the settings that name a part of it.
+    pub memory: MemoryPlan,
     /// `PDS_UNSHIPPED_BYTES`.
     pub unshipped_bytes: u64,
     /// `PDS_CHECKPOINT_BYTES`.
     pub checkpoint_bytes: u64,
     /// `PDS_CHECKPOINT_INTERVAL_MS`.
     pub checkpoint_interval: Duration,
-    /// `PDS_REPO_CACHE_BYTES`.
-    pub repo_cache_bytes: usize,
     /// `PDS_SHUTDOWN_TIMEOUT_MS`.
     pub shutdown_timeout: Duration,
     /// `PDS_REPO_BACKFILL_LIMIT_MS`.
     pub backfill_limit: Duration,
-    /// `PDS_FIREHOSE_MAX_LAG_BYTES`.
-    pub firehose_max_lag_bytes: usize,
     /// `PDS_FIREHOSE_STALL_MS`.
     pub firehose_stall: Duration,
     /// `PDS_FIREHOSE_MAX_SUBSCRIBERS`.
@@ -300,6 +296,7 @@ impl Config {
             BlobPlace::Disk(dir) => format!("media blobs        = directory {}", dir.display()),
             BlobPlace::Azure => "media blobs        = the replica's container".to_owned(),
         });
+        lines.push(format!("memory             = {}", self.memory.summary()));
         lines.push(format!(
             "key encryption key = {}",
             if self.key_encryption_key.is_some() {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use engine::repo::Did;
 use shipper::store::ReplicaUrl;
 
+use super::memory::{self, BudgetSource, MemoryPlan};
 use super::settings::{self, Kind, Origin, SETTINGS};
 use super::{AzureAuthSettings, AzureSettings, BlobPlace, Config, Durability, LogFormat, Logging, Replica};
 use crate::secrets::Secret;
@@ -252,6 +253,8 @@ impl Reader {
             }
         };
         let blobs = self.blobs(&data_dir, replica.as_ref());
+        let replica_in_flight = self.number("PDS_REPLICA_IN_FLIGHT", 4, 1..=16);
+        let memory = self.memory(replica.as_ref().map_or(0, |_| replica_in_flight as u64))?;
         let format = match self.text("PDS_LOG_FORMAT").as_deref() {
             None => None,
             Some("text") => Some(LogFormat::Text),
@@ -283,22 +286,15 @@ impl Reader {
             blob_upload_limit: self.number("PDS_BLOB_UPLOAD_LIMIT", 5_242_880, 1..=10_737_418_240),
             replica_timeout: self.millis("PDS_REPLICA_TIMEOUT_MS", 10_000),
             write_timeout: self.millis("PDS_WRITE_TIMEOUT_MS", 30_000),
-            replica_in_flight: self.number("PDS_REPLICA_IN_FLIGHT", 4, 1..=16),
+            replica_in_flight,
             replica_min_interval: self.millis("PDS_REPLICA_MIN_INTERVAL_MS", 0),
             log_segment_bytes: self.number("PDS_LOG_SEGMENT_BYTES", 64 << 20, 65_536..=4_294_967_296),
-            log_queue_bytes: self.number("PDS_LOG_QUEUE_BYTES", 64 << 20, 16_777_216..=17_179_869_184),
-            log_ring_bytes: self.number("PDS_LOG_RING_BYTES", 32 << 20, 1_048_576..=17_179_869_184),
+            memory,
             unshipped_bytes: self.number("PDS_UNSHIPPED_BYTES", 256 << 20, 1_048_576..=1_099_511_627_776),
             checkpoint_bytes: self.number("PDS_CHECKPOINT_BYTES", 256 << 20, 1_048_576..=1_099_511_627_776),
             checkpoint_interval: self.millis("PDS_CHECKPOINT_INTERVAL_MS", 3_600_000),
-            repo_cache_bytes: self.number("PDS_REPO_CACHE_BYTES", 64 << 20, 1_048_576..=1_099_511_627_776),
             shutdown_timeout: self.millis("PDS_SHUTDOWN_TIMEOUT_MS", 10_000),
             backfill_limit: self.millis("PDS_REPO_BACKFILL_LIMIT_MS", 259_200_000),
-            firehose_max_lag_bytes: self.number(
-                "PDS_FIREHOSE_MAX_LAG_BYTES",
-                64 << 20,
-                1_048_576..=17_179_869_184,
-            ),
             firehose_stall: self.millis("PDS_FIREHOSE_STALL_MS", 30_000),
             firehose_max_subscribers: self.number("PDS_FIREHOSE_MAX_SUBSCRIBERS", 1000, 1..=1_000_000),
             port_file: self.text("PDS_PORT_FILE").map(PathBuf::from),
@@ -318,6 +314,31 @@ impl Reader {
             durability,
             blobs,
         })
+    }
+
+    /// A size that is set, or `None` for the plan to decide.
+    fn part(&mut self, name: &'static str, least: u64) -> Option<u64> {
+        self.text(name)?;
+        Some(self.number(name, least, least..=1_099_511_627_776))
+    }
+
+    fn memory(&mut self, uploads: u64) -> Option<MemoryPlan> {
+        let (budget, source) = match self.part("PDS_MEMORY_BUDGET", memory::MIN_BUDGET) {
+            Some(budget) => (budget, BudgetSource::Setting),
+            None => memory::default_budget(),
+        };
+        let fixed = memory::Fixed {
+            index_cache: self.part("PDS_INDEX_CACHE_BYTES", 1 << 20),
+            trees: self.part("PDS_REPO_CACHE_BYTES", 1 << 20),
+            log_ring: self.part("PDS_LOG_RING_BYTES", 1 << 20),
+            firehose_ring: self.part("PDS_FIREHOSE_MAX_LAG_BYTES", 1 << 20),
+            log_queue: self.part("PDS_LOG_QUEUE_BYTES", 16 << 20),
+            cores: std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64),
+            uploads,
+        };
+        MemoryPlan::divide(budget, source, &fixed)
+            .map_err(|problem| self.problems.push(format!("PDS_MEMORY_BUDGET: {problem}")))
+            .ok()
     }
 
     fn url(&mut self, name: &'static str, default: &str) -> String {

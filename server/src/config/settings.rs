@@ -333,6 +333,19 @@ pub const SETTINGS: &[Setting] = &[
         "0",
         "with durability `local`: shortest ms between two uploads; fewer requests, larger loss window",
     ),
+    // Memory.
+    ours(
+        "PDS_MEMORY_BUDGET",
+        Number,
+        "",
+        "bytes that this process may use, divided over caches and buffers (default: three quarters of the container's limit, else 268435456)",
+    ),
+    ours(
+        "PDS_INDEX_CACHE_BYTES",
+        Number,
+        "",
+        "pages of the index kept in memory (default: a share of the memory budget)",
+    ),
     // The engine.
     ours(
         "PDS_LOG_SEGMENT_BYTES",
@@ -343,14 +356,14 @@ pub const SETTINGS: &[Setting] = &[
     ours(
         "PDS_LOG_QUEUE_BYTES",
         Number,
-        "67108864",
-        "bytes of writes that may wait for the log before writers get 503",
+        "",
+        "bytes of writes that may wait for the log before writers get 503 (default: a share of the memory budget)",
     ),
     ours(
         "PDS_LOG_RING_BYTES",
         Number,
-        "33554432",
-        "bytes of recent log kept in memory for the shipper, the views and the firehose",
+        "",
+        "bytes of recent log kept in memory for the shipper, the views and the firehose (default: a share of the memory budget)",
     ),
     ours(
         "PDS_UNSHIPPED_BYTES",
@@ -373,8 +386,8 @@ pub const SETTINGS: &[Setting] = &[
     ours(
         "PDS_REPO_CACHE_BYTES",
         Number,
-        "67108864",
-        "memory for the trees of recently written repos",
+        "",
+        "memory for the trees of recently written repos (default: a share of the memory budget)",
     ),
     ours(
         "PDS_SHUTDOWN_TIMEOUT_MS",
@@ -392,8 +405,8 @@ pub const SETTINGS: &[Setting] = &[
     ours(
         "PDS_FIREHOSE_MAX_LAG_BYTES",
         Number,
-        "67108864",
-        "bytes that a live firehose consumer may fall behind in memory before it is read from the log instead",
+        "",
+        "bytes that a live firehose consumer may fall behind in memory before it is read from the log instead (default: a share of the memory budget)",
     ),
     ours(
         "PDS_FIREHOSE_STALL_MS",

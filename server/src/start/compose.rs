@@ -34,8 +34,10 @@ use crate::service::names::Names;
 use crate::service::repos::Repos;
 use crate::service::repos::export::Exports;
 
-/// Exports that run at once.
-const EXPORTS: usize = 32;
+/// A size of the memory plan as the machine counts; what does not fit is as much as there is.
+fn bytes(size: u64) -> usize {
+    usize::try_from(size).unwrap_or(usize::MAX)
+}
 
 /// Opens the replica store and makes sure that its container is there.
 pub(super) async fn open_store(
@@ -122,8 +124,9 @@ pub(super) async fn open_engine(
     };
     let mut engine_config = EngineConfig::new(&config.data_dir, durability);
     engine_config.log.segment_bytes = config.log_segment_bytes;
-    engine_config.log.queue_bytes = config.log_queue_bytes;
-    engine_config.log.ring_bytes = config.log_ring_bytes;
+    engine_config.log.queue_bytes = bytes(config.memory.log_queue);
+    engine_config.log.ring_bytes = bytes(config.memory.log_ring);
+    engine_config.index_cache_bytes = bytes(config.memory.index_cache);
     engine_config.backlog_bytes_max = config.unshipped_bytes;
     let (claim, recovered) = match agreed {
         Some(started) => (Some(started.claim), Some(started.recovered)),
@@ -164,6 +167,7 @@ pub(super) async fn open_engine(
         (Some(claim), Some(store), Some(remote)) => {
             let ship_config = ShipConfig {
                 in_flight: config.replica_in_flight,
+                chunk_bytes: config.memory.chunk_bytes(config.replica_in_flight),
                 request_timeout: config.replica_timeout,
                 min_interval: (durability == EngineDurability::Local
                     && !config.replica_min_interval.is_zero())
@@ -217,7 +221,7 @@ pub(super) async fn compose(
     let repos = Repos::new(
         core.clone(),
         keys,
-        config.repo_cache_bytes,
+        bytes(config.memory.trees),
         u16::from(clock_id[0] % 32),
     );
     let tokens = Arc::new(SessionTokens::new(&config.jwt_secret, &config.service_did));
@@ -237,7 +241,7 @@ pub(super) async fn compose(
         engine: core.clone(),
         config: config.clone(),
         tokens: tokens.clone(),
-        passwords: Passwords::new(doors.entropy.clone()),
+        passwords: Passwords::new(doors.entropy.clone(), config.memory.hashes_at_once()),
         wrap,
         plc,
         names: names.clone(),
@@ -245,7 +249,7 @@ pub(super) async fn compose(
         mailer: doors.mailer.clone(),
     });
     let firehose_settings = FirehoseSettings {
-        max_lag_bytes: config.firehose_max_lag_bytes,
+        max_lag_bytes: bytes(config.memory.firehose_ring),
         stall: config.firehose_stall,
         max_subscribers: config.firehose_max_subscribers,
         backfill: config.backfill_limit,
@@ -254,7 +258,7 @@ pub(super) async fn compose(
         blobs: Blobs::new(core.clone(), blob_store, config.blob_upload_limit),
         firehose: Firehose::new(core.clone(), firehose_settings, background.clone()),
         admin: AdminAuth::new(Some(&config.admin_password)),
-        exports: Exports::new(EXPORTS),
+        exports: Exports::new(config.memory.exports_at_once()),
         mailer: doors.mailer.clone(),
         engine: core,
         config,

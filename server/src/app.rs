@@ -16,6 +16,7 @@ use crate::service::mail::Mailer;
 use crate::service::names::Names;
 use crate::service::repos::Repos;
 use crate::service::repos::export::Exports;
+use crate::xrpc::room::BodyRoom;
 
 /// Everything a request may need.
 pub struct App {
@@ -41,6 +42,8 @@ pub struct App {
     pub firehose: Firehose,
     /// The bound of concurrent exports.
     pub exports: Exports,
+    /// The memory for request bodies.
+    pub bodies: BodyRoom,
     /// Replication, if there is a replica.
     pub shipper: Option<ShipHandle>,
 }

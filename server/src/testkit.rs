@@ -326,6 +326,7 @@ impl Server {
             blobs: Blobs::new(core.clone(), store, config.blob_upload_limit),
             firehose: Firehose::new(core.clone(), options.firehose, stop.clone()),
             admin: AdminAuth::new(Some(&config.admin_password)),
+            bodies: crate::xrpc::room::BodyRoom::new(16 << 20),
             exports: Exports::new(4),
             engine: core,
             config,

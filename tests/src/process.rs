@@ -15,6 +15,8 @@ pub const START_LIMIT: Duration = Duration::from_secs(90);
 pub const STOP_LIMIT: Duration = Duration::from_secs(30);
 /// How often a file or a port is looked at while something starts.
 const LOOK_EVERY: Duration = Duration::from_millis(15);
+/// What a program may have allocated when it is told to end: the default of `PDS_MEMORY_BUDGET`.
+const MEMORY_LIMIT_BYTES: u64 = 256 << 20;
 /// Lines of a program's output that a failure shows.
 const TAIL_LINES: usize = 40;
 
@@ -136,10 +138,30 @@ impl Process {
     /// # Errors
     /// It does not stop.
     pub async fn terminate(&mut self) -> Result<(ExitStatus, Duration)> {
+        let allocated = self.allocated_bytes()?;
+        anyhow::ensure!(
+            allocated <= MEMORY_LIMIT_BYTES,
+            "{} has {} MiB allocated, more than the budget it started with",
+            self.name,
+            allocated >> 20
+        );
         let started = Instant::now();
         self.signal("TERM").await?;
         let status = self.wait(STOP_LIMIT).await?;
         Ok((status, started.elapsed()))
+    }
+
+    /// Memory that it has allocated and touched, without the files that it has mapped.
+    ///
+    /// # Errors
+    /// It has ended already.
+    pub fn allocated_bytes(&self) -> Result<u64> {
+        let id = self.child.id().context("it has ended already")?;
+        let status = std::fs::read_to_string(format!("/proc/{id}/status"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+        let kib = line.and_then(|line| line.split_whitespace().next());
+        let kib: u64 = kib.context("no RssAnon in its status")?.parse()?;
+        Ok(kib * 1024)
     }
 
     /// Sends a signal by its name without `SIG`: `STOP` makes it hang, `CONT` go on.

@@ -33,6 +33,7 @@ use crate::service::keys::SigningKeys;
 use crate::service::names::Names;
 use crate::service::repos::Repos;
 use crate::service::repos::export::Exports;
+use crate::xrpc::room::BodyRoom;
 
 /// A size of the memory plan as the machine counts; what does not fit is as much as there is.
 fn bytes(size: u64) -> usize {
@@ -258,6 +259,7 @@ pub(super) async fn compose(
         blobs: Blobs::new(core.clone(), blob_store, config.blob_upload_limit),
         firehose: Firehose::new(core.clone(), firehose_settings, background.clone()),
         admin: AdminAuth::new(Some(&config.admin_password)),
+        bodies: BodyRoom::new(bytes(config.memory.bodies)),
         exports: Exports::new(config.memory.exports_at_once()),
         mailer: doors.mailer.clone(),
         engine: core,

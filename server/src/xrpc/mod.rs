@@ -10,6 +10,7 @@ pub mod identity;
 pub mod params;
 pub mod repo;
 pub mod request;
+pub mod room;
 pub mod server;
 pub mod sync;
 
@@ -133,12 +134,14 @@ async fn answer(
         Ok(params) => params,
         Err(error) => return (Err(error), row.private),
     };
+    let place = app.bodies.place();
     let answer = (row.call)(
         app,
         Request {
             params,
             headers: parts.headers,
             body,
+            place,
         },
     )
     .await;

@@ -10,11 +10,15 @@ use serde::de::DeserializeOwned;
 
 use super::error::{XrpcError, XrpcResult};
 use super::params::Params;
+use super::room::BodyPlace;
 
 /// Limit of a JSON body in bytes, unless the method has a larger one.
 pub const JSON_LIMIT: usize = 153_600;
 /// Limit of a JSON body in bytes for the methods that carry records.
 pub const RECORD_JSON_LIMIT: usize = 1_000_000;
+
+/// Bytes that a byte of JSON takes while it is parsed and turned into blocks, in all.
+const PARSED_FACTOR: usize = 4;
 
 /// How long a client may take with a body.
 struct Patience {
@@ -37,6 +41,8 @@ pub struct Request {
     pub headers: HeaderMap,
     /// The body, not read yet.
     pub body: Body,
+    /// The memory that the body takes, until the request is dropped.
+    pub place: BodyPlace,
 }
 
 impl Request {
@@ -59,7 +65,7 @@ impl Request {
                 None => "Request encoding (Content-Type) required but not provided".to_owned(),
             }));
         }
-        let bytes = collect(body, &self.headers, limit, &PATIENCE).await?;
+        let bytes = collect(body, &self.headers, limit, &PATIENCE, &mut self.place).await?;
         if bytes.is_empty() {
             return Err(XrpcError::invalid(
                 "A request body is expected but none was provided",
@@ -85,7 +91,7 @@ impl Request {
     /// 400 when there is one.
     pub async fn no_body(&mut self) -> XrpcResult<()> {
         let body = std::mem::replace(&mut self.body, Body::empty());
-        match collect(body, &self.headers, 0, &PATIENCE).await {
+        match collect(body, &self.headers, 0, &PATIENCE, &mut self.place).await {
             Ok(_) => Ok(()),
             Err(error) if error.status == StatusCode::PAYLOAD_TOO_LARGE => Err(XrpcError::invalid(
                 "A request body was provided when none was expected",
@@ -144,7 +150,13 @@ fn content_length(headers: &HeaderMap) -> Option<u64> {
 }
 
 /// Reads a whole body of at most `limit` bytes, from a client that keeps sending.
-async fn collect(body: Body, headers: &HeaderMap, limit: usize, patience: &Patience) -> XrpcResult<Bytes> {
+async fn collect(
+    body: Body,
+    headers: &HeaderMap,
+    limit: usize,
+    patience: &Patience,
+    place: &mut BodyPlace,
+) -> XrpcResult<Bytes> {
     let too_large = || {
         XrpcError::new(
             StatusCode::PAYLOAD_TOO_LARGE,
@@ -176,6 +188,9 @@ async fn collect(body: Body, headers: &HeaderMap, limit: usize, patience: &Patie
         if bytes.len() + chunk.len() > limit {
             return Err(too_large());
         }
+        place
+            .grow_to((bytes.len() + chunk.len()).saturating_mul(PARSED_FACTOR))
+            .await?;
         bytes.extend_from_slice(&chunk);
     }
     Ok(Bytes::from(bytes))
@@ -233,6 +248,7 @@ pub fn car(body: Body) -> Response<Body> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::xrpc::room::BodyRoom;
     use futures_util::stream;
 
     #[tokio::test]
@@ -248,7 +264,8 @@ mod tests {
             Some((Ok::<_, std::io::Error>(Bytes::from_static(b" ")), ()))
         });
         for body in [Body::from_stream(stalled), Body::from_stream(dripping)] {
-            let error = collect(body, &HeaderMap::new(), 1000, &patience)
+            let mut place = BodyRoom::new(1 << 20).place();
+            let error = collect(body, &HeaderMap::new(), 1000, &patience, &mut place)
                 .await
                 .unwrap_err();
             assert_eq!(error.status, StatusCode::REQUEST_TIMEOUT);

@@ -5,6 +5,7 @@ mod damage;
 mod dev;
 mod drill;
 mod e2e;
+mod memory;
 mod outage;
 mod restart;
 mod split_brain;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use axum::body::{Body, Bytes};
+use axum::body::{Body, BodyDataStream, Bytes};
 use axum::http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use futures_util::StreamExt;
 use serde::Serialize;
@@ -19,6 +19,11 @@ pub const RECORD_JSON_LIMIT: usize = 1_000_000;
 
 /// Bytes that a byte of JSON takes while it is parsed and turned into blocks, in all.
 const PARSED_FACTOR: usize = 4;
+
+/// How much of a refused body is read and thrown away.
+const DRAIN_BYTES: usize = 4 << 20;
+/// And for how long.
+const DRAIN_TIME: Duration = Duration::from_secs(2);
 
 /// How long a client may take with a body.
 struct Patience {
@@ -164,7 +169,9 @@ async fn collect(
             "request entity too large",
         )
     };
+    let mut stream = body.into_data_stream();
     if content_length(headers).is_some_and(|length| length > limit as u64) {
+        drain(&mut stream).await;
         return Err(too_large());
     }
     let too_slow = || {
@@ -175,7 +182,6 @@ async fn collect(
         )
     };
     let deadline = tokio::time::Instant::now() + patience.total;
-    let mut stream = body.into_data_stream();
     let mut bytes = Vec::new();
     loop {
         let until = deadline.min(tokio::time::Instant::now() + patience.stall);
@@ -186,14 +192,35 @@ async fn collect(
         let chunk =
             chunk.map_err(|error| XrpcError::invalid(format!("The request body broke off: {error}")))?;
         if bytes.len() + chunk.len() > limit {
+            drop(bytes);
+            drain(&mut stream).await;
             return Err(too_large());
         }
-        place
-            .grow_to((bytes.len() + chunk.len()).saturating_mul(PARSED_FACTOR))
-            .await?;
+        if let Err(full) = place.grow_to(bytes.len() + chunk.len()).await {
+            drop(bytes);
+            drain(&mut stream).await;
+            return Err(full);
+        }
         bytes.extend_from_slice(&chunk);
     }
+    place.grow_to(bytes.len().saturating_mul(PARSED_FACTOR)).await?;
     Ok(Bytes::from(bytes))
+}
+
+/// Reads on for a while without keeping anything: a client that is still sending when the connection closes sees it broken
+/// instead of the answer.
+async fn drain(stream: &mut BodyDataStream) {
+    let reading = async {
+        let mut read = 0;
+        while let Some(Ok(chunk)) = stream.next().await {
+            read += chunk.len();
+            if read > DRAIN_BYTES {
+                break;
+            }
+        }
+    };
+    // Whoever is slower than this has the connection closed.
+    let _elapsed = tokio::time::timeout(DRAIN_TIME, reading).await;
 }
 
 /// Runs what reads many places of index or log on a thread that may block.

@@ -66,7 +66,7 @@ async fn what_is_allocated_stays_inside_the_budget_under_pressure_from_all_sides
             "Content-Type: application/json\r\nContent-Length: 900000\r\nAuthorization: Bearer {}\r\n",
             account.access
         );
-        for _ in 0..8 {
+        for _ in 0..2 {
             let body = "{\"repo\":\"".to_owned() + &"x".repeat(500_000);
             stalled.push(request(&address, "POST", "com.atproto.repo.createRecord", &headers, &body).await?);
         }

@@ -98,6 +98,7 @@ pub struct Accounts {
     locks: Arc<Locks>,
     readers: Arc<Readers>,
     applied: Arc<AtomicU64>,
+    revision: Arc<AtomicU64>,
     wait: Duration,
 }
 
@@ -133,6 +134,7 @@ impl AccountsView {
         let locks = Locks::new(options.transactions_max);
         let applied = Arc::new(AtomicU64::new(0));
         let writer = Writer::open(&path, log_id, Arc::clone(&locks), Arc::clone(&applied))?;
+        let revision = writer.revision();
         let readers = Readers::open(&path, options.readers, options.reads_max, options.wait)?;
         let queue = Arc::new(Queue::new(options.transactions_max));
         let for_thread = Arc::clone(&queue);
@@ -144,6 +146,7 @@ impl AccountsView {
             locks,
             readers,
             applied,
+            revision,
             wait: options.wait,
         };
         Ok(AccountsView {
@@ -294,6 +297,14 @@ impl Accounts {
     #[must_use]
     pub fn applied(&self) -> Lsn {
         Lsn::saturating(self.applied.load(Ordering::Acquire))
+    }
+
+    /// Changes whenever an account that exists may read differently: a row of `actor` or `account` was changed or removed,
+    /// or the schema moved. New accounts, sessions and tokens do not change it. What was read *after* asking for the
+    /// revision is still so while the revision is the same: that is all a cache has to compare.
+    #[must_use]
+    pub fn revision(&self) -> u64 {
+        self.revision.load(Ordering::Acquire)
     }
 
     /// Runs `transaction` against everything applied so far, with `locks` held, and takes it back. What it changed is

@@ -23,6 +23,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
+use rusqlite::hooks::Action;
 use rusqlite::session::{ConflictAction, Session};
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 use sha2::{Digest, Sha256};
@@ -168,6 +169,8 @@ pub(super) struct Writer {
     layout: Layout,
     locks: Arc<Locks>,
     applied: Arc<AtomicU64>,
+    /// See [`Accounts::revision`](super::Accounts::revision).
+    revision: Arc<AtomicU64>,
     failed: Option<String>,
 }
 
@@ -201,8 +204,14 @@ impl Writer {
             layout,
             locks,
             applied,
+            revision: Arc::default(),
             failed: None,
         })
+    }
+
+    /// The counter that tells caches of accounts to read again.
+    pub fn revision(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.revision)
     }
 
     /// The thread's life: until the queue is closed.
@@ -256,7 +265,7 @@ impl Writer {
                 .apply
                 .transaction_with_behavior(TransactionBehavior::Immediate)
                 .map_err(AccountsError::from)?;
-            let fits = apply_changeset(&trial, &changeset);
+            let fits = apply_changeset(&trial, &changeset).map(|_| ());
             trial.rollback().map_err(AccountsError::from)?;
             fits.map_err(|reason| AccountsError::Unreplayable { reason })?;
         }
@@ -303,6 +312,7 @@ impl Writer {
         let digests_wanted = self.locks.any_unfinished();
         let mut digests = Vec::new();
         let mut migrated = false;
+        let mut accounts_changed = false;
 
         let tx = self
             .apply
@@ -328,7 +338,7 @@ impl Writer {
                         .map_err(|error| fail(error.into()))?;
                     }
                     Step::Changeset(bytes) => {
-                        apply_changeset(&tx, bytes)
+                        accounts_changed |= apply_changeset(&tx, bytes)
                             .map_err(|reason| fail(AccountsError::Unreplayable { reason }))?;
                         if digests_wanted {
                             digests.push(digest_of(bytes));
@@ -345,6 +355,10 @@ impl Writer {
 
         if migrated {
             self.layout = Layout::read(&self.apply)?;
+        }
+        // Before anybody can be told that the change is done.
+        if migrated || accounts_changed {
+            self.revision.fetch_add(1, Ordering::AcqRel);
         }
         self.applied.store(last.get(), Ordering::Release);
         self.locks.applied(&digests);
@@ -399,11 +413,22 @@ where
     Ok((value, changeset))
 }
 
-/// Applies one changeset wholly, or says what does not fit. The caller's transaction must be rolled back then.
-fn apply_changeset(conn: &Connection, changeset: &[u8]) -> Result<(), String> {
+/// Applies one changeset wholly, or says what does not fit. The caller's transaction must be rolled back then. Tells
+/// whether accounts that were there before may read differently.
+fn apply_changeset(conn: &Connection, changeset: &[u8]) -> Result<bool, String> {
     let mut rows = 0_u64;
-    for_each_row::<rusqlite::Error>(changeset, |_| {
+    let mut accounts_changed = false;
+    // A login that is added to an actor of an earlier changeset changes an account, too.
+    let mut logins_without_actor = 0_i64;
+    for_each_row::<rusqlite::Error>(changeset, |row| {
         rows += 1;
+        let op = row.op()?;
+        match (op.table_name(), op.code()) {
+            ("actor", Action::SQLITE_INSERT) => logins_without_actor -= 1,
+            ("account", Action::SQLITE_INSERT) => logins_without_actor += 1,
+            ("actor" | "account", _) => accounts_changed = true,
+            _ => {}
+        }
         Ok(())
     })
     .map_err(|error| format!("malformed changeset: {error}"))?;
@@ -427,7 +452,7 @@ fn apply_changeset(conn: &Connection, changeset: &[u8]) -> Result<(), String> {
     // SQLite passes over tables that it does not find or that have too few columns. Every row must have counted.
     let changed = conn.total_changes() - before;
     if changed == rows {
-        Ok(())
+        Ok(accounts_changed || logins_without_actor > 0)
     } else {
         Err(format!("{rows} rows in the changeset, {changed} changed"))
     }

@@ -3,6 +3,7 @@
 //! Every change is a transaction that is *prepared* on the account database, logged as a changeset, and real only when
 //! its entry is durable; the keys it touches stay locked until then.
 
+mod cache;
 mod create;
 mod recovery;
 mod sessions;
@@ -27,6 +28,7 @@ use crate::service::core::{Core, Unconfirmed};
 use crate::service::mail::Mailer;
 use crate::service::names::Names;
 use crate::service::repos::Repos;
+use cache::Cache;
 
 pub use create::{CreateAccount, CreateError};
 pub use recovery::RecoveryError;
@@ -48,6 +50,7 @@ pub(super) struct Inner {
     pub(super) names: Names,
     pub(super) repos: Repos,
     pub(super) mailer: Arc<Mailer>,
+    cache: Cache,
 }
 
 /// The parts that [`Accounts`] is composed of.
@@ -242,6 +245,7 @@ impl Accounts {
                 names,
                 repos,
                 mailer,
+                cache: Cache::default(),
             }),
         }
     }
@@ -262,8 +266,18 @@ impl Accounts {
     /// # Errors
     /// As [`Accounts::find`].
     pub async fn by_did(&self, did: &Did) -> Result<Option<Account>, AccountsUnavailable> {
-        let did = did.as_str().to_owned();
-        self.row(move |conn| queries::account_by_did(conn, &did)).await
+        let revision = self.inner.engine.accounts().revision();
+        if let Some(account) = self.inner.cache.by_did(did, revision) {
+            return Ok(Some(account));
+        }
+        let wanted = did.as_str().to_owned();
+        let found = self
+            .row(move |conn| queries::account_by_did(conn, &wanted))
+            .await?;
+        if let Some(account) = &found {
+            self.inner.cache.insert(account, revision);
+        }
+        Ok(found)
     }
 
     /// The account with this handle, whatever its state.
@@ -271,9 +285,18 @@ impl Accounts {
     /// # Errors
     /// As [`Accounts::find`].
     pub async fn by_handle(&self, handle: &Handle) -> Result<Option<Account>, AccountsUnavailable> {
-        let handle = handle.as_str().to_owned();
-        self.row(move |conn| queries::account_by_handle(conn, &handle))
-            .await
+        let revision = self.inner.engine.accounts().revision();
+        if let Some(account) = self.inner.cache.by_handle(handle, revision) {
+            return Ok(Some(account));
+        }
+        let wanted = handle.as_str().to_owned();
+        let found = self
+            .row(move |conn| queries::account_by_handle(conn, &wanted))
+            .await?;
+        if let Some(account) = &found {
+            self.inner.cache.insert(account, revision);
+        }
+        Ok(found)
     }
 
     /// The account with this e-mail address, whatever its state.

@@ -181,3 +181,41 @@ async fn nothing_that_is_printed_holds_a_secret() {
     let printed = format!("{session:?}");
     assert!(!printed.contains(&session.access) && !printed.contains(&session.refresh));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_of_an_account_shows_at_once_in_the_account_that_was_remembered() {
+    let server = Server::start().await;
+    let alice = server.sign_up("alice").await;
+    let accounts = &server.app.accounts;
+    let revision = || server.app.engine.accounts().revision();
+    let before = revision();
+    let handle = "alice.test".parse().unwrap();
+    for _ in 0..2 {
+        assert!(accounts.by_did(&alice.did).await.unwrap().unwrap().is_active());
+        assert_eq!(accounts.by_handle(&handle).await.unwrap().unwrap().did, alice.did);
+    }
+    // Sessions and sign-ups leave what is remembered alone.
+    server.log_in("alice").await;
+    server.sign_up("bobby").await;
+    assert_eq!(revision(), before);
+
+    server
+        .sql("UPDATE actor SET takedownRef = 'x' WHERE did = ?1", &alice.did)
+        .await;
+    assert!(!accounts.by_did(&alice.did).await.unwrap().unwrap().is_active());
+    assert!(!accounts.by_handle(&handle).await.unwrap().unwrap().is_active());
+    server
+        .sql(
+            "UPDATE actor SET takedownRef = NULL, handle = 'alicia.test' WHERE did = ?1",
+            &alice.did,
+        )
+        .await;
+    assert!(accounts.by_handle(&handle).await.unwrap().is_none());
+    let renamed = accounts
+        .by_handle(&"alicia.test".parse().unwrap())
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(renamed.did, alice.did);
+    assert!(renamed.is_active());
+}

@@ -5,14 +5,19 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
+use benches::synthetic::SyntheticRepo;
+use bytes::{Bytes, BytesMut};
 use criterion::{BenchmarkId, Criterion, Throughput};
 use engine::clock::SystemClock;
 use engine::log::{Draft, Epoch, Flags, FrameRef, Log, LogConfig, Lsn, Place, Stamp};
+use engine::repo::car::{CarLimits, CarSlice};
+use engine::repo::event::{self, Event};
 use engine::storage::{MemoryStorage, OsStorage, Storage};
 
 /// Bytes of a typical commit: one record, its proof, the envelope.
 const ENTRY_BYTES: usize = 2_000;
+/// Commits that are checked in one go.
+const VERIFIED_COMMITS: u32 = 500;
 /// Bytes of log that recovery reads.
 const RECOVERY_BYTES: u64 = 64 << 20;
 
@@ -143,6 +148,56 @@ pub fn recovery(c: &mut Criterion) {
         b.iter(|| {
             let found = Log::recover(Arc::clone(&storage), dir.path()).expect("whole");
             assert_eq!(found.last_lsn(), segment.last);
+        });
+    });
+    group.finish();
+}
+
+/// What `pds-tools verify` does with the log at the least: every checksum of a frame, every message decoded, and every block
+/// hashed and compared with its CID.
+pub fn verify(c: &mut Criterion) {
+    let mut repo = SyntheticRepo::new(7).expect("a repo");
+    for _ in 0..5 {
+        let posts = repo.posts(200);
+        repo.commit(&posts).expect("a commit");
+    }
+    let storage: Arc<dyn Storage> = Arc::new(MemoryStorage::default());
+    let log = open(storage, Path::new("/log"), 64 << 20);
+    let mut frames = Vec::new();
+    for _ in 0..VERIFIED_COMMITS {
+        let post = repo.posts(1);
+        let draft = repo
+            .commit(&post)
+            .expect("a commit")
+            .into_draft()
+            .expect("an entry");
+        let lsns = log
+            .append(vec![draft])
+            .expect("room")
+            .wait_blocking()
+            .expect("memory");
+        let location = lsns.locations.first().copied().expect("one frame");
+        frames.extend_from_slice(&log.read_at(location).expect("just written"));
+    }
+    let frames = Bytes::from(frames);
+    let mut group = c.benchmark_group("log/verify");
+    group.throughput(Throughput::Bytes(frames.len() as u64));
+    group.bench_function("every block against its CID", |b| {
+        b.iter(|| {
+            let mut blocks = 0u32;
+            let mut at = 0;
+            while at < frames.len() {
+                let frame = FrameRef::parse(&frames[at..]).expect("whole");
+                let Event::Commit(view) = event::decode(frame.public()).expect("a message") else {
+                    panic!("only commits were written");
+                };
+                for block in CarSlice::new(view.blocks, CarLimits::default()).expect("an archive") {
+                    black_box(block.expect("its CID fits"));
+                    blocks += 1;
+                }
+                at += frame.header.len();
+            }
+            assert!(blocks > 3 * VERIFIED_COMMITS);
         });
     });
     group.finish();

@@ -24,6 +24,6 @@ fn settings() -> Criterion {
 criterion_group! {
     name = engine;
     config = settings();
-    targets = log::frames, log::append, log::recovery, repo::tree, repo::commit, repo::transcode, views::lookups, views::export
+    targets = log::frames, log::append, log::recovery, log::verify, repo::tree, repo::commit, repo::transcode, views::lookups, views::export
 }
 criterion_main!(engine);

@@ -37,7 +37,11 @@ pub fn dids(entry: &Entry) -> Vec<Did> {
         let did = match change {
             Change::NodesDropped { did, .. }
             | Change::BlobStored { did, .. }
-            | Change::RepoRemoved { did } => did,
+            | Change::RepoRemoved { did }
+            | Change::RepoRows { did, .. }
+            | Change::RowsGone { did, .. }
+            | Change::RepoHead { did, .. }
+            | Change::GenerationSwept { did, .. } => did,
             Change::AccountsMigration { .. } | Change::AccountsChangeset { .. } => continue,
         };
         if !dids.contains(did) {
@@ -104,6 +108,19 @@ fn change_line(change: &Change) -> String {
         Change::NodesDropped { cids, .. } => format!("{} nodes dropped", cids.len()),
         Change::BlobStored { cid, size, mime, .. } => format!("blob {cid}, {size} bytes, {mime}"),
         Change::RepoRemoved { did } => format!("repo {did} removed"),
+        Change::RepoRows { generation, rows, .. } => {
+            format!("{} records of generation {generation}", rows.len())
+        }
+        Change::RowsGone {
+            generation, paths, ..
+        } => format!("{} records gone of generation {generation}", paths.len()),
+        Change::RepoHead {
+            generation, commit, ..
+        } => match Commit::decode(commit.clone()) {
+            Ok(commit) => format!("generation {generation} live at rev {}", commit.rev()),
+            Err(error) => format!("generation {generation} live at a commit that does not decode: {error}"),
+        },
+        Change::GenerationSwept { generation, .. } => format!("generation {generation} given up"),
     }
 }
 
@@ -316,6 +333,42 @@ fn change_json(change: &Change) -> Value {
             "createdAt": time(Lsn::saturating(*created_at_micros)),
         }),
         Change::RepoRemoved { did } => json!({ "repoRemoved": did.as_str() }),
+        Change::RepoRows {
+            did,
+            generation,
+            rows,
+        } => {
+            let rows: Vec<Value> = rows
+                .iter()
+                .map(|row| {
+                    json!({
+                        "path": row.path, "rev": row.rev.to_string(), "cid": row.cid.to_string(),
+                        "size": row.block.len(),
+                    })
+                })
+                .collect();
+            json!({ "repoRows": rows, "did": did.as_str(), "generation": generation })
+        }
+        Change::RowsGone {
+            did,
+            generation,
+            paths,
+        } => json!({ "rowsGone": paths, "did": did.as_str(), "generation": generation }),
+        Change::RepoHead {
+            did,
+            generation,
+            commit,
+        } => {
+            let commit = Commit::decode(commit.clone());
+            json!({
+                "repoHead": commit.as_ref().ok().map(|commit| commit.cid().to_string()),
+                "rev": commit.as_ref().ok().map(|commit| commit.rev().to_string()),
+                "did": did.as_str(), "generation": generation,
+            })
+        }
+        Change::GenerationSwept { did, generation } => {
+            json!({ "generationSwept": generation, "did": did.as_str() })
+        }
     }
 }
 

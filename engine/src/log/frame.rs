@@ -428,6 +428,17 @@ impl Frame {
         self.bytes.slice(FRAME_HEADER_BYTES + self.header.public_len()..)
     }
 
+    /// Where [`Frame::private`] lies.
+    #[must_use]
+    pub fn private_location(&self) -> Location {
+        let before = FRAME_HEADER_BYTES + self.header.public_len();
+        Location {
+            offset: self.location.offset + before as u64,
+            len: self.header.frame_len - before as u32,
+            ..self.location
+        }
+    }
+
     /// This frame for those who may see its public part only.
     #[must_use]
     pub fn to_public(&self) -> PublicFrame {

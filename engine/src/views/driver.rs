@@ -96,6 +96,8 @@ pub struct Fold<'v> {
     config: DriverConfig,
     unpersisted: u64,
     unpersisted_since: Option<Instant>,
+    /// Whether a view has work that changes no answer.
+    untidy: bool,
 }
 
 impl std::fmt::Debug for Fold<'_> {
@@ -120,6 +122,7 @@ impl<'v> Fold<'v> {
             config,
             unpersisted: 0,
             unpersisted_since: None,
+            untidy: true,
         }
     }
 
@@ -170,11 +173,28 @@ impl<'v> Fold<'v> {
             }
             self.unpersisted += bytes;
             self.unpersisted_since.get_or_insert_with(Instant::now);
+            self.untidy = true;
         }
         Ok(Batch {
             entries: entries.len() as u64,
             bytes,
         })
+    }
+
+    /// One bounded piece of each view's work that changes no answer.
+    fn tidy(&mut self) -> Result<(), DriverError> {
+        let mut more = false;
+        for view in &mut self.views {
+            guarded(|| {
+                more |= view.tidy()?;
+                Ok::<_, ViewError>(())
+            })?;
+        }
+        if more {
+            self.unpersisted_since.get_or_insert_with(Instant::now);
+        }
+        self.untidy = more;
+        Ok(())
     }
 
     fn persist_if_due(&mut self, now: Instant) -> Result<(), DriverError> {
@@ -416,6 +436,8 @@ async fn run(
                 Some(due) => tokio::time::sleep_until(due).await,
                 None => std::future::pending().await,
             } } => fold.persist().map_err(|error| error.reason())?,
+            // Comes last: only when nobody waits.
+            () = std::future::ready(()), if fold.untidy => fold.tidy().map_err(|error| error.reason())?,
         }
     }
 }
@@ -435,6 +457,10 @@ fn catch_up(fold: &mut Fold<'_>, marks: &Marks) -> Result<(), DriverError> {
             });
         marks.applied.advance(fold.applied());
         marks.advance_visible();
+        if fold.untidy {
+            // Under a load that never ends, too.
+            fold.tidy()?;
+        }
         fold.persist_if_due(Instant::now())?;
     }
 }

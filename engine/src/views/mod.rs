@@ -31,6 +31,15 @@ pub trait View: Send {
     /// The driver closes the log to writes on any error: an entry that one view cannot apply must not be acknowledged.
     fn apply(&mut self, entries: &[Entry]) -> Result<(), ViewError>;
 
+    /// Does a bounded piece of work that changes no answer, such as taking away rows of a repo that was removed, and
+    /// answers whether there is more. Called when there is nothing to apply, and between batches.
+    ///
+    /// # Errors
+    /// As [`View::apply`].
+    fn tidy(&mut self) -> Result<bool, ViewError> {
+        Ok(false)
+    }
+
     /// Makes everything applied so far survive a crash.
     ///
     /// # Errors
@@ -50,6 +59,10 @@ impl<V: View + ?Sized> View for &mut V {
 
     fn apply(&mut self, entries: &[Entry]) -> Result<(), ViewError> {
         (**self).apply(entries)
+    }
+
+    fn tidy(&mut self) -> Result<bool, ViewError> {
+        (**self).tidy()
     }
 
     fn persist(&mut self) -> Result<(), ViewError> {

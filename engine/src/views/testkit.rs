@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::index::{IndexReader, ListOrder};
 use crate::clock::SeededEntropy;
-use crate::entry::{Change, Entry, EntryDraft, EntryKind};
+use crate::entry::{Change, Entry, EntryDraft, EntryKind, RepoRow};
 use crate::log::{Draft, Epoch, Location, LogId, Lsn, Stamp};
 use crate::repo::car::{write_block, write_header};
 use crate::repo::cbor::Writer;
@@ -19,6 +19,9 @@ pub const LOG_ID: LogId = LogId(*b"a log for tests!");
 pub fn lsn(n: u64) -> Lsn {
     Lsn::new(n).unwrap()
 }
+
+/// A source without nodes.
+pub const NOTHING: BTreeMap<Cid, Bytes> = BTreeMap::new();
 
 /// A record and the blobs in it; `None` deletes.
 pub type Write = Option<(Vec<u8>, BTreeSet<Cid>)>;
@@ -189,6 +192,68 @@ impl TestRepo {
             });
         }
         EntryDraft::commit(event, changes)
+    }
+
+    /// The entries of an import that replaces everything: rows in pieces of `piece`, and the flip. The model is the new
+    /// repo at once.
+    pub fn import(
+        &mut self,
+        generation: u32,
+        records: &BTreeMap<String, (Vec<u8>, BTreeSet<Cid>)>,
+        piece: usize,
+        in_order: bool,
+    ) -> (Vec<EntryDraft>, EntryDraft) {
+        let rev = Tid::next_after(self.head.map(|(_, rev, _)| rev), 1_700_000_000_000_000, 3);
+        let model = |(bytes, blobs): &(Vec<u8>, BTreeSet<Cid>)| ModelRecord {
+            cid: Cid::for_dag_cbor(bytes),
+            bytes: bytes.clone(),
+            rev,
+            blobs: blobs.clone(),
+        };
+        self.records = records
+            .iter()
+            .map(|(path, record)| (path.clone(), model(record)))
+            .collect();
+        self.tree = Tree::empty();
+        for (path, record) in &self.records {
+            self.tree.insert(path, record.cid, &NOTHING).unwrap();
+        }
+        let data = self.tree.flush().root;
+        let commit = UnsignedCommit {
+            did: self.did.clone(),
+            data,
+            rev,
+        }
+        .sign(&self.key)
+        .unwrap();
+        self.head = Some((commit.cid(), rev, data));
+        let mut rows: Vec<RepoRow> = self
+            .records
+            .iter()
+            .map(|(path, record)| RepoRow {
+                path: path.clone(),
+                rev,
+                cid: record.cid,
+                block: record.bytes.clone().into(),
+            })
+            .collect();
+        if !in_order {
+            rows.reverse();
+        }
+        let did = || self.did.clone();
+        let pieces = rows.chunks(piece).map(|rows| {
+            EntryDraft::private(vec![Change::RepoRows {
+                did: did(),
+                generation,
+                rows: rows.to_vec(),
+            }])
+        });
+        let flip = EntryDraft::private(vec![Change::RepoHead {
+            did: did(),
+            generation,
+            commit: commit.bytes().clone(),
+        }]);
+        (pieces.collect(), flip)
     }
 
     /// Blobs that records reference, each with the paths that do.
@@ -367,6 +432,12 @@ impl Placer {
             offset: self.offset + 48,
             len: public.len() as u32,
         };
+        let private: Bytes = private.into();
+        let private_at = Location {
+            offset: public_at.offset + public.len() as u64,
+            len: private.len() as u32,
+            ..public_at
+        };
         self.offset += 48 + public.len() as u64 + private.len() as u64;
         Entry {
             lsn,
@@ -375,6 +446,8 @@ impl Placer {
             public: public.into(),
             public_at,
             changes: crate::entry::decode_private(&private).unwrap(),
+            private,
+            private_at,
         }
     }
 }

@@ -57,10 +57,56 @@ impl Events {
             }
         }
         for change in &entry.changes {
-            if let Change::RepoRemoved { did } = change {
-                self.heads.remove(did);
+            match change {
+                Change::RepoRemoved { did } => {
+                    self.heads.remove(did);
+                }
+                Change::RepoRows { rows, .. } => {
+                    for row in rows {
+                        if row.cid.matches(&row.block) {
+                            self.blocks += 1;
+                        } else {
+                            let what = format!("record {} of {} does not match its CID", row.cid, row.path);
+                            report.finding(&place, what, DEFECT);
+                        }
+                    }
+                }
+                Change::RepoHead { did, commit, .. } => match self.head_of(did, commit) {
+                    Ok(head) => {
+                        self.heads.insert(did.clone(), head);
+                    }
+                    Err(what) => report.finding(&place, what, DEFECT),
+                },
+                Change::AccountsMigration { .. }
+                | Change::AccountsChangeset { .. }
+                | Change::NodesDropped { .. }
+                | Change::BlobStored { .. }
+                | Change::RowsGone { .. }
+                | Change::GenerationSwept { .. } => {}
             }
         }
+    }
+
+    /// The head that a new generation comes with.
+    fn head_of(&mut self, did: &Did, commit: &Bytes) -> Result<Head, String> {
+        let commit = Commit::decode(commit.clone()).map_err(|error| error.to_string())?;
+        if commit.did() != did {
+            return Err(format!(
+                "the commit that is to be the head of {did} is of {}",
+                commit.did()
+            ));
+        }
+        if let Some(before) = self.heads.get(did)
+            && commit.rev() < before.rev
+        {
+            return Err(format!("the head of {did} goes back to rev {}", commit.rev()));
+        }
+        self.commits += 1;
+        Ok(Head {
+            commit: commit.cid(),
+            rev: commit.rev(),
+            data: commit.data(),
+        })
     }
 
     fn event(&mut self, entry: &Entry) -> Result<(), Vec<String>> {

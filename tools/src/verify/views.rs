@@ -119,7 +119,7 @@ impl Views {
         if self.stopped {
             return Ok(());
         }
-        self.batch_bytes += entry.public.len() + 64 * (1 + entry.changes.len());
+        self.batch_bytes += entry.public.len() + entry.private.len() + 64 * (1 + entry.changes.len());
         self.batch.push(entry.clone());
         if self.batch_bytes >= BATCH_BYTES || fresh.is_compared_at(entry.lsn) {
             self.flush(report)?;

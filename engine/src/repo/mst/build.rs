@@ -32,12 +32,26 @@ pub enum BuildError<E> {
     Sink(E),
 }
 
-/// Takes records in key order and gives nodes. Holds the incomplete nodes of one path.
-pub struct Builder<F> {
-    sink: F,
+/// Takes records in key order and gives nodes to whom each call names. Holds the incomplete nodes of one path.
+#[derive(Default)]
+pub struct Spine {
     last: Option<Arc<str>>,
     /// The incomplete node of each layer, lowest first.
     open: Vec<Open>,
+}
+
+impl std::fmt::Debug for Spine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Spine")
+            .field("last", &self.last)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A [`Spine`] whose nodes all go to one place.
+pub struct Builder<F> {
+    sink: F,
+    spine: Spine,
 }
 
 #[derive(Default)]
@@ -67,8 +81,7 @@ impl<E, F: FnMut(BuiltNode) -> Result<(), E>> Builder<F> {
     pub fn new(sink: F) -> Builder<F> {
         Builder {
             sink,
-            last: None,
-            open: Vec::new(),
+            spine: Spine::default(),
         }
     }
 
@@ -77,6 +90,29 @@ impl<E, F: FnMut(BuiltNode) -> Result<(), E>> Builder<F> {
     /// # Errors
     /// See [`BuildError`]. After an error the builder is of no more use.
     pub fn push(&mut self, key: &str, value: Cid) -> Result<(), BuildError<E>> {
+        self.spine.push(key, value, &mut self.sink)
+    }
+
+    /// Completes the tree and gives its root.
+    ///
+    /// # Errors
+    /// [`BuildError::Sink`].
+    pub fn finish(mut self) -> Result<Cid, BuildError<E>> {
+        self.spine.finish(&mut self.sink)
+    }
+}
+
+impl Spine {
+    /// Adds the next record; nodes that it completes go to `sink`.
+    ///
+    /// # Errors
+    /// See [`BuildError`]. After an error the spine is of no more use.
+    pub fn push<E>(
+        &mut self,
+        key: &str,
+        value: Cid,
+        sink: &mut impl FnMut(BuiltNode) -> Result<(), E>,
+    ) -> Result<(), BuildError<E>> {
         if !is_valid_key(key) {
             return Err(BuildError::InvalidKey(key.to_owned()));
         }
@@ -84,7 +120,7 @@ impl<E, F: FnMut(BuiltNode) -> Result<(), E>> Builder<F> {
             return Err(BuildError::Order(key.to_owned()));
         }
         let layer = key_layer(key);
-        let before = self.close_below(layer)?;
+        let before = self.close_below(layer, sink)?;
         let key: Arc<str> = key.into();
         self.last = Some(Arc::clone(&key));
         if self.open.len() <= usize::from(layer) {
@@ -97,21 +133,30 @@ impl<E, F: FnMut(BuiltNode) -> Result<(), E>> Builder<F> {
         Ok(())
     }
 
-    /// Completes the tree and gives its root.
+    /// Completes the tree and gives its root; the spine is empty again then.
     ///
     /// # Errors
     /// [`BuildError::Sink`].
-    pub fn finish(mut self) -> Result<Cid, BuildError<E>> {
+    pub fn finish<E>(
+        &mut self,
+        sink: &mut impl FnMut(BuiltNode) -> Result<(), E>,
+    ) -> Result<Cid, BuildError<E>> {
         // The highest layer that was ever opened has entries, so its node is the root.
         let layers = u8::try_from(self.open.len()).unwrap_or(u8::MAX);
-        match self.close_below(layers)? {
+        let root = self.close_below(layers, sink)?;
+        *self = Spine::default();
+        match root {
             Some(root) => Ok(root),
-            None => self.emit(0, Open::default(), None),
+            None => emit(0, Open::default(), None, sink),
         }
     }
 
     /// Completes the open nodes below a layer; the topmost of them is what hangs in that layer.
-    fn close_below(&mut self, layer: u8) -> Result<Option<Cid>, BuildError<E>> {
+    fn close_below<E>(
+        &mut self,
+        layer: u8,
+        sink: &mut impl FnMut(BuiltNode) -> Result<(), E>,
+    ) -> Result<Option<Cid>, BuildError<E>> {
         let mut after = None;
         for below in 0..layer {
             let open = self
@@ -120,27 +165,32 @@ impl<E, F: FnMut(BuiltNode) -> Result<(), E>> Builder<F> {
                 .map(std::mem::take)
                 .unwrap_or_default();
             if !open.entries.is_empty() || after.is_some() {
-                after = Some(self.emit(below, open, after)?);
+                after = Some(emit(below, open, after, sink)?);
             }
         }
         Ok(after)
     }
+}
 
-    fn emit(&mut self, layer: u8, open: Open, after: Option<Cid>) -> Result<Cid, BuildError<E>> {
-        let mut links = open.links.into_iter().chain(std::iter::once(after));
-        let left = links.next().flatten();
-        let rest: Vec<Option<Cid>> = links.collect();
-        let entries = open.entries.iter().zip(rest);
-        let bytes = encode_node(left, entries.map(|((key, value), right)| (&**key, value, right)));
-        let cid = Cid::for_dag_cbor(&bytes);
-        let first_key = open.entries.first().map(|(key, _)| Arc::clone(key));
-        (self.sink)(BuiltNode {
-            cid,
-            bytes,
-            layer,
-            first_key,
-        })
-        .map_err(BuildError::Sink)?;
-        Ok(cid)
-    }
+fn emit<E>(
+    layer: u8,
+    open: Open,
+    after: Option<Cid>,
+    sink: &mut impl FnMut(BuiltNode) -> Result<(), E>,
+) -> Result<Cid, BuildError<E>> {
+    let mut links = open.links.into_iter().chain(std::iter::once(after));
+    let left = links.next().flatten();
+    let rest: Vec<Option<Cid>> = links.collect();
+    let entries = open.entries.iter().zip(rest);
+    let bytes = encode_node(left, entries.map(|((key, value), right)| (&**key, value, right)));
+    let cid = Cid::for_dag_cbor(&bytes);
+    let first_key = open.entries.first().map(|(key, _)| Arc::clone(key));
+    sink(BuiltNode {
+        cid,
+        bytes,
+        layer,
+        first_key,
+    })
+    .map_err(BuildError::Sink)?;
+    Ok(cid)
 }

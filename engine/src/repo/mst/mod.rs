@@ -32,7 +32,7 @@ mod tests;
 mod walk;
 mod wire;
 
-pub use build::{BuildError, Builder, BuiltNode, build_from_sorted};
+pub use build::{BuildError, Builder, BuiltNode, Spine, build_from_sorted};
 pub use flush::Flushed;
 pub use invert::{Change, InvertError, invert};
 pub use key::{MAX_KEY_BYTES, is_valid_key, key_layer};

@@ -278,7 +278,13 @@ fn step_of(change: &Change) -> Option<Step<'_>> {
     match change {
         Change::AccountsMigration { name, sql } => Some(Step::Migration { name, sql }),
         Change::AccountsChangeset { bytes } => Some(Step::Changeset(bytes)),
-        Change::NodesDropped { .. } | Change::BlobStored { .. } | Change::RepoRemoved { .. } => None,
+        Change::NodesDropped { .. }
+        | Change::BlobStored { .. }
+        | Change::RepoRemoved { .. }
+        | Change::RepoRows { .. }
+        | Change::RowsGone { .. }
+        | Change::RepoHead { .. }
+        | Change::GenerationSwept { .. } => None,
     }
 }
 

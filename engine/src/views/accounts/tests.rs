@@ -33,6 +33,12 @@ pub(crate) fn entry(number: u64, changes: Vec<Change>) -> Entry {
             len: 0,
         },
         changes,
+        private: Bytes::new(),
+        private_at: Location {
+            segment: lsn(1),
+            offset: 0,
+            len: 0,
+        },
     }
 }
 

@@ -1,7 +1,7 @@
 //! Questions about blobs: what was uploaded, what records reference, what is missing.
 
 use super::reader::{IndexReader, path_in_key};
-use super::rows::{BlobRow, CID_BYTES, PREFIX_BYTES, after_prefix, cid_in_key, pack_cid};
+use super::rows::{BlobRow, CID_BYTES, NUMBER_BYTES, PREFIX_BYTES, after_prefix, cid_in_key, pack_cid};
 use super::{BLOB_REFS, BLOBS, IndexError};
 use crate::repo::{Cid, Did, RepoPath, Tid};
 
@@ -33,7 +33,7 @@ impl IndexReader {
             return Ok(None);
         };
         let blobs = self.transaction().open_table(BLOBS)?;
-        let row = blobs.get(repo.key(&[&pack_cid(cid)]).as_slice())?;
+        let row = blobs.get(repo.number_key(&[&pack_cid(cid)]).as_slice())?;
         row.map(|row| BlobRow::decode(row.value())).transpose()
     }
 
@@ -51,16 +51,20 @@ impl IndexReader {
         let Some(repo) = self.key(did)? else {
             return Ok(Vec::new());
         };
+        let all = repo.number_key(&[]);
         let from = after.map_or_else(
-            || repo.prefix().to_vec(),
-            |cid| after_prefix(&repo.key(&[&pack_cid(cid)])),
+            || all.clone(),
+            |cid| after_prefix(&repo.number_key(&[&pack_cid(cid)])),
         );
         let blobs = self.transaction().open_table(BLOBS)?;
         let mut found = Vec::new();
-        for row in blobs.range(from.as_slice()..repo.end().as_slice())?.take(limit) {
+        for row in blobs
+            .range(from.as_slice()..after_prefix(&all).as_slice())?
+            .take(limit)
+        {
             let (key, value) = row?;
             found.push((
-                cid_in_key(key.value(), PREFIX_BYTES, "blobs")?,
+                cid_in_key(key.value(), NUMBER_BYTES, "blobs")?,
                 BlobRow::decode(value.value())?,
             ));
         }
@@ -143,7 +147,10 @@ impl IndexReader {
             if last.replace(cid) == Some(cid) {
                 return Ok(true);
             }
-            if blobs.get(repo.key(&[&pack_cid(&cid)]).as_slice())?.is_none() {
+            if blobs
+                .get(repo.number_key(&[&pack_cid(&cid)]).as_slice())?
+                .is_none()
+            {
                 if found.len() >= limit {
                     return Ok(false);
                 }

@@ -3,10 +3,10 @@
 use redb::{Key, ReadOnlyTable, ReadableTable, TableDefinition, Value};
 
 use super::reader::IndexReader;
-use super::rows::{HeadRow, PREFIX_BYTES};
+use super::rows::{HeadRow, NUMBER_BYTES, PREFIX_BYTES};
 use super::{
-    BLOB_REFS, BLOBS, COLLECTIONS, HEADS, IndexError, META, NODES, RECORD_BLOBS, RECORD_CIDS, RECORDS, REPOS,
-    SEGMENTS,
+    BLOB_REFS, BLOBS, COLLECTIONS, DEAD, GENERATIONS, HEADS, IndexError, META, NODES, RECORD_BLOBS,
+    RECORD_CIDS, RECORDS, REPOS, SEGMENTS,
 };
 use crate::log::Lsn;
 
@@ -34,7 +34,8 @@ pub enum DifferenceKind {
 
 impl IndexReader {
     /// Rows in which this index is not what `expected` says, table after table in key order, at most `limit`. Reads
-    /// both files through; memory is that of one row and the answer.
+    /// both files through; memory is that of one row and the answer. What is in no answer is not compared: rows that wait
+    /// to be swept, and nodes of staged generations, which a restart leaves to the flip.
     ///
     /// # Errors
     /// A database failed or is damaged.
@@ -44,18 +45,24 @@ impl IndexReader {
             here: self,
             expected,
             limit,
+            here_hidden: Hidden::of(self)?,
+            expected_hidden: Hidden::of(expected)?,
         };
         sides.compare("meta", META, Shape::Text, &mut found)?;
         sides.compare("repos", REPOS, Shape::Text, &mut found)?;
         sides.compare("heads", HEADS, Shape::Number, &mut found)?;
         sides.compare("records", RECORDS, Shape::Owned, &mut found)?;
         sides.compare("record_cids", RECORD_CIDS, Shape::Owned, &mut found)?;
-        sides.compare("nodes", NODES, Shape::Owned, &mut found)?;
-        sides.compare("blobs", BLOBS, Shape::Owned, &mut found)?;
+        sides.compare("nodes", NODES, Shape::Node, &mut found)?;
+        sides.compare("blobs", BLOBS, Shape::Blob, &mut found)?;
         sides.compare("blob_refs", BLOB_REFS, Shape::Owned, &mut found)?;
         sides.compare("record_blobs", RECORD_BLOBS, Shape::Owned, &mut found)?;
-        sides.compare("collections", COLLECTIONS, Shape::Text, &mut found)?;
-        sides.compare("segments", SEGMENTS, Shape::Segment, &mut found)?;
+        sides.compare("generations", GENERATIONS, Shape::Owned, &mut found)?;
+        sides.compare("collections", COLLECTIONS, Shape::Collection, &mut found)?;
+        // Rows that wait to be swept count as in use until then.
+        if sides.here_hidden.dead.is_empty() && sides.expected_hidden.dead.is_empty() {
+            sides.compare("segments", SEGMENTS, Shape::Segment, &mut found)?;
+        }
         Ok(found)
     }
 
@@ -76,12 +83,58 @@ enum Shape {
     Segment,
     /// A repo's prefix, and then something.
     Owned,
+    /// As `Owned`, in the table of nodes.
+    Node,
+    /// A repo's number, and then something.
+    Blob,
+    /// A collection and then a repo's prefix.
+    Collection,
+}
+
+/// What of an index is not compared.
+struct Hidden {
+    /// Prefixes and numbers that wait to be swept.
+    dead: Vec<Vec<u8>>,
+    /// Prefixes that are staged.
+    staged: Vec<Vec<u8>>,
+}
+
+impl Hidden {
+    fn of(reader: &IndexReader) -> Result<Hidden, IndexError> {
+        let (mut dead, mut staged) = (Vec::new(), Vec::new());
+        for row in reader.transaction().open_table(DEAD)?.iter()? {
+            dead.push(row?.0.value().to_vec());
+        }
+        for row in reader.transaction().open_table(GENERATIONS)?.iter()? {
+            staged.push(row?.0.value().to_vec());
+        }
+        Ok(Hidden { dead, staged })
+    }
+
+    fn hides(&self, shape: Shape, key: &[u8]) -> bool {
+        let owner = match shape {
+            Shape::Owned | Shape::Node | Shape::Blob => key,
+            Shape::Collection => key.last_chunk::<PREFIX_BYTES>().map_or(key, |prefix| prefix),
+            Shape::Text | Shape::Number | Shape::Segment => return false,
+        };
+        // Every key under a prefix comes after it and before any greater one: its neighbour to the left decides.
+        let under = |prefixes: &[Vec<u8>]| {
+            let after = prefixes.partition_point(|prefix| prefix.as_slice() <= owner);
+            after
+                .checked_sub(1)
+                .and_then(|at| prefixes.get(at))
+                .is_some_and(|prefix| owner.starts_with(prefix))
+        };
+        under(&self.dead) || (matches!(shape, Shape::Node) && under(&self.staged))
+    }
 }
 
 struct Sides<'a> {
     here: &'a IndexReader,
     expected: &'a IndexReader,
     limit: usize,
+    here_hidden: Hidden,
+    expected_hidden: Hidden,
 }
 
 /// A row as bytes, key first.
@@ -105,7 +158,14 @@ impl Sides<'_> {
                 V::as_bytes(&value).as_ref().to_vec(),
             ))
         };
-        let (mut here, mut expected) = (here.iter()?.map(raw), expected.iter()?.map(raw));
+        let shown = |hidden: &Hidden, row: &Result<RawRow, IndexError>| {
+            row.as_ref().map_or(true, |(key, _)| !hidden.hides(shape, key))
+        };
+        let mut here = here.iter()?.map(raw).filter(|row| shown(&self.here_hidden, row));
+        let mut expected = expected
+            .iter()?
+            .map(raw)
+            .filter(|row| shown(&self.expected_hidden, row));
         let (mut left, mut right) = (here.next().transpose()?, expected.next().transpose()?);
         while found.len() < self.limit {
             let (key, kind) = match (&left, &right) {
@@ -145,8 +205,13 @@ impl Sides<'_> {
         };
         match (shape, key.split_first_chunk::<4>()) {
             (Shape::Number, Some((number, []))) => repo(u32::from_le_bytes(*number)),
-            (Shape::Owned, Some((number, rest))) => {
-                let rest = rest.get(PREFIX_BYTES - 4..).unwrap_or_default();
+            (Shape::Owned | Shape::Node | Shape::Blob, Some((number, rest))) => {
+                let skipped = if matches!(shape, Shape::Blob) {
+                    0
+                } else {
+                    PREFIX_BYTES - NUMBER_BYTES
+                };
+                let rest = rest.get(skipped..).unwrap_or_default();
                 format!("{} {}", repo(u32::from_be_bytes(*number)), readable(rest))
             }
             (Shape::Segment, _) => key.try_into().map_or_else(

@@ -6,8 +6,8 @@ use redb::{Database, Key, ReadTransaction, ReadableTable, TableDefinition, Value
 
 use super::reader::IndexReader;
 use super::{
-    BLOB_REFS, BLOBS, COLLECTIONS, HEADS, IndexError, META, NODES, RECORD_BLOBS, RECORD_CIDS, RECORDS, REPOS,
-    SEGMENTS,
+    BLOB_REFS, BLOBS, COLLECTIONS, DEAD, GENERATIONS, HEADS, IndexError, META, NODES, RECORD_BLOBS,
+    RECORD_CIDS, RECORDS, REPOS, SEGMENTS,
 };
 
 /// Memory that a copy's new file may cache, bytes. Rows are written in order, so little of it is read again.
@@ -40,6 +40,8 @@ impl IndexReader {
         copy(source, &target, BLOB_REFS)?;
         copy(source, &target, RECORD_BLOBS)?;
         copy(source, &target, COLLECTIONS)?;
+        copy(source, &target, GENERATIONS)?;
+        copy(source, &target, DEAD)?;
         copy(source, &target, SEGMENTS)?;
         copy(source, &target, META)
     }

@@ -16,6 +16,7 @@ mod nodes;
 mod reader;
 mod rows;
 mod segments;
+mod sweep;
 #[cfg(test)]
 mod tests;
 
@@ -31,8 +32,9 @@ pub use reader::{BlockPlace, IndexReader, ListOrder, RecordItem, Records, RepoCo
 pub use rows::{BlobRow, RecordRow};
 pub use segments::SegmentUse;
 
-use crate::entry::Entry;
+use crate::entry::{Change, Entry};
 use crate::log::{LogId, Lsn};
+use crate::repo::{Cid, Did};
 use crate::views::{View, ViewError};
 
 /// The view's name in logs, metrics and errors.
@@ -40,7 +42,10 @@ pub const NAME: &str = "index";
 /// The index's file name, among the live views and in a checkpoint.
 pub const FILE_NAME: &str = "index.redb";
 /// The layout this program reads and writes; any other is rebuilt from the log.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
+
+/// Rows that one piece of a sweep takes away: a few milliseconds, for which a batch may have to wait.
+const SWEEP_ROWS: usize = 500;
 
 type Bytes = &'static [u8];
 
@@ -54,6 +59,8 @@ const BLOBS: TableDefinition<Bytes, Bytes> = TableDefinition::new("blobs");
 const BLOB_REFS: TableDefinition<Bytes, u64> = TableDefinition::new("blob_refs");
 const RECORD_BLOBS: TableDefinition<Bytes, ()> = TableDefinition::new("record_blobs");
 const COLLECTIONS: TableDefinition<Bytes, u64> = TableDefinition::new("collections");
+const GENERATIONS: TableDefinition<Bytes, Bytes> = TableDefinition::new("generations");
+const DEAD: TableDefinition<Bytes, ()> = TableDefinition::new("dead");
 const SEGMENTS: TableDefinition<u64, Bytes> = TableDefinition::new("segments");
 
 const META_FORMAT: &str = "format";
@@ -130,6 +137,9 @@ impl From<redb::DatabaseError> for IndexError {
 pub struct IndexView {
     database: Arc<Database>,
     applied: Lsn,
+    builds: apply::Builds,
+    /// Whether there may be something to sweep.
+    unswept: bool,
 }
 
 /// Hands out snapshots of the index to any thread, without write access.
@@ -144,6 +154,45 @@ impl IndexSource {
     pub fn reader(&self) -> Result<IndexReader, IndexError> {
         IndexReader::new(self.0.begin_read()?)
     }
+
+    /// Builds the nodes of the tree of `did` anew from its records, in one transaction, and compares the root with the
+    /// head's. Waits for a batch that is being applied; batches wait for it. Takes about as long as reading the repo's
+    /// rows; memory does not grow with the repo.
+    ///
+    /// # Errors
+    /// The database failed or is damaged. Nothing has changed then, nor after any answer but [`Rebuilt::Sound`].
+    pub fn rebuild_nodes(&self, did: &Did) -> Result<Rebuilt, IndexError> {
+        let mut transaction = self.0.begin_write()?;
+        transaction.set_durability(Durability::None)?;
+        let built = apply::rebuild_nodes(&transaction, did).map_err(|error| match error {
+            ApplyError::Index(error) => error,
+            ApplyError::Contradiction { .. } => IndexError::Row { table: "records" },
+        })?;
+        match built {
+            None => Ok(Rebuilt::NoRepo),
+            Some((root, expected)) if root == expected => {
+                transaction.commit()?;
+                Ok(Rebuilt::Sound)
+            }
+            Some((root, expected)) => Ok(Rebuilt::Damaged { root, expected }),
+        }
+    }
+}
+
+/// What [`IndexSource::rebuild_nodes`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rebuilt {
+    /// There is no such repo, or it has no commit.
+    NoRepo,
+    /// The records give the tree of the signed commit, and the nodes are there again.
+    Sound,
+    /// The records give another tree than the one that was signed: rows of records are missing or wrong.
+    Damaged {
+        /// The root that the records give.
+        root: Cid,
+        /// The root that was signed.
+        expected: Cid,
+    },
 }
 
 impl IndexView {
@@ -163,6 +212,8 @@ impl IndexView {
         Ok(IndexView {
             database: Arc::new(database),
             applied,
+            builds: apply::Builds::default(),
+            unswept: true,
         })
     }
 
@@ -187,11 +238,33 @@ impl IndexView {
         transaction
             .set_durability(Durability::None)
             .map_err(IndexError::from)?;
-        apply::fold(&transaction, new)?;
-        put_meta(&transaction, META_APPLIED, &last.lsn.get().to_be_bytes())?;
-        transaction.commit().map_err(IndexError::from)?;
+        // Given up on an error, and what is built in memory with it.
+        let folded = apply::fold(&transaction, new, &mut self.builds).and_then(|()| {
+            put_meta(&transaction, META_APPLIED, &last.lsn.get().to_be_bytes())?;
+            Ok(transaction.commit().map_err(IndexError::from)?)
+        });
+        if folded.is_err() {
+            self.builds.clear();
+            return folded;
+        }
         self.applied = last.lsn;
+        self.unswept |= new.iter().flat_map(|entry| &entry.changes).any(ends_rows);
         Ok(())
+    }
+
+    /// Takes away up to `limit` rows that are in no answer any more: of repos that were removed, and of generations that
+    /// ended. Answers whether there is more. Does not survive a crash before [`View::persist`], and need not.
+    ///
+    /// # Errors
+    /// The database failed or is damaged.
+    pub fn sweep(&mut self, limit: usize) -> Result<bool, IndexError> {
+        if self.unswept {
+            let mut transaction = self.database.begin_write()?;
+            transaction.set_durability(Durability::None)?;
+            self.unswept = sweep::sweep(&transaction, limit)?;
+            transaction.commit()?;
+        }
+        Ok(self.unswept)
     }
 
     fn sync(&mut self) -> Result<(), IndexError> {
@@ -225,9 +298,22 @@ impl View for IndexView {
         })
     }
 
+    fn tidy(&mut self) -> Result<bool, ViewError> {
+        self.sweep(SWEEP_ROWS)
+            .map_err(|source| ViewError::store(NAME, source))
+    }
+
     fn persist(&mut self) -> Result<(), ViewError> {
         self.sync().map_err(|source| ViewError::store(NAME, source))
     }
+}
+
+/// Whether rows leave the answers by this change and wait to be swept.
+fn ends_rows(change: &Change) -> bool {
+    matches!(
+        change,
+        Change::RepoRemoved { .. } | Change::RepoHead { .. } | Change::GenerationSwept { .. }
+    )
 }
 
 /// Why a batch does not apply.
@@ -279,6 +365,8 @@ fn create_tables(transaction: &redb::WriteTransaction) -> Result<(), IndexError>
     transaction.open_table(BLOB_REFS)?;
     transaction.open_table(RECORD_BLOBS)?;
     transaction.open_table(COLLECTIONS)?;
+    transaction.open_table(GENERATIONS)?;
+    transaction.open_table(DEAD)?;
     transaction.open_table(SEGMENTS)?;
     Ok(())
 }

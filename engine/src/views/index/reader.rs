@@ -4,13 +4,13 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use redb::{AccessGuard, Range, ReadTransaction};
+use redb::{AccessGuard, Range, ReadTransaction, ReadableTable};
 
 use super::nodes::RepoNodes;
 use super::rows::{
     HeadRow, PREFIX_BYTES, RecordRow, RepoKey, after_prefix, collection_of, record_digest, text, text_in_key,
 };
-use super::{COLLECTIONS, HEADS, IndexError, META, META_APPLIED, RECORD_CIDS, RECORDS, REPOS};
+use super::{COLLECTIONS, GENERATIONS, HEADS, IndexError, META, META_APPLIED, RECORD_CIDS, RECORDS, REPOS};
 use crate::log::{Location, Lsn};
 use crate::repo::mst::{NodeSource, NodeSourceError};
 use crate::repo::{Cid, Codec, Did, Nsid, RecordKey, RepoPath, Tid};
@@ -195,20 +195,19 @@ impl IndexReader {
         let collections = self.transaction.open_table(COLLECTIONS)?;
         let heads = self.transaction.open_table(HEADS)?;
         let mut found = Vec::new();
-        for row in collections
-            .range(from.as_slice()..after_prefix(&prefix).as_slice())?
-            .take(limit)
-        {
+        for row in collections.range(from.as_slice()..after_prefix(&prefix).as_slice())? {
+            if found.len() >= limit {
+                break;
+            }
             let (key, _) = row?;
-            let number = key
-                .value()
-                .get(prefix.len()..)
-                .and_then(|number| number.try_into().ok());
-            let number = u32::from_be_bytes(number.ok_or(IndexError::Row { table: "collections" })?);
-            let head = heads
-                .get(number)?
-                .ok_or(IndexError::Row { table: "collections" })?;
-            found.push((number, HeadRow::decode(head.value())?.did));
+            let repo = RepoKey::read(key.value().get(prefix.len()..).unwrap_or_default(), "collections")?;
+            // What is staged, or was removed and is not swept yet, is in no answer.
+            if let Some(head) = heads.get(repo.number)? {
+                let head = HeadRow::decode(head.value())?;
+                if head.generation == repo.generation {
+                    found.push((repo.number, head.did));
+                }
+            }
         }
         Ok(found)
     }
@@ -234,7 +233,7 @@ impl IndexReader {
                 .get(PREFIX_BYTES..)
                 .ok_or(IndexError::Row { table: "records" })?;
             let collection = collection_of(path);
-            let count = collections.get(super::rows::collection_key(collection, repo.number).as_slice())?;
+            let count = collections.get(super::rows::collection_key(collection, repo).as_slice())?;
             let count = count.ok_or(IndexError::Row { table: "collections" })?.value();
             let name = text(collection, "records")?
                 .parse()
@@ -401,6 +400,33 @@ impl IndexReader {
         Ok(self.key(did)?.map(|repo| RepoNodes::new(self.clone(), repo)))
     }
 
+    /// The generation that an import of `did` may use next: greater than every one that there was. `None` for a DID
+    /// without a repo.
+    ///
+    /// # Errors
+    /// See [`IndexReader::repo`].
+    pub fn next_generation(&self, did: &Did) -> Result<Option<u32>, IndexError> {
+        Ok(self.head(did)?.map(|(_, head)| u32::from(head.newest) + 1))
+    }
+
+    /// Generations that are staged, at most `limit`: imports that are under way, or that never came to their end.
+    ///
+    /// # Errors
+    /// See [`IndexReader::repo`].
+    pub fn staged_generations(&self, limit: usize) -> Result<Vec<(Did, u32)>, IndexError> {
+        const TABLE: &str = "generations";
+        let generations = self.transaction.open_table(GENERATIONS)?;
+        let heads = self.transaction.open_table(HEADS)?;
+        let mut found = Vec::new();
+        for row in generations.iter()?.take(limit) {
+            let (key, _) = row?;
+            let repo = RepoKey::read(key.value(), TABLE)?;
+            let head = heads.get(repo.number)?.ok_or(IndexError::Row { table: TABLE })?;
+            found.push((HeadRow::decode(head.value())?.did, u32::from(repo.generation)));
+        }
+        Ok(found)
+    }
+
     fn head(&self, did: &Did) -> Result<Option<(u32, HeadRow)>, IndexError> {
         let repos = self.transaction.open_table(REPOS)?;
         let Some(number) = repos.get(did.as_str())?.map(|row| row.value()) else {
@@ -423,9 +449,9 @@ const NODES_NAME: &str = "nodes";
 
 fn counts(head: &HeadRow) -> RepoCounts {
     RepoCounts {
-        records: head.records,
+        records: head.counts.records,
         blobs_stored: head.blobs_stored,
-        blobs_referenced: head.blobs_referenced,
+        blobs_referenced: head.counts.blobs_referenced,
     }
 }
 

@@ -1,7 +1,7 @@
 //! Keys and values of the index's tables, byte by byte.
 //!
 //! Keys are big-endian, so that the byte order redb sorts by is the order of the thing named. Everything owned by a repo
-//! starts with its *prefix*, so a repo is one contiguous range of each table and leaves by range deletes.
+//! starts with its *prefix*, so a generation of a repo is one contiguous range of each table, and all of a repo is too.
 //!
 //! ```text
 //! prefix          0 repo number u32 | 4 generation u16                                              6 bytes
@@ -10,17 +10,19 @@
 //!
 //! meta            name → bytes: format u32, log id 16 bytes, applied LSN u64, next repo number u32
 //! repos           DID → repo number
-//! heads           repo number → 0 generation u16 | 2 flags u8 (bit 0: has a commit) | 3 rev u64 | 11 commit digest
-//!                   | 43 data digest | 75 commit location | 91 records u64 | 99 blobs stored u64
-//!                   | 107 blobs referenced u64 | 115 DID
+//! heads           repo number → 0 live generation u16 | 2 flags u8 (bit 0: has a commit) | 3 rev u64
+//!                   | 11 commit digest | 43 data digest | 75 commit location | 91 records u64
+//!                   | 99 blobs referenced u64 | 107 blobs stored u64 | 115 greatest generation ever u16 | 117 DID
+//! generations     prefix → 0 records u64 | 8 blobs referenced u64, of a generation that is staged
+//! dead            prefix, or repo number u32 → nothing: rows that are in no answer any more and wait to be swept
 //! records         prefix | path → 0 cid | 33 rev u64 | 41 location                                 57 bytes
 //! record_cids     prefix | first 8 bytes of the digest | path → nothing
 //! nodes           prefix | first 16 bytes of the digest → 0x01 | the node's bytes (layer ≥ 1)
 //!                                                       → 0x00 | the node's first key (layer 0; empty for the empty tree)
-//! blobs           prefix | cid → 0 size u64 | 8 created-at u64 | 16 media type
+//! blobs           repo number u32 | cid → 0 size u64 | 8 created-at u64 | 16 media type
 //! blob_refs       prefix | cid | path → rev u64
 //! record_blobs    prefix | path | 0x00 | cid → nothing
-//! collections     collection | 0x00 | repo number → number of records u64
+//! collections     collection | 0x00 | prefix → number of records u64
 //! segments        segment's base LSN u64 → 0 records u64 | 8 their bytes u64 | 16 head commits u64 | 24 their bytes u64
 //! ```
 //!
@@ -34,6 +36,8 @@ use super::IndexError;
 
 /// Bytes of a repo's prefix.
 pub(super) const PREFIX_BYTES: usize = 6;
+/// Bytes of a repo's number, with which its prefixes begin.
+pub(super) const NUMBER_BYTES: usize = 4;
 /// Bytes of a packed location.
 pub(super) const LOCATION_BYTES: usize = 16;
 /// Bytes of a packed CID.
@@ -44,7 +48,7 @@ pub(super) const NODE_DIGEST_BYTES: usize = 16;
 pub(super) const RECORD_DIGEST_BYTES: usize = 8;
 
 const RECORD_ROW_BYTES: usize = CID_BYTES + 8 + LOCATION_BYTES;
-const HEAD_FIXED_BYTES: usize = 115;
+const HEAD_FIXED_BYTES: usize = 117;
 const HAS_COMMIT: u8 = 1;
 const NODE_LEAF: u8 = 0;
 const NODE_INTERIOR: u8 = 1;
@@ -54,7 +58,7 @@ const CODEC_DAG_CBOR: u8 = 0x71;
 const _: () = assert!(RECORD_ROW_BYTES == 57);
 
 /// A repo inside the index: its number and which build of its rows is the live one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct RepoKey {
     pub(super) number: u32,
     pub(super) generation: u16,
@@ -67,6 +71,17 @@ impl RepoKey {
         [a, b, c, d, e, f]
     }
 
+    /// Reads a prefix, which must be all of `bytes`.
+    pub(super) fn read(bytes: &[u8], table: &'static str) -> Result<RepoKey, IndexError> {
+        match *bytes {
+            [a, b, c, d, e, f] => Ok(RepoKey {
+                number: u32::from_be_bytes([a, b, c, d]),
+                generation: u16::from_be_bytes([e, f]),
+            }),
+            _ => Err(IndexError::Row { table }),
+        }
+    }
+
     /// The prefix followed by `parts`.
     pub(super) fn key(self, parts: &[&[u8]]) -> Vec<u8> {
         let mut key = Vec::with_capacity(PREFIX_BYTES + parts.iter().map(|part| part.len()).sum::<usize>());
@@ -77,7 +92,14 @@ impl RepoKey {
         key
     }
 
-    /// The first key after everything of this repo.
+    /// The repo's number followed by `parts`: for what all generations share.
+    pub(super) fn number_key(self, parts: &[&[u8]]) -> Vec<u8> {
+        let mut key = self.number.to_be_bytes().to_vec();
+        parts.iter().for_each(|part| key.extend_from_slice(part));
+        key
+    }
+
+    /// The first key after everything of this generation.
     pub(super) fn end(self) -> Vec<u8> {
         after_prefix(&self.prefix())
     }
@@ -165,10 +187,36 @@ pub(super) fn cut<const N: usize>(digest: &[u8; 32]) -> [u8; N] {
 pub(super) struct HeadRow {
     pub(super) generation: u16,
     pub(super) commit: Option<CommitRow>,
-    pub(super) records: u64,
+    /// Of the live generation.
+    pub(super) counts: Counts,
     pub(super) blobs_stored: u64,
-    pub(super) blobs_referenced: u64,
+    /// The greatest generation that there ever was.
+    pub(super) newest: u16,
     pub(super) did: Did,
+}
+
+/// How much a generation holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Counts {
+    pub(super) records: u64,
+    pub(super) blobs_referenced: u64,
+}
+
+impl Counts {
+    pub(super) fn encode(&self) -> Vec<u8> {
+        [self.records.to_be_bytes(), self.blobs_referenced.to_be_bytes()].concat()
+    }
+
+    pub(super) fn decode(mut row: &[u8], table: &'static str) -> Result<Counts, IndexError> {
+        Counts::take(&mut row, table)
+    }
+
+    fn take(row: &mut &[u8], table: &'static str) -> Result<Counts, IndexError> {
+        Ok(Counts {
+            records: u64::from_be_bytes(take(row, table)?),
+            blobs_referenced: u64::from_be_bytes(take(row, table)?),
+        })
+    }
 }
 
 /// The commit a repo stands at.
@@ -185,9 +233,9 @@ impl HeadRow {
         HeadRow {
             generation: 0,
             commit: None,
-            records: 0,
+            counts: Counts::default(),
             blobs_stored: 0,
-            blobs_referenced: 0,
+            newest: 0,
             did,
         }
     }
@@ -205,9 +253,9 @@ impl HeadRow {
             }
             None => out.resize(91, 0),
         }
-        for count in [self.records, self.blobs_stored, self.blobs_referenced] {
-            out.extend_from_slice(&count.to_be_bytes());
-        }
+        out.extend_from_slice(&self.counts.encode());
+        out.extend_from_slice(&self.blobs_stored.to_be_bytes());
+        out.extend_from_slice(&self.newest.to_be_bytes());
         out.extend_from_slice(self.did.as_str().as_bytes());
         Ok(out)
     }
@@ -234,9 +282,9 @@ impl HeadRow {
         Ok(HeadRow {
             generation,
             commit,
-            records: u64::from_be_bytes(take(row, TABLE)?),
+            counts: Counts::take(row, TABLE)?,
             blobs_stored: u64::from_be_bytes(take(row, TABLE)?),
-            blobs_referenced: u64::from_be_bytes(take(row, TABLE)?),
+            newest: u16::from_be_bytes(take(row, TABLE)?),
             did: text(row, TABLE)?
                 .parse()
                 .map_err(|_| IndexError::Row { table: TABLE })?,
@@ -351,8 +399,8 @@ pub(super) fn text<'a>(bytes: &'a [u8], table: &'static str) -> Result<&'a str, 
 }
 
 /// The key of `collections`.
-pub(super) fn collection_key(collection: &[u8], number: u32) -> Vec<u8> {
-    [collection, &[0], &number.to_be_bytes()].concat()
+pub(super) fn collection_key(collection: &[u8], repo: RepoKey) -> Vec<u8> {
+    [collection, &[0], &repo.prefix()].concat()
 }
 
 /// The collection of a path: what stands before its slash.

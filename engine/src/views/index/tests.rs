@@ -47,6 +47,8 @@ fn dump(view: &IndexView) -> Vec<(&'static str, Vec<u8>, Vec<u8>)> {
     table!(COLLECTIONS, |k: &[u8]| k.to_vec(), |v: u64| v
         .to_be_bytes()
         .to_vec());
+    table!(GENERATIONS, |k: &[u8]| k.to_vec(), |v: &[u8]| v.to_vec());
+    table!(DEAD, |k: &[u8]| k.to_vec(), |()| Vec::new());
     table!(SEGMENTS, |k: u64| k.to_be_bytes().to_vec(), |v: &[u8]| v.to_vec());
     assert_eq!(view.reader().unwrap().segments().unwrap(), counted(&read));
     rows
@@ -73,6 +75,10 @@ fn counted(read: &redb::ReadTransaction) -> Vec<SegmentUse> {
         used.segment = *segment;
     }
     found.into_values().collect()
+}
+
+fn sweep_all(view: &mut IndexView) {
+    while view.sweep(50).unwrap() {}
 }
 
 struct NoNodes;
@@ -117,7 +123,22 @@ fn a_removed_repo_leaves_nothing_and_may_come_back() {
     let rows = |dump: Vec<(&'static str, Vec<u8>, Vec<u8>)>| -> Vec<_> {
         dump.into_iter().filter(|(table, ..)| *table != "META").collect()
     };
+    let removed = view.reader().unwrap();
+    let mut pieces = 0;
+    while view.sweep(2).unwrap() {
+        pieces += 1;
+    }
+    assert!(pieces > 3, "it goes in pieces");
     assert_eq!(rows(dump(&view)), rows(before));
+    assert_eq!(view.reader().unwrap().differences(&removed, 10).unwrap(), []);
+    assert_eq!(removed.differences(&view.reader().unwrap(), 10).unwrap(), []);
+    assert_eq!(removed.repo(&goes.did).unwrap(), None);
+    assert_eq!(
+        removed
+            .repos_by_collection(&"app.test.image".parse().unwrap(), None, 10)
+            .unwrap(),
+        []
+    );
     assert_eq!(view.reader().unwrap().repo(&goes.did).unwrap(), None);
     let post = "app.test.image".parse().unwrap();
     assert_eq!(
@@ -334,6 +355,24 @@ enum Step {
     Remove {
         repo: usize,
     },
+    Import {
+        repo: usize,
+        records: Vec<AnyWrite>,
+        piece: usize,
+        in_order: bool,
+        end: ImportEnd,
+    },
+    Sweep {
+        rows: usize,
+    },
+}
+
+/// What becomes of an import.
+#[derive(Clone, Copy, Debug)]
+enum ImportEnd {
+    Flip,
+    GiveUp,
+    Leave,
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -347,6 +386,21 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             .prop_map(|(repo, writes, reopen)| Step::Commit { repo, writes, reopen }),
         4 => (0usize..3, 0u8..4).prop_map(|(repo, blob)| Step::Upload { repo, blob }),
         1 => (0usize..3).prop_map(|repo| Step::Remove { repo }),
+        3 => (
+            0usize..3,
+            proptest::collection::vec((0u8..3, 0u16..400, (0u8..6, proptest::collection::vec(0u8..4, 0..2))), 0..60),
+            1usize..30,
+            proptest::bool::weighted(0.8),
+            prop_oneof![3 => Just(ImportEnd::Flip), 1 => Just(ImportEnd::GiveUp), 1 => Just(ImportEnd::Leave)],
+        )
+            .prop_map(|(repo, records, piece, in_order, end)| Step::Import {
+                repo,
+                records: records.into_iter().map(|(c, r, write)| (c, r, Some(write))).collect(),
+                piece,
+                in_order,
+                end,
+            }),
+        2 => (1usize..40).prop_map(|rows| Step::Sweep { rows }),
     ];
     proptest::collection::vec(step, 1..40)
 }
@@ -363,7 +417,7 @@ proptest! {
         let mut repos: Vec<TestRepo> = (0..3).map(fresh).collect();
         let mut entries = Vec::new();
         for step in steps {
-            let draft = match step {
+            let drafts = match step {
                 Step::Commit { repo, writes, reopen } => {
                     let repo = &mut repos[repo];
                     let reader = view.reader().unwrap();
@@ -380,21 +434,53 @@ proptest! {
                         });
                         (format!("app.test.c{collection}/{rkey}"), write)
                     }).collect();
-                    match nodes {
+                    vec![match nodes {
                         Some(nodes) => repo.commit(&writes, &nodes),
                         None => repo.commit(&writes, &NoNodes),
-                    }
+                    }]
                 }
-                Step::Upload { repo, blob } => EntryDraft::private(vec![repos[repo].store(&[blob])]),
+                Step::Upload { repo, blob } => vec![EntryDraft::private(vec![repos[repo].store(&[blob])])],
                 Step::Remove { repo } => {
                     let did = repos[repo].did.clone();
                     repos[repo] = fresh(repo);
-                    EntryDraft::private(vec![Change::RepoRemoved { did }])
+                    vec![EntryDraft::private(vec![Change::RepoRemoved { did }])]
+                }
+                Step::Import { repo, records, piece, in_order, end } => {
+                    let repo = &mut repos[repo];
+                    let Some(generation) = view.reader().unwrap().next_generation(&repo.did).unwrap() else {
+                        continue;
+                    };
+                    let records = records.into_iter().map(|(collection, rkey, write)| {
+                        let (text, blobs) = write.unwrap();
+                        let blobs: BTreeSet<Cid> = blobs.iter().map(|n| Cid::for_raw(&[*n])).collect();
+                        let list: Vec<Cid> = blobs.iter().copied().collect();
+                        (format!("app.test.c{collection}/{rkey}"), (record(&format!("text {text}"), &list), blobs))
+                    }).collect();
+                    let before = (repo.records.clone(), repo.tree.clone(), repo.head);
+                    let (mut drafts, flip) = repo.import(generation, &records, piece, in_order);
+                    let did = repo.did.clone();
+                    match end {
+                        ImportEnd::Flip => drafts.push(flip),
+                        ImportEnd::GiveUp => {
+                            drafts.push(EntryDraft::private(vec![Change::GenerationSwept { did, generation }]));
+                        }
+                        ImportEnd::Leave => {}
+                    }
+                    if !matches!(end, ImportEnd::Flip) {
+                        (repo.records, repo.tree, repo.head) = before;
+                    }
+                    drafts
+                }
+                Step::Sweep { rows } => {
+                    view.sweep(rows).unwrap();
+                    continue;
                 }
             };
-            let entry = placer.place(draft);
-            view.apply(std::slice::from_ref(&entry)).unwrap();
-            entries.push(entry);
+            for draft in drafts {
+                let entry = placer.place(draft);
+                view.apply(std::slice::from_ref(&entry)).unwrap();
+                entries.push(entry);
+            }
         }
         let reader = view.reader().unwrap();
         for repo in &repos {
@@ -410,13 +496,25 @@ proptest! {
                 }).unwrap();
                 prop_assert_eq!(from_records, root);
                 // No superseded node is left behind.
-                let number = reader.repo(&repo.did).unwrap().unwrap().number;
+                let prefix = reader.key(&repo.did).unwrap().unwrap().prefix();
                 let kept = dump(&view)
                     .iter()
-                    .filter(|(table, key, _)| *table == "NODES" && key.starts_with(&number.to_be_bytes()))
+                    .filter(|(table, key, _)| *table == "NODES" && key.starts_with(&prefix))
                     .count();
                 prop_assert_eq!(kept, built);
             }
+        }
+
+        // A copy as it is, with what waits to be swept; what the log says does not depend on how far that is.
+        let unswept = dir.path().join("unswept.redb");
+        reader.copy_to(&unswept).unwrap();
+        let unswept = IndexView::open(&unswept, LOG_ID, 8 << 20).unwrap();
+        prop_assert_eq!(&dump(&unswept), &dump(&view));
+        sweep_all(&mut view);
+        prop_assert_eq!(unswept.reader().unwrap().differences(&view.reader().unwrap(), 9).unwrap(), []);
+        let reader = view.reader().unwrap();
+        for repo in &repos {
+            repo.check(&reader);
         }
 
         let live = dump(&view);
@@ -425,6 +523,8 @@ proptest! {
         for batch in entries.chunks(7) {
             rebuilt.apply(batch).unwrap();
         }
+        prop_assert_eq!(rebuilt.reader().unwrap().differences(&reader, 9).unwrap(), []);
+        sweep_all(&mut rebuilt);
         prop_assert_eq!(&dump(&rebuilt), &live);
 
         let copy = dir.path().join("copy.redb");
@@ -433,4 +533,165 @@ proptest! {
         prop_assert_eq!(&dump(&copied), &live);
         prop_assert!(reader.copy_to(&copy).is_err(), "a copy never overwrites");
     }
+}
+
+#[test]
+fn what_is_staged_is_in_no_answer_until_the_flip_and_all_of_it_after() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut view, mut placer) = (open(dir.path()), Placer::new());
+    let mut repo = TestRepo::new("moves");
+    let entry = placer.place(repo.commit(&create(&["app.test.post/old", "app.test.like/old"]), &NoNodes));
+    view.apply(&[entry]).unwrap();
+    let blob = Cid::for_raw(b"blob");
+    let new = (0..300).map(|n| {
+        let blobs = if n == 7 {
+            BTreeSet::from([blob])
+        } else {
+            BTreeSet::new()
+        };
+        let list: Vec<Cid> = blobs.iter().copied().collect();
+        (
+            format!("app.test.new/{n:04}"),
+            (record(&format!("new {n}"), &list), blobs),
+        )
+    });
+    let mut moved = TestRepo::new("moves");
+    moved.head = repo.head;
+    let (rows, flip) = moved.import(1, &new.collect(), 64, true);
+    for draft in rows {
+        view.apply(&[placer.place(draft)]).unwrap();
+        let reader = view.reader().unwrap();
+        repo.check(&reader);
+        let collection = "app.test.new".parse().unwrap();
+        assert_eq!(reader.repos_by_collection(&collection, None, 10).unwrap(), []);
+    }
+    assert_eq!(
+        view.reader().unwrap().staged_generations(10).unwrap(),
+        [(repo.did.clone(), 1)]
+    );
+    // A commit of the live generation in between changes nothing of the staged one.
+    let entry = placer.place(repo.commit(&create(&["app.test.post/more"]), &NoNodes));
+    view.apply(&[entry]).unwrap();
+    repo.check(&view.reader().unwrap());
+    let number = view.reader().unwrap().repo(&repo.did).unwrap().unwrap().number;
+
+    let flip = placer.place(flip);
+    view.apply(std::slice::from_ref(&flip)).unwrap();
+    for _ in 0..2 {
+        let reader = view.reader().unwrap();
+        moved.check(&reader);
+        assert_eq!(reader.staged_generations(10).unwrap(), []);
+        assert_eq!(reader.next_generation(&repo.did).unwrap(), Some(2));
+        assert_eq!(reader.repo(&repo.did).unwrap().unwrap().number, number);
+        let found = |collection: &str| {
+            let found = reader.repos_by_collection(&collection.parse().unwrap(), None, 10);
+            found.unwrap().len()
+        };
+        assert_eq!((found("app.test.new"), found("app.test.post")), (1, 0));
+        sweep_all(&mut view);
+    }
+    // The tree goes on where the import ends.
+    let entry = placer.place(moved.commit(&create(&["app.test.post/after"]), &NoNodes));
+    view.apply(&[entry]).unwrap();
+    moved.check(&view.reader().unwrap());
+    // A generation is used once.
+    let (rows, _) = TestRepo::new("moves").import(
+        1,
+        &[("a.b.c/x".to_owned(), (record("x", &[]), BTreeSet::new()))].into(),
+        1,
+        true,
+    );
+    let entry = placer.place(rows.into_iter().next().unwrap());
+    view.apply(&[entry]).unwrap();
+    assert!(
+        view.reader()
+            .unwrap()
+            .record(&repo.did, &"a.b.c/x".parse().unwrap())
+            .unwrap()
+            .is_some(),
+        "rows of the live one"
+    );
+}
+
+#[test]
+fn a_flip_whose_records_are_not_the_signed_tree_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut view, mut placer) = (open(dir.path()), Placer::new());
+    let mut repo = TestRepo::new("wrong");
+    let entry = placer.place(repo.commit(&create(&["app.test.post/a"]), &NoNodes));
+    view.apply(&[entry]).unwrap();
+    let before = dump(&view);
+    let records = (0..9)
+        .map(|n| (format!("app.test.post/{n}"), (record("x", &[]), BTreeSet::new())))
+        .collect();
+    let mut moved = TestRepo::new("wrong");
+    let (rows, flip) = moved.import(1, &records, 3, true);
+    let mut entries: Vec<Entry> = rows
+        .into_iter()
+        .skip(1)
+        .map(|draft| placer.place(draft))
+        .collect();
+    entries.push(placer.place(flip));
+    let error = view.apply(&entries).unwrap_err();
+    assert!(error.to_string().contains("its commit says"), "{error}");
+    assert_eq!(dump(&view), before);
+}
+
+#[test]
+fn nodes_that_are_lost_or_damaged_are_built_anew_from_the_records() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut view, mut placer) = (open(dir.path()), Placer::new());
+    let (mut repo, mut other) = (TestRepo::new("heals"), TestRepo::new("other"));
+    let paths: Vec<String> = (0..150).map(|n| format!("app.test.post/{n:05}")).collect();
+    let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
+    for repo in [&mut repo, &mut other] {
+        let entry = placer.place(repo.commit(&create(&paths), &NoNodes));
+        view.apply(&[entry]).unwrap();
+    }
+    let sound = dump(&view);
+    let source = view.source();
+    assert_eq!(source.rebuild_nodes(&repo.did).unwrap(), Rebuilt::Sound);
+    assert_eq!(dump(&view), sound);
+    let nobody = "did:plc:nobody".parse().unwrap();
+    assert_eq!(source.rebuild_nodes(&nobody).unwrap(), Rebuilt::NoRepo);
+
+    let transaction = view.database.begin_write().unwrap();
+    let mut at = 0;
+    transaction
+        .open_table(NODES)
+        .unwrap()
+        .retain(|_, _| {
+            at += 1;
+            at % 3 > 0
+        })
+        .unwrap();
+    transaction.commit().unwrap();
+    assert_eq!(source.rebuild_nodes(&repo.did).unwrap(), Rebuilt::Sound);
+    assert_eq!(source.rebuild_nodes(&other.did).unwrap(), Rebuilt::Sound);
+    assert_eq!(dump(&view), sound);
+
+    // A record's row is gone: the tree that was signed cannot be had.
+    let transaction = view.database.begin_write().unwrap();
+    let key = view
+        .reader()
+        .unwrap()
+        .key(&repo.did)
+        .unwrap()
+        .unwrap()
+        .key(&[b"app.test.post/00077"]);
+    assert!(
+        transaction
+            .open_table(RECORDS)
+            .unwrap()
+            .remove(key.as_slice())
+            .unwrap()
+            .is_some()
+    );
+    transaction.commit().unwrap();
+    let (_, _, expected) = repo.head.unwrap();
+    match source.rebuild_nodes(&repo.did).unwrap() {
+        Rebuilt::Damaged { expected: said, root } => assert!(said == expected && root != expected),
+        found => panic!("{found:?}"),
+    }
+    other.check(&view.reader().unwrap());
 }

@@ -1,0 +1,308 @@
+//! The changes of a private part, and their bytes.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use wincode::{SchemaRead, SchemaWrite};
+
+use super::EntryError;
+use super::rows::{self, RepoRow};
+use crate::repo::{Cid, Did};
+
+/// The only version of the private part that exists.
+pub const PRIVATE_VERSION: u8 = 1;
+
+/// Upper bound of what one list or text inside a private part may make the decoder allocate, bytes.
+const ALLOCATION_BYTES_MAX: usize = 16 << 20;
+
+/// One private change: what an entry does beyond what its public part says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A step of the account database's schema, applied before any later changeset.
+    AccountsMigration {
+        /// The step's name, unique and never reused.
+        name: String,
+        /// The statements to run.
+        sql: String,
+    },
+    /// Row changes of the account database, as SQLite's session extension wrote them.
+    AccountsChangeset {
+        /// The changeset, verbatim.
+        bytes: Vec<u8>,
+    },
+    /// MST nodes that this entry's commit superseded.
+    NodesDropped {
+        /// The repo.
+        did: Did,
+        /// SHA-256 digests of the nodes (their codec is always dag-cbor).
+        cids: Vec<[u8; 32]>,
+    },
+    /// A blob was uploaded. It is temporary until a record references it.
+    BlobStored {
+        /// The repo that owns the blob.
+        did: Did,
+        /// The blob's CID.
+        cid: Cid,
+        /// Its media type, as it will be served.
+        mime: String,
+        /// Its size in bytes.
+        size: u64,
+        /// When it was uploaded, microseconds since 1970.
+        created_at_micros: u64,
+    },
+    /// Everything of a repo leaves the index.
+    RepoRemoved {
+        /// The repo.
+        did: Did,
+    },
+    /// Records of one generation of a repo, without the commit that made them: an import, or a compacted segment. Each
+    /// takes the place of what that generation has at its path. A generation that is not there yet begins; unless the
+    /// repo is unknown it is *staged*: nobody sees it before a [`Change::RepoHead`] of the same generation.
+    RepoRows {
+        /// The repo.
+        did: Did,
+        /// Which build of the repo's rows; below 65,536.
+        generation: u32,
+        /// The records. In path order they let the tree be built as they come.
+        rows: Vec<RepoRow>,
+    },
+    /// Records leave a generation of a repo. One that is not there is no error.
+    RowsGone {
+        /// The repo.
+        did: Did,
+        /// Which build of the repo's rows.
+        generation: u32,
+        /// Paths of the records.
+        paths: Vec<String>,
+    },
+    /// From here on this generation is what everybody sees, and this is its head. The tree's root is that of the
+    /// generation's records. The one that was live before leaves the index.
+    RepoHead {
+        /// The repo.
+        did: Did,
+        /// Which build of the repo's rows.
+        generation: u32,
+        /// The signed commit, DAG-CBOR. What was decoded lies in the entry's private part.
+        commit: Bytes,
+    },
+    /// A staged generation is given up, and leaves the index.
+    GenerationSwept {
+        /// The repo.
+        did: Did,
+        /// Which build of the repo's rows.
+        generation: u32,
+    },
+}
+
+/// Private part, after the version byte: the bincode-1 shape (little-endian, u64 lengths) with one-byte tags.
+#[derive(Debug, SchemaRead, SchemaWrite)]
+#[wincode(tag_encoding = "u8")]
+enum WireChange<'a> {
+    #[wincode(tag = 1)]
+    AccountsMigration { name: &'a str, sql: &'a str },
+    #[wincode(tag = 2)]
+    AccountsChangeset { bytes: &'a [u8] },
+    #[wincode(tag = 3)]
+    NodesDropped { did: &'a str, cids: Vec<[u8; 32]> },
+    #[wincode(tag = 4)]
+    BlobStored {
+        did: &'a str,
+        cid: [u8; 36],
+        mime: &'a str,
+        size: u64,
+        created_at_micros: u64,
+    },
+    #[wincode(tag = 5)]
+    RepoRemoved { did: &'a str },
+    #[wincode(tag = 6)]
+    RepoRows {
+        did: &'a str,
+        generation: u32,
+        rows: Cow<'a, [u8]>,
+    },
+    #[wincode(tag = 7)]
+    RowsGone {
+        did: &'a str,
+        generation: u32,
+        paths: Vec<&'a str>,
+    },
+    #[wincode(tag = 8)]
+    RepoHead {
+        did: &'a str,
+        generation: u32,
+        commit: &'a [u8],
+    },
+    #[wincode(tag = 9)]
+    GenerationSwept { did: &'a str, generation: u32 },
+}
+
+impl<'a> WireChange<'a> {
+    fn of(change: &'a Change) -> Result<WireChange<'a>, EntryError> {
+        Ok(match change {
+            Change::AccountsMigration { name, sql } => WireChange::AccountsMigration { name, sql },
+            Change::AccountsChangeset { bytes } => WireChange::AccountsChangeset { bytes },
+            Change::NodesDropped { did, cids } => WireChange::NodesDropped {
+                did: did.as_str(),
+                cids: cids.clone(),
+            },
+            Change::BlobStored {
+                did,
+                cid,
+                mime,
+                size,
+                created_at_micros,
+            } => WireChange::BlobStored {
+                did: did.as_str(),
+                cid: cid.to_bytes(),
+                mime,
+                size: *size,
+                created_at_micros: *created_at_micros,
+            },
+            Change::RepoRemoved { did } => WireChange::RepoRemoved { did: did.as_str() },
+            Change::RepoRows {
+                did,
+                generation,
+                rows,
+            } => WireChange::RepoRows {
+                did: did.as_str(),
+                generation: *generation,
+                rows: Cow::Owned(rows::encode(rows)?),
+            },
+            Change::RowsGone {
+                did,
+                generation,
+                paths,
+            } => WireChange::RowsGone {
+                did: did.as_str(),
+                generation: *generation,
+                paths: paths.iter().map(String::as_str).collect(),
+            },
+            Change::RepoHead {
+                did,
+                generation,
+                commit,
+            } => WireChange::RepoHead {
+                did: did.as_str(),
+                generation: *generation,
+                commit,
+            },
+            Change::GenerationSwept { did, generation } => WireChange::GenerationSwept {
+                did: did.as_str(),
+                generation: *generation,
+            },
+        })
+    }
+
+    /// `private` is what the change was decoded from: blocks are parts of it.
+    fn check(self, private: &Bytes) -> Result<Change, EntryError> {
+        Ok(match self {
+            WireChange::AccountsMigration { name, sql } => Change::AccountsMigration {
+                name: name.to_owned(),
+                sql: sql.to_owned(),
+            },
+            WireChange::AccountsChangeset { bytes } => Change::AccountsChangeset {
+                bytes: bytes.to_vec(),
+            },
+            WireChange::NodesDropped { did, cids } => Change::NodesDropped {
+                did: did.parse()?,
+                cids,
+            },
+            WireChange::BlobStored {
+                did,
+                cid,
+                mime,
+                size,
+                created_at_micros,
+            } => Change::BlobStored {
+                did: did.parse()?,
+                cid: Cid::from_bytes(&cid)?,
+                mime: mime.to_owned(),
+                size,
+                created_at_micros,
+            },
+            WireChange::RepoRemoved { did } => Change::RepoRemoved { did: did.parse()? },
+            WireChange::RepoRows {
+                did,
+                generation,
+                rows,
+            } => {
+                let Cow::Borrowed(rows) = rows else {
+                    return Err(malformed("rows that are not part of it"));
+                };
+                Change::RepoRows {
+                    did: did.parse()?,
+                    generation,
+                    rows: rows::decode(&private.slice_ref(rows))?,
+                }
+            }
+            WireChange::RowsGone {
+                did,
+                generation,
+                paths,
+            } => Change::RowsGone {
+                did: did.parse()?,
+                generation,
+                paths: paths
+                    .into_iter()
+                    .map(rows::checked_path)
+                    .collect::<Result<_, _>>()?,
+            },
+            WireChange::RepoHead {
+                did,
+                generation,
+                commit,
+            } => Change::RepoHead {
+                did: did.parse()?,
+                generation,
+                commit: private.slice_ref(commit),
+            },
+            WireChange::GenerationSwept { did, generation } => Change::GenerationSwept {
+                did: did.parse()?,
+                generation,
+            },
+        })
+    }
+}
+
+/// The bytes of a private part. No changes at all are no bytes at all.
+///
+/// # Errors
+/// [`EntryError::MalformedPrivate`] if the list cannot be written, which needs more than a frame can hold.
+pub fn encode_private(changes: &[Change]) -> Result<Vec<u8>, EntryError> {
+    if changes.is_empty() {
+        return Ok(Vec::new());
+    }
+    let wire = changes
+        .iter()
+        .map(WireChange::of)
+        .collect::<Result<Vec<_>, _>>()?;
+    let config = wincode::config::Configuration::default().disable_preallocation_size_limit();
+    let mut bytes = vec![PRIVATE_VERSION];
+    wincode::config::serialize_into(&mut bytes, &wire, config).map_err(malformed)?;
+    Ok(bytes)
+}
+
+/// The changes that a private part lists. Blocks in them are parts of `private`, not copies, and are not compared with
+/// their CIDs: the frame's checksum vouches for them, and `verify` compares.
+///
+/// # Errors
+/// An unknown version or change, truncated or trailing bytes, or an invalid DID or CID. Lengths are bounded before
+/// anything is allocated for them.
+pub fn decode_private(private: &Bytes) -> Result<Vec<Change>, EntryError> {
+    let Some((&version, list)) = private.split_first() else {
+        return Ok(Vec::new());
+    };
+    if version != PRIVATE_VERSION {
+        return Err(EntryError::UnknownVersion { version });
+    }
+    let config =
+        wincode::config::Configuration::default().with_preallocation_size_limit::<ALLOCATION_BYTES_MAX>();
+    let wire: Vec<WireChange<'_>> = wincode::config::deserialize_exact(list, config).map_err(malformed)?;
+    wire.into_iter().map(|change| change.check(private)).collect()
+}
+
+fn malformed(reason: impl ToString) -> EntryError {
+    EntryError::MalformedPrivate {
+        reason: reason.to_string(),
+    }
+}

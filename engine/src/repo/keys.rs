@@ -3,8 +3,11 @@
 //! A signature is 64 bytes, r then s, over the SHA-256 of the message, with the lower of the two possible values of s.
 //! Spec: <https://atproto.com/specs/cryptography>.
 
+mod check;
+
 use super::base58;
 use crate::clock::Entropy;
+use check::Checker;
 use k256::ecdsa::signature::hazmat::{PrehashSigner, PrehashVerifier};
 use k256::elliptic_curve::zeroize::Zeroizing;
 use sha2::{Digest, Sha256};
@@ -80,6 +83,8 @@ pub enum SigningError {
 #[derive(Clone)]
 pub struct SigningKey {
     secret: k256::ecdsa::SigningKey,
+    /// Of the public half, made once: every signature is checked before it is handed out.
+    checker: Checker,
 }
 
 impl SigningKey {
@@ -92,7 +97,8 @@ impl SigningKey {
             return Err(KeyError::Secret);
         }
         let secret = k256::ecdsa::SigningKey::from_slice(secret).map_err(|_| KeyError::Secret)?;
-        Ok(SigningKey { secret })
+        let checker = Checker::new(secret.verifying_key());
+        Ok(SigningKey { secret, checker })
     }
 
     /// A new key.
@@ -132,20 +138,22 @@ impl SigningKey {
     }
 
     /// Signs `message` (not its hash): RFC 6979, low s. The signature is verified before it is handed out, because a
-    /// faulty one could give the key away and would be refused by everyone else. Costs about 0.1 ms.
+    /// faulty one could give the key away and would be refused by everyone else. Two implementations take part where
+    /// both are compiled in: one signs, the other checks. Costs about 0.06 ms, and twice that without the second one.
     ///
     /// # Errors
     /// [`SigningError::DoesNotVerify`], which no sound machine gives.
     pub fn sign(&self, message: &[u8]) -> Result<[u8; SIGNATURE_BYTES], SigningError> {
-        let hash = Sha256::digest(message);
+        let hash: [u8; 32] = Sha256::digest(message).into();
         let signature: k256::ecdsa::Signature = self
             .secret
             .sign_prehash(&hash)
             .map_err(|_| SigningError::DoesNotVerify)?;
-        let signature: [u8; SIGNATURE_BYTES] = signature.normalize_s().to_bytes().into();
-        match self.public_key().verify(message, &signature) {
-            Ok(()) => Ok(signature),
-            Err(_) => Err(SigningError::DoesNotVerify),
+        let signature = signature.normalize_s();
+        if self.checker.accepts(&hash, &signature) {
+            Ok(signature.to_bytes().into())
+        } else {
+            Err(SigningError::DoesNotVerify)
         }
     }
 }
@@ -302,18 +310,21 @@ impl PublicKey {
                 found: signature.len(),
             });
         }
-        let hash = Sha256::digest(message);
+        let hash: [u8; 32] = Sha256::digest(message).into();
         match self {
             PublicKey::K256(key) => {
                 let signature =
                     k256::ecdsa::Signature::from_slice(signature).map_err(|_| SignatureError::Range)?;
-                // Neither crate can be left to decide about s: k256 refuses the high one always, p256 never.
+                // No crate can be left to decide about s: for secp256k1 they refuse the high one always, p256 never.
                 let low = signature.normalize_s();
                 if low != signature && !allow_high_s {
                     return Err(SignatureError::HighS);
                 }
-                key.verify_prehash(&hash, &low)
-                    .map_err(|_| SignatureError::Mismatch)
+                if Checker::new(key).accepts(&hash, &low) {
+                    Ok(())
+                } else {
+                    Err(SignatureError::Mismatch)
+                }
             }
             PublicKey::P256(key) => {
                 let signature =

@@ -305,7 +305,7 @@ impl Server {
         let names = Names::new(&config, shared.clone(), clock.clone(), TaskTracker::new()).unwrap();
         let wrap = Arc::new(KeyWrap::from_config(None, Some(&config.plc_rotation_key)).unwrap());
         let keys = SigningKeys::new(core.clone(), wrap.clone());
-        let repos = Repos::with_max_actors(core.clone(), keys, options.max_actors, 7);
+        let repos = Repos::with_max_actors(core.clone(), keys, options.max_actors, 16 << 20, 7);
         let tokens = Arc::new(SessionTokens::new(&config.jwt_secret, &config.service_did));
         let mailer = Arc::new(Mailer::page());
         let accounts = Accounts::new(Parts {

@@ -144,7 +144,7 @@ struct Inner {
     visible: Watermark,
     backlog: Arc<AtomicU64>,
     backlog_max: u64,
-    fenced: OnceLock<Epoch>,
+    fenced: Fence,
     driver: Mutex<Option<Arc<DriverHandle>>>,
     checkpoints: Checkpoints,
     checkpoints_kept: usize,
@@ -169,30 +169,40 @@ impl Receipt {
     /// [`WriteError`]: nothing is known about the group then.
     pub async fn durable(self) -> Result<GroupLsns, WriteError> {
         let Receipt { pending, engine } = self;
-        let lsns = pending.await.map_err(|error| {
-            engine.doubt(match AppendError::from(error) {
-                AppendError::Closed => WriteError::Closed,
-                AppendError::Poisoned { reason } => WriteError::OutcomeUnknown { reason },
-                error => WriteError::OutcomeUnknown {
-                    reason: error.to_string().into(),
-                },
-            })
-        })?;
+        let lsns = pending.await.map_err(|error| engine.fenced.not_written(error))?;
         engine.wait_applied(lsns.last).await?;
         Ok(lsns)
     }
 }
 
-impl Inner {
+/// Who has taken over, if somebody has. What outlives the engine may hold it.
+#[derive(Clone, Debug, Default)]
+struct Fence {
+    by: Arc<OnceLock<Epoch>>,
+}
+
+impl Fence {
     /// `otherwise`, unless the reason is that another writer has taken over.
     fn doubt(&self, otherwise: WriteError) -> WriteError {
-        self.fenced
+        self.by
             .get()
             .map_or(otherwise, |by| WriteError::Fenced { by: *by })
     }
 
+    fn not_written(&self, error: crate::log::AppendError) -> WriteError {
+        self.doubt(match AppendError::from(error) {
+            AppendError::Closed => WriteError::Closed,
+            AppendError::Poisoned { reason } => WriteError::OutcomeUnknown { reason },
+            error => WriteError::OutcomeUnknown {
+                reason: error.to_string().into(),
+            },
+        })
+    }
+}
+
+impl Inner {
     async fn wait_applied(&self, lsn: Lsn) -> Result<(), WriteError> {
-        let failed = |Failed { reason }| self.doubt(WriteError::OutcomeUnknown { reason });
+        let failed = |Failed { reason }| self.fenced.doubt(WriteError::OutcomeUnknown { reason });
         self.applied.wait(lsn).await.map(|_| ()).map_err(failed)
     }
 }
@@ -204,8 +214,45 @@ impl Engine {
     /// # Errors
     /// [`AppendError`]; nothing was written.
     pub fn append(&self, group: Vec<EntryDraft>) -> Result<Receipt, AppendError> {
+        let pending = self.admit(group, |log, drafts| log.append(drafts))?;
+        Ok(Receipt {
+            pending,
+            engine: Arc::clone(&self.inner),
+        })
+    }
+
+    /// As [`Engine::append`], but calls `done` when the receipt would resolve, without a task in between: once, on a thread
+    /// of the engine, which everybody else waits for meanwhile. It must be quick and must not append. It is not called after
+    /// an error.
+    ///
+    /// # Errors
+    /// As [`Engine::append`].
+    pub fn append_then(
+        &self,
+        group: Vec<EntryDraft>,
+        done: impl FnOnce(Result<GroupLsns, WriteError>) + Send + 'static,
+    ) -> Result<(), AppendError> {
+        // Not the engine itself: its last handle must not go on one of its own threads, which it would wait for.
+        let (applied, fenced) = (self.inner.applied.clone(), self.inner.fenced.clone());
+        self.admit(group, |log, drafts| {
+            log.append_then(drafts, move |written| match written {
+                Err(error) => done(Err(fenced.not_written(error))),
+                Ok(lsns) => applied.on_reached(lsns.last, move |outcome| {
+                    let failed = |Failed { reason }| fenced.doubt(WriteError::OutcomeUnknown { reason });
+                    done(outcome.map(|_| lsns).map_err(failed));
+                }),
+            })
+        })
+    }
+
+    /// Counts a group against what may wait for the views, and queues it.
+    fn admit<T>(
+        &self,
+        group: Vec<EntryDraft>,
+        append: impl FnOnce(&Log, Vec<crate::log::Draft>) -> Result<T, crate::log::AppendError>,
+    ) -> Result<T, AppendError> {
         let inner = &self.inner;
-        if let Some(by) = inner.fenced.get() {
+        if let Some(by) = inner.fenced.by.get() {
             return Err(AppendError::Fenced { by: *by });
         }
         let drafts = group
@@ -220,18 +267,12 @@ impl Engine {
         let queued = if before > inner.backlog_max {
             Err(AppendError::Busy)
         } else {
-            inner.log.append(drafts).map_err(AppendError::from)
+            append(&inner.log, drafts).map_err(AppendError::from)
         };
-        match queued {
-            Ok(pending) => Ok(Receipt {
-                pending,
-                engine: Arc::clone(inner),
-            }),
-            Err(error) => {
-                inner.backlog.fetch_sub(bytes, Ordering::AcqRel);
-                Err(error)
-            }
+        if queued.is_err() {
+            inner.backlog.fetch_sub(bytes, Ordering::AcqRel);
         }
+        queued
     }
 
     /// Resolves when the account database has the schema of this program: at once, unless this start had to append
@@ -353,7 +394,7 @@ impl Engine {
     /// Another writer has taken over: nothing is accepted any more, and nothing that waits is acknowledged (I5).
     pub fn fence(&self, by: Epoch) {
         // The first is the one that counts; a second fence changes nothing.
-        let _ = self.inner.fenced.set(by);
+        let _ = self.inner.fenced.by.set(by);
         self.inner
             .log
             .poison(format!("another writer has taken over with epoch {by}"));
@@ -374,7 +415,7 @@ impl Engine {
             visible: inner.visible.get(),
             backlog_bytes: inner.backlog.load(Ordering::Acquire),
             failed: failed.map(|Failed { reason }| reason),
-            fenced: inner.fenced.get().copied(),
+            fenced: inner.fenced.by.get().copied(),
         }
     }
 

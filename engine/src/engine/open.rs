@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
-use super::{AppendError, Durability, Engine, EngineConfig, EngineError, Inner};
+use super::{AppendError, Durability, Engine, EngineConfig, EngineError, Fence, Inner};
 use crate::clock::{Clock, Entropy};
 use crate::entry::{Change, Entry, EntryDraft};
 use crate::log::{Cut, Epoch, Log, LogConfig, LogId, LogReader, Lsn, Recovered, SegmentInfo, Watermark};
@@ -216,7 +216,7 @@ impl EnginePrelude {
             visible,
             backlog,
             backlog_max: config.backlog_bytes_max,
-            fenced: OnceLock::new(),
+            fenced: Fence::default(),
             driver: Mutex::new(Some(Arc::new(driver))),
             checkpoints,
             checkpoints_kept: config.checkpoints_kept,

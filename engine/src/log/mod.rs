@@ -59,7 +59,7 @@ use crate::storage::Storage;
 use append::{LogCore, Origin, seal_file};
 use recovery::{Findings, Repair, io_error};
 use ring::Ring;
-use writer::{Queue, Shared};
+use writer::{Queue, Reply, Shared};
 
 /// A clock may be this far behind the newest entry; then LSNs simply count on until it has caught up.
 const CLOCK_TOLERANCE_MICROS: u64 = 24 * 3_600 * 1_000_000;
@@ -389,6 +389,22 @@ impl Log {
     /// # Errors
     /// [`AppendError`]; [`AppendError::Busy`] is the only one that is worth another try.
     pub fn append(&self, group: Vec<Draft>) -> Result<Pending, AppendError> {
+        let (reply, receiver) = oneshot::channel();
+        // Whoever has stopped waiting is not told.
+        self.append_then(group, move |outcome| drop(reply.send(outcome)))?;
+        Ok(Pending(receiver))
+    }
+
+    /// As [`Log::append`], but calls `written` instead of waking a task: once, on the writer's thread, so it must be quick and
+    /// must not call back into the log. It is not called after an error.
+    ///
+    /// # Errors
+    /// As [`Log::append`].
+    pub fn append_then(
+        &self,
+        group: Vec<Draft>,
+        written: impl FnOnce(Result<GroupLsns, AppendError>) + Send + 'static,
+    ) -> Result<(), AppendError> {
         let mut bytes = 0usize;
         for draft in &group {
             let len = draft.frame_len();
@@ -416,7 +432,7 @@ impl Log {
                 max: MAX_GROUP_BYTES,
             });
         }
-        Ok(Pending(self.inner.shared.queue.append(group, bytes)?))
+        self.inner.shared.queue.append(group, bytes, Reply::new(written))
     }
 
     /// Highest LSN that is written; readers see up to here.

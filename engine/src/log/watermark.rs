@@ -41,7 +41,31 @@ struct State {
     value: Lsn,
     failed: Option<Failed>,
     next_waiter: u64,
-    waiters: BTreeMap<(Lsn, u64), Waker>,
+    waiters: BTreeMap<(Lsn, u64), Waiter>,
+}
+
+/// Who is told.
+enum Waiter {
+    Task(Waker),
+    Call(Box<dyn FnOnce(Result<Lsn, Failed>) + Send>),
+}
+
+impl Waiter {
+    fn tell(self, outcome: &Result<Lsn, Failed>) {
+        match self {
+            Waiter::Task(waker) => waker.wake(),
+            Waiter::Call(call) => call(outcome.clone()),
+        }
+    }
+}
+
+impl std::fmt::Debug for Waiter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Waiter::Task(_) => "Task",
+            Waiter::Call(_) => "Call",
+        })
+    }
 }
 
 impl State {
@@ -88,23 +112,25 @@ impl Watermark {
             std::mem::replace(&mut state.waiters, waiting)
         };
         self.shared.moved.notify_all();
-        reached.into_values().for_each(Waker::wake);
+        reached.into_values().for_each(|waiter| waiter.tell(&Ok(lsn)));
     }
 
     /// The stage stops for good. Everybody who still waits is told why; the first reason stays.
     pub fn fail(&self, reason: impl Into<Arc<str>>) {
+        let failed = Failed {
+            reason: reason.into(),
+        };
         let waiting = {
             let mut state = self.shared.state.lock();
             if state.failed.is_some() {
                 return;
             }
-            state.failed = Some(Failed {
-                reason: reason.into(),
-            });
+            state.failed = Some(failed.clone());
             std::mem::take(&mut state.waiters)
         };
         self.shared.moved.notify_all();
-        waiting.into_values().for_each(Waker::wake);
+        let outcome = Err(failed);
+        waiting.into_values().for_each(|waiter| waiter.tell(&outcome));
     }
 
     /// Resolves when everything up to and including `lsn` is done, with how far it is then.
@@ -116,6 +142,20 @@ impl Watermark {
             lsn,
             waiter: None,
         }
+    }
+
+    /// Calls `call` when everything up to and including `lsn` is done, or the stage has stopped before: once, on the thread
+    /// that moves the watermark, or on this one if it is so already. It must be quick, and must not touch this watermark.
+    pub fn on_reached(&self, lsn: Lsn, call: impl FnOnce(Result<Lsn, Failed>) + Send + 'static) {
+        let mut state = self.shared.state.lock();
+        if let Some(outcome) = state.outcome(lsn) {
+            drop(state);
+            call(outcome);
+            return;
+        }
+        state.next_waiter += 1;
+        let id = state.next_waiter;
+        state.waiters.insert((lsn, id), Waiter::Call(Box::new(call)));
     }
 
     /// Resolves when the watermark is past `lsn`, with what it is then. At [`Lsn::MAX`] that is at once.
@@ -164,7 +204,9 @@ impl Future for Wait {
             state.next_waiter += 1;
             state.next_waiter
         });
-        state.waiters.insert((this.lsn, id), cx.waker().clone());
+        state
+            .waiters
+            .insert((this.lsn, id), Waiter::Task(cx.waker().clone()));
         Poll::Pending
     }
 }

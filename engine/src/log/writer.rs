@@ -40,13 +40,47 @@ impl Shared {
     }
 }
 
+/// Who is told what became of a group. Always told once: dropping it says that the log is closed.
+pub(super) struct Reply(Option<Box<dyn FnOnce(Outcome<GroupLsns>) + Send>>);
+
+impl Reply {
+    pub(super) fn new(tell: impl FnOnce(Outcome<GroupLsns>) + Send + 'static) -> Reply {
+        Reply(Some(Box::new(tell)))
+    }
+
+    fn send(mut self, outcome: Outcome<GroupLsns>) {
+        if let Some(tell) = self.0.take() {
+            tell(outcome);
+        }
+    }
+
+    /// Forgets whom to tell: the group was refused, and its caller knows.
+    fn forget(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        if let Some(tell) = self.0.take() {
+            tell(Err(AppendError::Closed));
+        }
+    }
+}
+
+impl std::fmt::Debug for Reply {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Reply")
+    }
+}
+
 /// What the thread is asked to do.
 #[derive(Debug)]
 enum Request {
     Append {
         group: Vec<Draft>,
         bytes: usize,
-        reply: oneshot::Sender<Outcome<GroupLsns>>,
+        reply: Reply,
     },
     Seal {
         reply: oneshot::Sender<Outcome<Option<SegmentInfo>>>,
@@ -80,14 +114,9 @@ impl Queue {
         }
     }
 
-    pub(super) fn append(
-        &self,
-        group: Vec<Draft>,
-        bytes: usize,
-    ) -> Result<oneshot::Receiver<Outcome<GroupLsns>>, AppendError> {
-        let (reply, receiver) = oneshot::channel();
-        self.push(Request::Append { group, bytes, reply }, bytes)?;
-        Ok(receiver)
+    /// On an error `reply` is told nothing.
+    pub(super) fn append(&self, group: Vec<Draft>, bytes: usize, reply: Reply) -> Result<(), AppendError> {
+        self.push(Request::Append { group, bytes, reply }, bytes)
     }
 
     pub(super) fn seal(&self) -> Result<oneshot::Receiver<Outcome<Option<SegmentInfo>>>, AppendError> {
@@ -98,13 +127,17 @@ impl Queue {
 
     fn push(&self, request: Request, bytes: usize) -> Result<(), AppendError> {
         let mut state = self.state.lock();
-        if let Some(closed) = &state.closed {
-            return Err(closed.clone());
+        if let Some(closed) = state.closed.clone() {
+            drop(state);
+            request.forget();
+            return Err(closed);
         }
         // An empty queue takes whatever is within the bound of a group, so that no configuration locks it out.
         let full =
             state.requests.len() >= self.max_count || state.bytes.saturating_add(bytes) > self.max_bytes;
         if full && !state.requests.is_empty() {
+            drop(state);
+            request.forget();
             return Err(AppendError::Busy);
         }
         state.bytes += bytes;
@@ -177,10 +210,17 @@ impl Request {
         }
     }
 
+    /// It was not taken; whoever asked hears of it from the call.
+    fn forget(self) {
+        if let Request::Append { reply, .. } = self {
+            reply.forget();
+        }
+    }
+
     /// Whoever has stopped waiting is not told.
     fn refuse(self, error: &AppendError) {
         match self {
-            Request::Append { reply, .. } => drop(reply.send(Err(error.clone()))),
+            Request::Append { reply, .. } => reply.send(Err(error.clone())),
             Request::Seal { reply } => drop(reply.send(Err(error.clone()))),
         }
     }
@@ -235,7 +275,7 @@ fn batch(shared: &Shared, core: &mut LogCore, requests: Vec<Request>) -> Result<
                 }
                 Err(failed) => {
                     shared.poison(&failed);
-                    let _ = reply.send(Err(poisoned(&failed)));
+                    reply.send(Err(poisoned(&failed)));
                     Some(failed)
                 }
             },
@@ -259,7 +299,7 @@ fn batch(shared: &Shared, core: &mut LogCore, requests: Vec<Request>) -> Result<
         // First nothing more is accepted, then those who waited hear of it.
         shared.poison(&failed);
         for (reply, _) in appended {
-            let _ = reply.send(Err(poisoned(&failed)));
+            reply.send(Err(poisoned(&failed)));
         }
         return Err(failed);
     }
@@ -269,11 +309,7 @@ fn batch(shared: &Shared, core: &mut LogCore, requests: Vec<Request>) -> Result<
 }
 
 /// Shows readers what is written, and tells those who appended it.
-fn publish(
-    shared: &Shared,
-    core: &mut LogCore,
-    appended: &mut Vec<(oneshot::Sender<Outcome<GroupLsns>>, GroupLsns)>,
-) {
+fn publish(shared: &Shared, core: &mut LogCore, appended: &mut Vec<(Reply, GroupLsns)>) {
     let frames = core.take_written();
     if !frames.is_empty() {
         metrics::histogram!("pds_log_batch_frames").record(frames.len() as f64);
@@ -281,7 +317,7 @@ fn publish(
     shared.reader.ring.push(frames);
     shared.reader.appended.advance(core.last());
     for (reply, lsns) in appended.drain(..) {
-        let _ = reply.send(Ok(lsns));
+        reply.send(Ok(lsns));
     }
 }
 

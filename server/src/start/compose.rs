@@ -223,6 +223,7 @@ pub(super) async fn compose(
         core.clone(),
         keys,
         bytes(config.memory.trees),
+        bytes(config.memory.bodies),
         u16::from(clock_id[0] % 32),
     );
     let tokens = Arc::new(SessionTokens::new(&config.jwt_secret, &config.service_did));

@@ -237,6 +237,7 @@ impl Running {
             tracing::warn!(buried, "interrupted sign-ups were cleaned up");
         }
         let firehose = tokio::spawn(app.firehose.clone().run());
+        tasks.spawn(telemetry::metrics::upkeep(background.clone()));
         tasks.spawn(checkpoints(app.clone(), background.clone()));
         gate.open(app.clone());
         Ok(Running {

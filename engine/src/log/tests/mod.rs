@@ -524,12 +524,15 @@ fn a_full_queue_says_busy_and_what_never_fits_says_so() {
 
     let queue = Queue::new(100, 2);
     let group = || vec![draft("a")];
-    let first = queue.append(group(), 500);
+    let first = queue.append(group(), 500, Reply::new(drop));
     assert!(
         first.is_ok(),
         "an empty queue takes a group of any permitted size"
     );
-    assert_eq!(queue.append(group(), 1).unwrap_err(), AppendError::Busy);
+    assert_eq!(
+        queue.append(group(), 1, Reply::new(drop)).unwrap_err(),
+        AppendError::Busy
+    );
 }
 
 #[test]

@@ -1,32 +1,57 @@
 //! The actor of one repo: a task that takes its writes one after the other.
 //!
+//! Requests that wait at the same time become one commit, as if they had been made one after the other: each is applied to
+//! what those before it leave, one that fails is answered alone, all others get the same commit and revision. A request
+//! begins another commit when it names the commit that it follows (`swapCommit`), touches a record that is in this one, or
+//! does not fit into one event any more.
+//!
 //! It keeps the head and the touched paths of the tree in memory, ahead of what is durable (pipelining). Nothing it
 //! holds is visible to anyone before the log says so, and if the log fails, all of it is thrown away with the process.
 //! The state changes only after the log has taken the entry, so a refused append leaves it as it was.
 
-use std::panic::AssertUnwindSafe;
+use std::cell::OnceCell;
+use std::collections::{HashSet, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
-use engine::engine::Receipt;
-use engine::repo::mst::Tree;
+use engine::repo::mst::{NodeSource, NodeSourceError, Tree};
 use engine::repo::{Cid, Did, SigningKey};
+use engine::views::index::{IndexError, RepoNodes};
 use futures_util::FutureExt;
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
-use super::build::{self, Head};
-use super::{Shared, Write, WriteError, Written};
+use super::build::{self, Applied, Head};
+use super::{MAX_WRITES, Shared, Write, WriteError, WriteResult, Written};
+use crate::service::core::Core;
 
 /// Size of a tree in memory above which the actor forgets what it can read again.
 const TRIM_BYTES: usize = 1 << 20;
+
+/// Bytes of records that requests are put together up to; the rest of an event's 2 MB is for the nodes of the tree.
+const TOGETHER_BYTES: usize = 1_000_000;
+
+/// Who waits for the outcome of a request.
+type Reply = oneshot::Sender<Result<Written, WriteError>>;
 
 /// One request.
 pub(super) struct Job {
     pub(super) writes: Vec<Write>,
     pub(super) swap_commit: Option<Cid>,
     /// Gets the outcome once it is durable.
-    pub(super) reply: oneshot::Sender<Result<Written, WriteError>>,
+    pub(super) reply: Reply,
+    /// Its share of what all repos together may have waiting.
+    pub(super) _room: Room,
+    /// It goes into a commit of its own.
+    pub(super) alone: bool,
+}
+
+impl Job {
+    fn record_bytes(&self) -> usize {
+        self.writes.iter().map(Write::record_bytes).sum()
+    }
 }
 
 /// The handle of an actor.
@@ -68,6 +93,28 @@ struct Task {
     shared: Arc<Shared>,
     pending: Arc<AtomicUsize>,
     repo: Option<Repo>,
+    /// The newest commit that was handed to the log.
+    last: Option<Arc<Mutex<Fate>>>,
+}
+
+/// What becomes of a commit that the log has taken.
+enum Fate {
+    /// It is on its way; these are told.
+    Waiting(Vec<Answer>),
+    /// It is durable and applied, or nobody knows.
+    Decided(Result<(), WriteError>),
+}
+
+/// What a request is told when its commit is durable.
+struct Answer {
+    reply: Reply,
+    written: Written,
+}
+
+/// A request that is in the commit being built.
+struct Member {
+    job: Job,
+    results: Vec<WriteResult>,
 }
 
 /// Starts an actor, which ends when its handle is dropped and its mailbox is empty.
@@ -79,10 +126,23 @@ pub(super) fn spawn(did: Did, shared: Arc<Shared>, mailbox: usize, now: u64) -> 
         shared,
         pending: pending.clone(),
         repo: None,
+        last: None,
     };
     tokio::spawn(async move {
+        let mut waiting = VecDeque::new();
         while let Some(job) = receiver.recv().await {
-            task.take(job).await;
+            waiting.push_back(job);
+            // Others write to this repo, too. What has arrived at this moment goes first through its handlers, so that it
+            // can be in the same commit; nothing is waited for.
+            if task.pending.load(Ordering::Acquire) > 1 {
+                tokio::task::yield_now().await;
+            }
+            while waiting.len() < mailbox
+                && let Ok(job) = receiver.try_recv()
+            {
+                waiting.push_back(job);
+            }
+            task.take(&mut waiting).await;
         }
     });
     Actor {
@@ -92,107 +152,289 @@ pub(super) fn spawn(did: Did, shared: Arc<Shared>, mailbox: usize, now: u64) -> 
     }
 }
 
+/// Tells those who wait for a commit, and everybody who asks later.
+fn decide(fate: &Mutex<Fate>, pending: &AtomicUsize, outcome: Result<(), WriteError>) {
+    let before = std::mem::replace(&mut *fate.lock(), Fate::Decided(outcome.clone()));
+    let Fate::Waiting(answers) = before else { return };
+    for answer in answers {
+        tell(pending, answer.reply, outcome.clone().map(|()| answer.written));
+    }
+}
+
+/// The caller may have gone away; its write stands.
+fn tell(pending: &AtomicUsize, reply: Reply, outcome: Result<Written, WriteError>) {
+    pending.fetch_sub(1, Ordering::AcqRel);
+    let _gone = reply.send(outcome);
+}
+
 impl Task {
-    async fn take(&mut self, job: Job) {
-        let Job {
-            writes,
-            swap_commit,
-            reply,
-        } = job;
-        // The state changes in one step after the log has taken the entry, so it is sound even after a panic.
-        let staged = AssertUnwindSafe(self.stage(writes, swap_commit))
-            .catch_unwind()
-            .await
-            .unwrap_or_else(|_| Err(WriteError::Internal("building a commit panicked".to_owned())));
-        match staged {
-            Ok((written, Some(receipt))) => {
-                let pending = self.pending.clone();
-                // The next request need not wait for this one to become durable; the log keeps the order.
-                tokio::spawn(async move {
-                    let outcome = receipt.durable().await;
-                    pending.fetch_sub(1, Ordering::AcqRel);
-                    // The caller may have gone away; its write stands.
-                    let _gone = reply.send(
-                        outcome
-                            .map(|_| written)
-                            .map_err(|e| WriteError::Closed(e.to_string())),
-                    );
-                });
-            }
-            Ok((written, None)) => self.answer(reply, Ok(written)),
-            Err(error) => self.answer(reply, Err(error)),
-        }
-    }
-
-    fn answer(
-        &self,
-        reply: oneshot::Sender<Result<Written, WriteError>>,
-        outcome: Result<Written, WriteError>,
-    ) {
-        self.pending.fetch_sub(1, Ordering::AcqRel);
-        let _gone = reply.send(outcome);
-    }
-
-    /// Applies writes in memory and hands the commit to the log; no receipt when nothing had to change.
-    async fn stage(
-        &mut self,
-        writes: Vec<Write>,
-        swap_commit: Option<Cid>,
-    ) -> Result<(Written, Option<Receipt>), WriteError> {
-        let engine = &self.shared.engine;
+    /// Makes commits of all that waits.
+    async fn take(&mut self, waiting: &mut VecDeque<Job>) {
         if self.repo.is_none() {
-            self.repo = Some(load(&self.did, &self.shared).await?);
+            // Nothing is half done after a panic.
+            let loaded = AssertUnwindSafe(load(&self.did, &self.shared))
+                .catch_unwind()
+                .await;
+            match loaded.unwrap_or_else(|_| Err(panicked())) {
+                Ok(repo) => self.repo = Some(repo),
+                Err(error) => {
+                    for job in waiting.drain(..) {
+                        tell(&self.pending, job.reply, Err(error.clone()));
+                    }
+                }
+            }
         }
+        while !waiting.is_empty() {
+            self.commit_next(waiting);
+            if !waiting.is_empty() {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    /// Makes one commit of the requests at the front that fit into one, and hands it to the log.
+    fn commit_next(&mut self, waiting: &mut VecDeque<Job>) {
+        let mut members = Vec::new();
+        // The state changes in one step after the log has taken the entry, so it is sound even after a panic.
+        let staged = catch_unwind(AssertUnwindSafe(|| self.stage(waiting, &mut members)));
+        match staged.unwrap_or_else(|_| Err(panicked())) {
+            Ok(()) => {}
+            Err(_) if members.len() > 1 => {
+                for mut member in members.into_iter().rev() {
+                    member.job.alone = true;
+                    waiting.push_front(member.job);
+                }
+            }
+            Err(error) => {
+                for member in members {
+                    tell(&self.pending, member.job.reply, Err(error.clone()));
+                }
+            }
+        }
+    }
+
+    /// Takes requests out of `waiting` into `members` and applies them, each to the tree that those before it leave. One that
+    /// fails is answered, and leaves no trace.
+    fn gather(
+        &self,
+        repo: &Repo,
+        source: &dyn NodeSource,
+        waiting: &mut VecDeque<Job>,
+        members: &mut Vec<Member>,
+    ) -> (Tree, Applied) {
+        let (mut tree, mut applied) = (repo.tree.clone(), Applied::default());
+        let mut together = Together::default();
+        while let Some(next) = waiting.front() {
+            if !members.is_empty() && !together.admits(next, &applied) {
+                break;
+            }
+            let Some(job) = waiting.pop_front() else { break };
+            let swap = match job.swap_commit {
+                Some(swap) if swap != repo.head.commit => Err(WriteError::CommitSwap {
+                    head: repo.head.commit,
+                }),
+                _ => Ok(()),
+            };
+            let (tree_before, before) = (tree.clone(), applied.mark());
+            // Among the members before anything is done with it, so that it is answered whatever happens.
+            members.push(Member {
+                job,
+                results: Vec::new(),
+            });
+            let Some(member) = members.last_mut() else { break };
+            let outcome = build::apply(&mut tree, &mut applied, &member.job.writes, swap, source);
+            let nothing_done = applied.mark() == before && !member.job.writes.is_empty();
+            match outcome {
+                Ok(results) if !nothing_done => {
+                    together.count(&member.job);
+                    member.results = results;
+                }
+                outcome => {
+                    tree = tree_before;
+                    applied.back_to(before);
+                    let Some(Member { job, .. }) = members.pop() else {
+                        break;
+                    };
+                    match outcome {
+                        Ok(results) => self.after_last(job.reply, results),
+                        Err(error) => tell(&self.pending, job.reply, Err(error)),
+                    }
+                }
+            }
+        }
+        (tree, applied)
+    }
+
+    /// Answers a request that had nothing to do, when all that it saw is durable.
+    fn after_last(&self, reply: Reply, results: Vec<WriteResult>) {
+        let written = Written {
+            commit: None,
+            results,
+        };
+        let decided = match &self.last {
+            None => Ok(()),
+            Some(last) => match &mut *last.lock() {
+                Fate::Waiting(answers) => {
+                    answers.push(Answer { reply, written });
+                    return;
+                }
+                Fate::Decided(outcome) => outcome.clone(),
+            },
+        };
+        tell(&self.pending, reply, decided.map(|()| written));
+    }
+
+    fn stage(&mut self, waiting: &mut VecDeque<Job>, members: &mut Vec<Member>) -> Result<(), WriteError> {
         let Some(repo) = self.repo.as_mut() else {
             return Err(WriteError::Internal("the repo was not loaded".to_owned()));
         };
-        // Only this request is under way, so everything that is forgotten can be read again from the index.
-        if self.pending.load(Ordering::Acquire) == 1 && repo.tree.memory_bytes() > TRIM_BYTES {
+        // All that is pending is in our hands, so everything that is forgotten can be read again from the index.
+        let quiet = self.pending.load(Ordering::Acquire) == waiting.len();
+        if quiet && repo.tree.memory_bytes() > TRIM_BYTES {
             repo.tree.trim();
         }
-        let reader = engine
-            .reader()
-            .map_err(|error| WriteError::Internal(error.to_string()))?;
-        let source = reader
-            .nodes(&self.did)
-            .map_err(|error| WriteError::Internal(error.to_string()))?
-            .ok_or_else(|| WriteError::RepoNotFound(self.did.clone()))?;
-        let asked = writes.len();
-        let mut tree = repo.tree.clone();
-        let swap = match swap_commit {
-            Some(swap) if swap != repo.head.commit => Err(WriteError::CommitSwap {
-                head: repo.head.commit,
-            }),
-            _ => Ok(()),
+        let Some(repo) = self.repo.as_ref() else {
+            return Ok(());
         };
-        let applied = build::apply(&mut tree, writes, swap, &source)?;
-        if applied.ops.is_empty() && asked > 0 {
-            return Ok((
-                Written {
-                    commit: None,
-                    results: applied.results,
-                },
-                None,
-            ));
+        let engine = &self.shared.engine;
+        let source = Nodes::new(engine, &self.did);
+        let (tree, applied) = self.gather(repo, &source, waiting, members);
+        if members.is_empty() {
+            return Ok(());
         }
         let rev = self
             .shared
             .tids
             .next(engine.now_micros().max(repo.head.rev.micros() + 1));
         let started = Instant::now();
-        let (built, results) = build::commit(&self.did, &repo.key, &repo.head, rev, tree, applied, &source)?;
+        let built = build::commit(&self.did, &repo.key, &repo.head, rev, tree, &applied, &source)?;
         metrics::histogram!("pds_commit_build_seconds").record(started.elapsed().as_secs_f64());
-        let receipt = engine.append(vec![built.draft])?;
-        repo.tree = built.tree;
-        repo.head = built.head;
-        metrics::counter!("pds_commits_total").increment(1);
-        Ok((
-            Written {
-                commit: Some(built.meta),
-                results,
+        let answers = members.drain(..).map(|member| Answer {
+            reply: member.job.reply,
+            written: Written {
+                commit: Some(built.meta.clone()),
+                results: member.results,
             },
-            Some(receipt),
-        ))
+        });
+        let requests = answers.len();
+        let fate = Arc::new(Mutex::new(Fate::Waiting(answers.collect())));
+        let (told, pending) = (fate.clone(), self.pending.clone());
+        // The next commit need not wait for this one to become durable; the log keeps the order.
+        let appended = engine.append_then(vec![built.draft], move |outcome| {
+            let outcome = outcome.map(|_| ()).map_err(|e| WriteError::Closed(e.to_string()));
+            decide(&told, &pending, outcome);
+        });
+        if let Err(error) = appended {
+            decide(&fate, &self.pending, Err(error.into()));
+            return Ok(());
+        }
+        self.last = Some(fate);
+        if let Some(repo) = self.repo.as_mut() {
+            repo.tree = built.tree;
+            repo.head = built.head;
+        }
+        metrics::counter!("pds_commits_total").increment(1);
+        metrics::counter!("pds_commit_requests_total").increment(requests as u64);
+        Ok(())
+    }
+}
+
+fn panicked() -> WriteError {
+    WriteError::Internal("building a commit panicked".to_owned())
+}
+
+/// What bounds a commit of several requests.
+#[derive(Default)]
+struct Together {
+    writes: usize,
+    bytes: usize,
+    /// Requests that are alone, or name the commit that they follow.
+    closed: bool,
+    touched: HashSet<String>,
+    /// How many of the operations are in `touched`.
+    seen: usize,
+}
+
+impl Together {
+    /// Whether a further request fits: within the bounds, and about other records.
+    fn admits(&mut self, job: &Job, applied: &Applied) -> bool {
+        let writes = self.writes + job.writes.len();
+        let bytes = self.bytes + job.record_bytes();
+        if self.closed
+            || job.alone
+            || job.swap_commit.is_some()
+            || writes > MAX_WRITES
+            || bytes > TOGETHER_BYTES
+        {
+            return false;
+        }
+        for (path, _) in applied.ops.iter().skip(self.seen) {
+            self.touched.insert(path.clone());
+        }
+        self.seen = applied.ops.len();
+        !job.writes
+            .iter()
+            .any(|write| self.touched.contains(&write.path().to_string()))
+    }
+
+    fn count(&mut self, job: &Job) {
+        self.writes += job.writes.len();
+        self.bytes += job.record_bytes();
+        self.closed |= job.alone;
+    }
+}
+
+/// The stored nodes of the repo, out of a snapshot that is taken when the first one is asked for: a repo that was written to
+/// lately has what it needs in memory.
+struct Nodes<'a> {
+    engine: &'a Core,
+    did: &'a Did,
+    snapshot: OnceCell<RepoNodes>,
+}
+
+impl<'a> Nodes<'a> {
+    fn new(engine: &'a Core, did: &'a Did) -> Nodes<'a> {
+        Nodes {
+            engine,
+            did,
+            snapshot: OnceCell::new(),
+        }
+    }
+}
+
+impl NodeSource for Nodes<'_> {
+    fn node(&self, cid: &Cid) -> Result<bytes::Bytes, NodeSourceError> {
+        if let Some(nodes) = self.snapshot.get() {
+            return nodes.node(cid);
+        }
+        let io = |error: IndexError| NodeSourceError::Io(error.to_string());
+        let nodes = self.engine.reader().map_err(io)?.nodes(self.did).map_err(io)?;
+        let nodes = nodes.ok_or(NodeSourceError::Missing)?;
+        self.snapshot.get_or_init(|| nodes).node(cid)
+    }
+}
+
+/// A part of what all repos together may have waiting, given back when dropped.
+pub(super) struct Room {
+    bytes: usize,
+    taken: Arc<AtomicUsize>,
+}
+
+impl Room {
+    /// Takes `bytes` of `most`; `None` when there is not enough. Something always fits into nothing.
+    pub(super) fn take(taken: &Arc<AtomicUsize>, bytes: usize, most: usize) -> Option<Room> {
+        let room = Room {
+            bytes,
+            taken: taken.clone(),
+        };
+        let before = taken.fetch_add(bytes, Ordering::AcqRel);
+        (before == 0 || before.saturating_add(bytes) <= most).then_some(room)
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.taken.fetch_sub(self.bytes, Ordering::AcqRel);
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use bytes::Bytes;
 use engine::entry::{Change, EntryDraft};
 use engine::repo::Cid;
 use engine::repo::Did;
@@ -12,6 +13,7 @@ use engine::repo::commit::{Commit, UnsignedCommit};
 use engine::repo::event::{self, CommitEvent, EncodeError, OpAction, RepoOp};
 use engine::repo::mst::{NodeSource, Tree, TreeError};
 
+use super::prepare::PreparedRecord;
 use super::{CommitMeta, RecordSwap, Write, WriteError, WriteResult};
 
 /// The state that the next commit of a repo chains on.
@@ -22,7 +24,7 @@ pub(super) struct Head {
     pub(super) data: Cid,
 }
 
-/// What one request makes of a repo.
+/// What the requests of one commit make of a repo.
 #[derive(Debug)]
 pub(super) struct Built {
     pub(super) tree: Tree,
@@ -31,110 +33,126 @@ pub(super) struct Built {
     pub(super) meta: CommitMeta,
 }
 
-/// Outcome of applying writes to a tree.
-#[derive(Debug)]
+/// What the requests of one commit have done to its tree so far.
+#[derive(Debug, Default)]
 pub(super) struct Applied {
-    pub(super) results: Vec<WriteResult>,
     /// Path and action of every operation of the event.
     pub(super) ops: Vec<(String, OpAction)>,
     /// Record blocks that the event carries.
-    pub(super) records: Vec<(Cid, Vec<u8>)>,
+    pub(super) records: Vec<(Cid, Bytes)>,
 }
 
-/// Applies `writes` to `tree`, which is useless after an error. `swap` is what `swapCommit` says of the head; it is asked
-/// before anything else about a write, unless that write has nothing to do.
+impl Applied {
+    /// How far it is, to go back to.
+    pub(super) fn mark(&self) -> (usize, usize) {
+        (self.ops.len(), self.records.len())
+    }
+
+    /// Forgets what came after `mark`.
+    pub(super) fn back_to(&mut self, (ops, records): (usize, usize)) {
+        self.ops.truncate(ops);
+        self.records.truncate(records);
+    }
+}
+
+/// Applies the `writes` of one request to `tree` and adds them to `applied`; both are useless after an error. `swap` is what
+/// `swapCommit` says of the head; it is asked before anything else about a write, unless that write has nothing to do.
 pub(super) fn apply(
     tree: &mut Tree,
-    writes: Vec<Write>,
+    applied: &mut Applied,
+    writes: &[Write],
     swap: Result<(), WriteError>,
     source: &dyn NodeSource,
-) -> Result<Applied, WriteError> {
-    let mut applied = Applied {
-        results: Vec::new(),
-        ops: Vec::new(),
-        records: Vec::new(),
-    };
-    let mut touched = HashSet::new();
+) -> Result<Vec<WriteResult>, WriteError> {
+    let mut results = Vec::with_capacity(writes.len());
+    let mut touched = HashSet::with_capacity(writes.len());
     for write in writes {
         let key = write.path().to_string();
-        if !touched.insert(key.clone()) {
+        if touched.contains(&key) {
             return Err(WriteError::InvalidRequest(format!(
                 "{key} is written more than once in one request"
             )));
         }
-        let current = tree.get(&key, source).map_err(tree_error)?;
-        let nothing_to_do = match &write {
+        // Creating says by itself whether the record is there.
+        let current = match write {
+            Write::Create(..) | Write::Delete(_) => None,
+            _ => tree.get(&key, source).map_err(tree_error)?,
+        };
+        let nothing_to_do = match write {
             Write::Put(_, record, _) => current == Some(record.cid),
             Write::DeleteIfPresent(..) => current.is_none(),
             _ => false,
         };
         if nothing_to_do {
-            applied.results.push(WriteResult::Unchanged);
+            results.push(WriteResult::Unchanged);
         } else {
             swap.as_ref().map_err(WriteError::clone)?;
-            apply_one(tree, &key, write, current, source, &mut applied)?;
+            results.push(apply_one(tree, &key, write, current, source, applied)?);
         }
+        touched.insert(key);
     }
     if touched.is_empty() {
         swap?;
     }
-    Ok(applied)
+    Ok(results)
+}
+
+/// What is to be done with a record.
+enum Step<'w> {
+    Create(&'w PreparedRecord),
+    Update(&'w PreparedRecord),
+    Delete,
 }
 
 fn apply_one(
     tree: &mut Tree,
     key: &str,
-    write: Write,
+    write: &Write,
     current: Option<Cid>,
     source: &dyn NodeSource,
     applied: &mut Applied,
-) -> Result<(), WriteError> {
-    let write = match write {
-        Write::Put(path, record, swap) => {
-            check_swap(swap, current)?;
+) -> Result<WriteResult, WriteError> {
+    let step = match write {
+        Write::Create(_, record) => Step::Create(record),
+        Write::Update(_, record) => Step::Update(record),
+        Write::Delete(_) => Step::Delete,
+        Write::Put(_, record, swap) => {
+            check_swap(*swap, current)?;
             if current.is_some() {
-                Write::Update(path, record)
+                Step::Update(record)
             } else {
-                Write::Create(path, record)
+                Step::Create(record)
             }
         }
-        Write::DeleteIfPresent(path, swap) => {
-            check_swap(swap, current)?;
-            Write::Delete(path)
+        Write::DeleteIfPresent(_, swap) => {
+            check_swap(*swap, current)?;
+            Step::Delete
         }
-        other => other,
     };
-    let (action, result) = match write {
-        Write::Create(_, record) => {
-            tree.insert(key, record.cid, source).map_err(tree_error)?;
+    let (action, result) = match step {
+        Step::Create(record) => {
             let cid = record.cid;
-            applied.records.push((cid, record.block));
+            tree.insert(key, cid, source).map_err(tree_error)?;
+            applied.records.push((cid, record.block.clone()));
             (OpAction::Create { cid }, WriteResult::Created(cid))
         }
-        Write::Update(_, record) => {
+        Step::Update(record) => {
             let cid = record.cid;
             if current == Some(cid) {
                 // An update to what is there already is no operation of the event, but it is a success.
-                applied.results.push(WriteResult::Updated(cid));
-                return Ok(());
+                return Ok(WriteResult::Updated(cid));
             }
             let prev = tree.update(key, cid, source).map_err(tree_error)?;
-            applied.records.push((cid, record.block));
+            applied.records.push((cid, record.block.clone()));
             (OpAction::Update { cid, prev }, WriteResult::Updated(cid))
         }
-        Write::Delete(_) => {
+        Step::Delete => {
             let prev = tree.remove(key, source).map_err(tree_error)?;
             (OpAction::Delete { prev }, WriteResult::Deleted)
         }
-        Write::Put(..) | Write::DeleteIfPresent(..) => {
-            return Err(WriteError::Internal(
-                "a conditional write was not resolved".to_owned(),
-            ));
-        }
     };
     applied.ops.push((key.to_owned(), action));
-    applied.results.push(result);
-    Ok(())
+    Ok(result)
 }
 
 fn check_swap(swap: RecordSwap, current: Option<Cid>) -> Result<(), WriteError> {
@@ -157,9 +175,9 @@ pub(super) fn commit(
     previous: &Head,
     rev: Tid,
     mut tree: Tree,
-    applied: Applied,
+    applied: &Applied,
     source: &dyn NodeSource,
-) -> Result<(Built, Vec<WriteResult>), WriteError> {
+) -> Result<Built, WriteError> {
     let flushed = tree.flush();
     let proof = tree
         .covering_proof(applied.ops.iter().map(|(path, _)| path.as_str()), source)
@@ -209,15 +227,12 @@ pub(super) fn commit(
         rev,
         data: flushed.root,
     };
-    Ok((
-        Built {
-            tree,
-            head,
-            draft,
-            meta,
-        },
-        applied.results,
-    ))
+    Ok(Built {
+        tree,
+        head,
+        draft,
+        meta,
+    })
 }
 
 /// The first commit of a new repo, over an empty tree.

@@ -14,7 +14,7 @@ mod tests;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use engine::engine::AppendError;
 use engine::repo::{Cid, Did, RepoPath, Tid};
@@ -24,7 +24,7 @@ use tokio::sync::oneshot;
 
 use crate::service::core::{Core, Unconfirmed};
 use crate::service::keys::SigningKeys;
-use actor::{Actor, Job};
+use actor::{Actor, Job, Room};
 use prepare::PreparedRecord;
 
 pub use build::{Genesis, genesis};
@@ -118,6 +118,16 @@ impl Write {
             Write::Delete(_) | Write::DeleteIfPresent(_, _) => None,
         }
     }
+
+    fn record_bytes(&self) -> usize {
+        self.record().map_or(0, |record| record.block.len())
+    }
+
+    /// Memory that it takes while it waits, about.
+    fn memory_bytes(&self) -> usize {
+        const PATH_AND_FRAME: usize = 512;
+        PATH_AND_FRAME + self.record_bytes()
+    }
 }
 
 /// The caller's expectation of the current record.
@@ -172,6 +182,9 @@ struct Inner {
     shared: Arc<Shared>,
     actors: Mutex<HashMap<Did, Arc<Actor>>>,
     max_actors: usize,
+    /// Bytes of writes that wait for their repo.
+    waiting: Arc<AtomicUsize>,
+    waiting_max: usize,
 }
 
 /// What the actors use, apart from what owns them, so that they end with it.
@@ -182,10 +195,18 @@ struct Shared {
 }
 
 impl Repos {
-    /// Repos over `engine`, with at most `cache_bytes` for those that are active.
+    /// Repos over `engine`, with at most `cache_bytes` for those that are active and `waiting_bytes` of writes that wait for
+    /// their repo.
     #[must_use]
-    pub fn new(engine: Core, keys: SigningKeys, cache_bytes: usize, clock_id: u16) -> Repos {
-        Repos::with_max_actors(engine, keys, (cache_bytes / BYTES_PER_ACTOR).max(16), clock_id)
+    pub fn new(
+        engine: Core,
+        keys: SigningKeys,
+        cache_bytes: usize,
+        waiting_bytes: usize,
+        clock_id: u16,
+    ) -> Repos {
+        let max_actors = (cache_bytes / BYTES_PER_ACTOR).max(16);
+        Repos::with_max_actors(engine, keys, max_actors, waiting_bytes, clock_id)
     }
 
     /// As [`Repos::new`], with the number of repos that stay in memory.
@@ -193,6 +214,7 @@ impl Repos {
         engine: Core,
         keys: SigningKeys,
         max_actors: usize,
+        waiting_max: usize,
         clock_id: u16,
     ) -> Repos {
         let shared = Shared {
@@ -207,6 +229,8 @@ impl Repos {
             shared: Arc::new(shared),
             actors: Mutex::new(HashMap::new()),
             max_actors,
+            waiting: Arc::default(),
+            waiting_max,
         };
         Repos {
             inner: Arc::new(inner),
@@ -220,7 +244,8 @@ impl Repos {
         shared.tids.next(shared.engine.now_micros())
     }
 
-    /// Applies `writes` as one commit and returns when it is durable and applied.
+    /// Applies `writes` within one commit, perhaps together with other requests that wait, and returns when it is durable and
+    /// applied.
     ///
     /// # Errors
     /// See [`WriteError`]; on any error none of the writes happened, except after [`WriteError::Closed`] and [`WriteError::Unconfirmed`], where
@@ -237,12 +262,16 @@ impl Repos {
             )));
         }
         let writes = self.check_blobs(did, writes).await?;
+        let bytes = writes.iter().map(Write::memory_bytes).sum();
+        let room = Room::take(&self.inner.waiting, bytes, self.inner.waiting_max).ok_or(WriteError::Busy)?;
         let (reply, answer) = oneshot::channel();
         let actor = self.actor(did);
         let sent = actor.send(Job {
             writes,
             swap_commit,
             reply,
+            _room: room,
+            alone: false,
         });
         drop(actor);
         if !sent {

@@ -13,7 +13,7 @@ pub struct PreparedRecord {
     /// CID of `block`.
     pub cid: Cid,
     /// The record as DAG-CBOR.
-    pub block: Vec<u8>,
+    pub block: bytes::Bytes,
     /// The media blobs that it references.
     pub blobs: Vec<BlobRef>,
 }
@@ -89,7 +89,7 @@ pub fn prepare(
     let block = value.encode();
     Ok(PreparedRecord {
         cid: Cid::for_dag_cbor(&block),
-        block,
+        block: block.into(),
         blobs,
     })
 }

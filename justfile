@@ -34,6 +34,11 @@ drill count="50" seed="1":
 sim count="10000":
     PDS_SIM_SEEDS={{count}} cargo test --release -p engine --lib log::sim -- --nocapture
 
+# Fuzzing of one decoder (`ls tests/fuzz/targets`) for some seconds; needs `cargo install cargo-fuzz`. The instrumentation is
+# unstable in name only, so the ordinary toolchain is told to allow it.
+fuzz target seconds="60":
+    cd tests/fuzz && RUSTC_BOOTSTRAP=1 cargo fuzz run --fuzz-dir . {{target}} -- -max_total_time={{seconds}} -rss_limit_mb=2048 -timeout=10
+
 # Micro-benchmarks.
 bench *arguments:
     cargo bench -p benches "$@"

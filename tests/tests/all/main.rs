@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod damage;
+mod decoders;
 mod dev;
 mod drill;
 mod e2e;

@@ -15,6 +15,7 @@
 
 pub mod blobs;
 pub mod clock;
+pub mod compact;
 pub mod engine;
 pub mod entry;
 pub mod log;

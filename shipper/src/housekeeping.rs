@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 
 use crate::checkpoint::{self, CheckpointError, CheckpointRequest, LocalFile};
 use crate::chunk::{ChunkHeader, ChunkKind};
+use crate::compacted;
 use crate::fence::{self, ReplicaError};
 use crate::handle::{Shared, with_sources};
 use crate::manifest::{CheckpointEntry, FileEntry, Manifest, ManifestError, SegmentEntry};
@@ -148,6 +149,7 @@ impl Housekeeper {
     /// Ships every segment that is sealed and wholly in the replica's chain.
     async fn segments(&mut self) -> Result<(), Trouble> {
         self.seal_if_many_chunks().await;
+        self.follow_compaction().await?;
         let remote = self.shared.remote.get();
         for segment in self.shared.log.segments() {
             let covered = self.manifest.covered_lsn();
@@ -178,6 +180,29 @@ impl Housekeeper {
         Ok(())
     }
 
+    /// Names the local segments where the manifest names others that they have replaced.
+    async fn follow_compaction(&mut self) -> Result<(), Trouble> {
+        let local = self.shared.log.segments();
+        let Some(segments) = compacted::replacement(&local, &self.manifest.segments) else {
+            return Ok(());
+        };
+        tracing::info!(
+            through = %compacted::end(&segments),
+            "the log was compacted; its replica follows"
+        );
+        let mut entries = Vec::with_capacity(segments.len());
+        for segment in &segments {
+            entries.push(self.ship_segment(segment).await?);
+        }
+        self.publish(|manifest| {
+            if compacted::replace(&mut manifest.segments, &entries) {
+                // They point into segments that are named no more.
+                manifest.checkpoints.clear();
+            }
+        })
+        .await
+    }
+
     /// Seals the open segment early if many chunks wait for one that covers them: neither a restore's requests nor our
     /// memory may grow without bound.
     async fn seal_if_many_chunks(&self) {
@@ -191,7 +216,11 @@ impl Housekeeper {
 
     async fn ship_segment(&self, segment: &SegmentInfo) -> Result<SegmentEntry, Trouble> {
         let packed = self.pack(segment).await?;
-        let mut object = names::segment_object(segment.base);
+        let mut object = match segment.compaction {
+            0 => names::segment_object(segment.base),
+            // Its base is below what the manifest covers already: the epoch tells whoever sweeps that it is young.
+            _ => names::segment_object_of_epoch(segment.base, self.shared.claim.epoch),
+        };
         let mut there = self
             .create_segment(&object, packed.file.path(), &packed.summary)
             .await?;
@@ -278,6 +307,8 @@ impl Housekeeper {
     }
 
     async fn checkpoint(&mut self, dir: &Path, lsn: Lsn) -> Result<(), Refused> {
+        // Its places are those of the local segments.
+        self.follow_compaction().await?;
         if let Some(newest) = self.manifest.checkpoints.first()
             && newest.lsn >= lsn.get()
         {
@@ -444,6 +475,9 @@ impl Housekeeper {
         for gone in displaced.checkpoints.iter().filter(|old| !live(old.lsn)) {
             doomed.extend(gone.files.iter().map(|file| file.object.clone()));
         }
+        let named = |object: &str| self.manifest.segments.iter().any(|kept| kept.object == object);
+        let replaced = displaced.segments.iter().map(|segment| &segment.object);
+        doomed.extend(replaced.filter(|object| !named(object)).cloned());
         if let Some(old) = self
             .manifest
             .generation
@@ -522,7 +556,9 @@ impl Housekeeper {
                 .get(SEGMENT_PREFIX.len()..)
                 .and_then(|rest| rest.get(..16))
                 .and_then(Lsn::from_hex);
-            if !named && base.is_some_and(|base| base <= manifest.covered_lsn()) {
+            // A later reign's may be on their way into a manifest that we have not seen yet.
+            let young = names::segment_epoch(name).is_some_and(|by| by > self.shared.claim.epoch);
+            if !named && !young && base.is_some_and(|base| base <= manifest.covered_lsn()) {
                 orphans.push(name.to_owned());
             }
         }

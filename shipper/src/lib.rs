@@ -12,6 +12,7 @@
 pub mod blobs;
 pub mod checkpoint;
 pub mod chunk;
+mod compacted;
 mod feed;
 pub mod fence;
 mod handle;

@@ -127,10 +127,17 @@ pub fn segment_object(base: Lsn) -> String {
     format!("{SEGMENT_PREFIX}{:016x}", base.get())
 }
 
-/// The name to use when an earlier reign left a different object under [`segment_object`].
+/// The name to use when an earlier reign left a different object under [`segment_object`], and for compacted segments.
 #[must_use]
 pub fn segment_object_of_epoch(base: Lsn, epoch: Epoch) -> String {
     format!("{SEGMENT_PREFIX}{:016x}-{:x}", base.get(), epoch.0)
+}
+
+/// The reign in the name of a segment's object, if there is one in it.
+#[must_use]
+pub fn segment_epoch(object: &str) -> Option<Epoch> {
+    let epoch = object.strip_prefix(SEGMENT_PREFIX)?.split_once('-')?.1;
+    u64::from_str_radix(epoch, 16).ok().map(Epoch)
 }
 
 /// The name of one file of a checkpoint. The epoch keeps two reigns that took a checkpoint at the same LSN apart.

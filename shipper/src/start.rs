@@ -270,11 +270,16 @@ fn overlap(here: &Recovered, replica: &ReplicaState) -> Result<Overlap, ReadErro
         }
         <[u8; 32]>::from(digest.finalize()) == chunk.raw_sha256
     } else if let Some(newest) = replica.manifest.segments.last() {
+        // Of what was compacted here or there, only the end is the same. A compacted base is below every other.
+        let segments = here.segments();
+        let there = segments
+            .first()
+            .is_some_and(|first| newest.base < first.base.get());
         let is_it = |segment: &engine::log::SegmentInfo| {
-            (segment.base.get(), segment.last.get(), segment.prev.get())
-                == (newest.base, newest.last, newest.prev)
+            let whole = (segment.base.get(), segment.prev.get()) == (newest.base, newest.prev);
+            segment.last.get() == newest.last && (whole || segment.compaction > 0 || there)
         };
-        here.segments().iter().any(is_it)
+        segments.iter().any(is_it)
     } else {
         true
     };

@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use engine::log::{Lsn, segment_file_name};
+use engine::storage::OsStorage;
 use shipper::restore;
 
 /// Why a directory cannot be looked at.
@@ -40,7 +41,7 @@ pub enum DirError {
 pub struct DataDir {
     /// The directory.
     pub root: PathBuf,
-    /// Base LSNs of its segments by their names, ascending.
+    /// Base LSNs of its segments by their names, ascending; without those that a compaction writes or has replaced.
     pub segments: Vec<Lsn>,
     /// Whether a server has the log's lock now: then the newest segment may grow, and views are in use.
     pub running: bool,
@@ -100,6 +101,11 @@ impl DataDir {
             }
         }
         segments.sort_unstable();
+        let segments =
+            engine::log::live_segments(&OsStorage, &log, segments).map_err(|source| DirError::Io {
+                path: log.clone(),
+                source,
+            })?;
         Ok(DataDir {
             root: root.to_owned(),
             segments,

@@ -11,12 +11,14 @@
     )
 )]
 
+mod compact;
 mod data_dir;
 mod inspect;
 mod progress;
 mod replica_url;
 mod restore;
 mod segment;
+mod stats;
 mod summary;
 #[cfg(test)]
 mod tests;
@@ -43,6 +45,10 @@ enum Command {
     Verify(verify::Verify),
     /// Bring back a data directory from its replica.
     Restore(restore::Restore),
+    /// Rewrite the old part of a log without what is dead in it. The server must be stopped.
+    Compact(compact::Compact),
+    /// Count what the bytes of a log are used for, by segment, kind and repo. The server must be stopped.
+    Stats(stats::Stats),
 }
 
 /// How a command ended.
@@ -59,6 +65,8 @@ fn run(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Outcome> {
         Command::Inspect(command) => command.run(out),
         Command::Verify(command) => command.run(out),
         Command::Restore(command) => command.run(out),
+        Command::Compact(command) => command.run(out),
+        Command::Stats(command) => command.run(out),
     }
 }
 

@@ -42,7 +42,9 @@ pub fn dids(entry: &Entry) -> Vec<Did> {
             | Change::RowsGone { did, .. }
             | Change::RepoHead { did, .. }
             | Change::GenerationSwept { did, .. } => did,
-            Change::AccountsMigration { .. } | Change::AccountsChangeset { .. } => continue,
+            Change::AccountsMigration { .. }
+            | Change::AccountsChangeset { .. }
+            | Change::ReposNumbered { .. } => continue,
         };
         if !dids.contains(did) {
             dids.push(did.clone());
@@ -121,6 +123,9 @@ fn change_line(change: &Change) -> String {
             Err(error) => format!("generation {generation} live at a commit that does not decode: {error}"),
         },
         Change::GenerationSwept { generation, .. } => format!("generation {generation} given up"),
+        Change::ReposNumbered { next, repos } => {
+            format!("{} repos numbered; the next new one is {next}", repos.len())
+        }
     }
 }
 
@@ -368,6 +373,18 @@ fn change_json(change: &Change) -> Value {
         }
         Change::GenerationSwept { did, generation } => {
             json!({ "generationSwept": generation, "did": did.as_str() })
+        }
+        Change::ReposNumbered { next, repos } => {
+            let repos: Vec<Value> = repos
+                .iter()
+                .map(|repo| {
+                    json!({
+                        "did": repo.did.as_str(), "number": repo.number, "generation": repo.generation,
+                        "newest": repo.newest, "staged": repo.staged,
+                    })
+                })
+                .collect();
+            json!({ "reposNumbered": repos, "next": next })
         }
     }
 }

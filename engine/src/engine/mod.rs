@@ -16,6 +16,7 @@
 //! | a view ahead of the log, damaged, or missing   | throws it away; newest checkpoint, then replay (I4)           |
 //! | entries above what the replica has             | keeps them unapplied until the shipper has shipped them       |
 
+mod compact;
 mod error;
 mod open;
 #[cfg(test)]
@@ -30,7 +31,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+pub use compact::Removal;
 pub use error::{AppendError, EngineError, WriteError};
+pub(crate) use open::{Bounds, CHECKPOINTS_DIR, LOG_DIR, open_views};
 pub use open::{EnginePrelude, StartOptions};
 
 use crate::entry::EntryDraft;
@@ -150,6 +153,11 @@ struct Inner {
     checkpoints_kept: usize,
     /// One checkpoint at a time.
     checkpointing: tokio::sync::Mutex<()>,
+    dir: PathBuf,
+    /// One compaction at a time.
+    compacting: tokio::sync::Mutex<()>,
+    /// What the last compaction replaced and has not removed.
+    replaced: Mutex<Option<compact::Replaced>>,
     /// LSN of the schema steps that this start had to append; [`Lsn::ZERO`] for none.
     ready_at: Lsn,
 }
@@ -367,11 +375,13 @@ impl Engine {
         &self.inner.visible
     }
 
-    /// The oldest cursor that can be served in full: the place before the oldest entry that is kept.
+    /// The oldest cursor that can be served in full: the place before the oldest entry that is kept as it was written.
     #[must_use]
     pub fn oldest_lsn(&self) -> Lsn {
-        let oldest = self.inner.log.segments().first().map(|segment| segment.prev);
-        oldest.unwrap_or_else(|| self.appended().get())
+        if self.inner.log.segments().is_empty() {
+            return self.appended().get();
+        }
+        self.inner.log.reader().floor()
     }
 
     /// All segments, ascending.
@@ -432,6 +442,11 @@ impl Engine {
     /// See [`CheckpointFailure`]; [`CheckpointError::Empty`] if nothing was ever applied.
     pub async fn checkpoint(&self) -> Result<Checkpoint, CheckpointFailure> {
         let _one_at_a_time = self.inner.checkpointing.lock().await;
+        self.checkpoint_alone().await
+    }
+
+    /// [`Engine::checkpoint`] for who has its lock.
+    async fn checkpoint_alone(&self) -> Result<Checkpoint, CheckpointFailure> {
         let driver = self.inner.driver.lock().clone().ok_or(DriverError::Stopped)?;
         let (index, accounts) = (self.inner.index.clone(), self.inner.accounts.clone());
         let pinned = driver

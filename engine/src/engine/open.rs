@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 
 use super::{AppendError, Durability, Engine, EngineConfig, EngineError, Fence, Inner};
 use crate::clock::{Clock, Entropy};
+use crate::compact;
 use crate::entry::{Change, Entry, EntryDraft};
 use crate::log::{Cut, Epoch, Log, LogConfig, LogId, LogReader, Lsn, Recovered, SegmentInfo, Watermark};
 use crate::storage::Storage;
@@ -20,9 +21,9 @@ use crate::views::driver::{DriverError, DriverHandle, Fold, Marks, ReplayProgres
 use crate::views::index::{self, IndexError, IndexView};
 
 /// Where the segments are.
-const LOG_DIR: &str = "log";
+pub(crate) const LOG_DIR: &str = "log";
 /// Where the checkpoints are.
-const CHECKPOINTS_DIR: &str = "ckpt";
+pub(crate) const CHECKPOINTS_DIR: &str = "ckpt";
 /// Bytes of log that are looked at in one piece when the tail above the durable point is searched.
 const SCAN_BYTES: usize = 4 << 20;
 
@@ -161,6 +162,7 @@ impl EnginePrelude {
         let oldest = log.segments().first().map_or(end, |segment| segment.prev);
         let checkpoints = Checkpoints::new(config.dir.join(CHECKPOINTS_DIR), log_id);
         let bounds = Bounds {
+            log: log.reader(),
             oldest,
             target,
             end,
@@ -221,6 +223,9 @@ impl EnginePrelude {
             checkpoints,
             checkpoints_kept: config.checkpoints_kept,
             checkpointing: tokio::sync::Mutex::new(()),
+            dir: config.dir,
+            compacting: tokio::sync::Mutex::new(()),
+            replaced: Mutex::new(None),
             ready_at: unapplied.last_migration,
         };
         if !steps.is_empty() {
@@ -241,24 +246,46 @@ impl EnginePrelude {
 }
 
 /// Between which LSNs a view is of use.
-struct Bounds {
+pub(crate) struct Bounds {
+    pub(crate) log: LogReader,
     /// Predecessor of the oldest entry: a view behind it cannot catch up.
-    oldest: Lsn,
+    pub(crate) oldest: Lsn,
     /// What may be applied.
-    target: Lsn,
+    pub(crate) target: Lsn,
     /// The last entry: a view ahead of it is of another history.
-    end: Lsn,
-    log_id: LogId,
+    pub(crate) end: Lsn,
+    pub(crate) log_id: LogId,
 }
 
 impl Bounds {
     fn admit(&self, applied: Lsn) -> bool {
-        self.oldest <= applied && applied <= self.end
+        self.oldest <= applied && applied <= self.end && self.log.is_place(applied)
     }
 }
 
 /// Opens both views; what is of no use is thrown away and comes from the newest checkpoint, or from the log's beginning.
-fn open_views(
+/// Ends a compaction that the last process did not end.
+pub(crate) fn open_views(
+    config: &EngineConfig,
+    checkpoints: &Checkpoints,
+    bounds: &Bounds,
+) -> Result<(IndexView, AccountsView), EngineError> {
+    if let Err(error) = compact::remove_scratch(&config.dir) {
+        tracing::warn!(%error, "scratch files of a compaction are left");
+    }
+    let views = open_either(config, checkpoints, bounds)?;
+    if bounds.log.pending_compaction().is_some() {
+        // They have the places of before.
+        checkpoints.prune(0).map_err(EngineError::Checkpoint)?;
+        match bounds.log.end_compaction() {
+            Ok(bytes) => tracing::info!(bytes, "a compaction that was interrupted is ended"),
+            Err(error) => tracing::warn!(%error, "what a compaction replaced is still there"),
+        }
+    }
+    Ok(views)
+}
+
+fn open_either(
     config: &EngineConfig,
     checkpoints: &Checkpoints,
     bounds: &Bounds,
@@ -326,7 +353,10 @@ fn open_index(
         IndexView::open(&path, bounds.log_id, config.index_cache_bytes)
     }));
     let reason = match opened {
-        Ok(Ok(view)) if bounds.admit(view.applied()) => return Ok(Some(view)),
+        Ok(Ok(view)) if bounds.admit(view.applied()) => match settle(&view, &bounds.log) {
+            Ok(()) => return Ok(Some(view)),
+            Err(reason) => reason,
+        },
         Ok(Ok(view)) => format!(
             "it stands at {}, the log is {} to {}",
             view.applied(),
@@ -340,6 +370,21 @@ fn open_index(
     tracing::warn!(%reason, "the index is thrown away; the log has everything");
     remove_file(&path)?;
     Ok(None)
+}
+
+/// Whether the rows of an index point into the segments that are there; lets them follow if they can.
+fn settle(view: &IndexView, log: &LogReader) -> Result<(), String> {
+    if view.applied() == Lsn::ZERO {
+        return view.adopt(log.compaction()).map_err(|error| error.to_string());
+    }
+    let places = view.places().map_err(|error| error.to_string())?;
+    if !compact::admits(log, places) {
+        return Err(format!("it has the places of another compaction: {places:?}"));
+    }
+    if log.pending_compaction().is_none() {
+        return Ok(());
+    }
+    compact::follow(log, &view.source()).map_err(|error| error.to_string())
 }
 
 /// The account database, or `None` after it was thrown away because it was of no use.

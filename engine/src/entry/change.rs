@@ -92,6 +92,29 @@ pub enum Change {
         /// Which build of the repo's rows.
         generation: u32,
     },
+    /// The numbers that repos have in the index, which follow from a history that is not told any more: a compacted
+    /// segment says them before the repos' rows.
+    ReposNumbered {
+        /// The number of the next repo that is new; greater than all that were ever given.
+        next: u32,
+        /// Repos that are not known yet.
+        repos: Vec<RepoNumber>,
+    },
+}
+
+/// What the index says of a repo that its rows do not show.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RepoNumber {
+    /// The repo.
+    pub did: Did,
+    /// Its number.
+    pub number: u32,
+    /// The generation that is live, whether it has a head or not.
+    pub generation: u32,
+    /// The greatest generation that there ever was.
+    pub newest: u32,
+    /// Generations that are staged.
+    pub staged: Vec<u32>,
 }
 
 /// Private part, after the version byte: the bincode-1 shape (little-endian, u64 lengths) with one-byte tags.
@@ -134,6 +157,17 @@ enum WireChange<'a> {
     },
     #[wincode(tag = 9)]
     GenerationSwept { did: &'a str, generation: u32 },
+    #[wincode(tag = 10)]
+    ReposNumbered { next: u32, repos: Vec<WireNumber<'a>> },
+}
+
+#[derive(Debug, SchemaRead, SchemaWrite)]
+struct WireNumber<'a> {
+    did: &'a str,
+    number: u32,
+    generation: u32,
+    newest: u32,
+    staged: Vec<u32>,
 }
 
 impl<'a> WireChange<'a> {
@@ -189,6 +223,19 @@ impl<'a> WireChange<'a> {
             Change::GenerationSwept { did, generation } => WireChange::GenerationSwept {
                 did: did.as_str(),
                 generation: *generation,
+            },
+            Change::ReposNumbered { next, repos } => WireChange::ReposNumbered {
+                next: *next,
+                repos: repos
+                    .iter()
+                    .map(|repo| WireNumber {
+                        did: repo.did.as_str(),
+                        number: repo.number,
+                        generation: repo.generation,
+                        newest: repo.newest,
+                        staged: repo.staged.clone(),
+                    })
+                    .collect(),
             },
         })
     }
@@ -260,6 +307,25 @@ impl<'a> WireChange<'a> {
                 did: did.parse()?,
                 generation,
             },
+            WireChange::ReposNumbered { next, repos } => Change::ReposNumbered {
+                next,
+                repos: repos
+                    .into_iter()
+                    .map(WireNumber::check)
+                    .collect::<Result<_, _>>()?,
+            },
+        })
+    }
+}
+
+impl WireNumber<'_> {
+    fn check(self) -> Result<RepoNumber, EntryError> {
+        Ok(RepoNumber {
+            did: self.did.parse()?,
+            number: self.number,
+            generation: self.generation,
+            newest: self.newest,
+            staged: self.staged,
         })
     }
 }

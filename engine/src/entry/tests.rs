@@ -51,6 +51,16 @@ fn samples() -> Vec<Change> {
             did: did(),
             generation: 2,
         },
+        Change::ReposNumbered {
+            next: 3,
+            repos: vec![RepoNumber {
+                did: did(),
+                number: 1,
+                generation: 2,
+                newest: 4,
+                staged: vec![3],
+            }],
+        },
     ]
 }
 
@@ -100,6 +110,11 @@ fn each_change_has_the_bytes_it_always_had() {
         ),
         format!("01010000000000000008{did_hex}020000000100000000000000a0"),
         format!("01010000000000000009{did_hex}02000000"),
+        [
+            format!("0101000000000000000a030000000100000000000000{did_hex}"),
+            "0100000002000000040000000100000000000000".to_owned() + "03000000",
+        ]
+        .concat(),
     ];
     assert_eq!(samples().len(), golden.len());
     for (change, golden) in samples().into_iter().zip(golden) {
@@ -215,6 +230,24 @@ fn any_change() -> impl Strategy<Value = Change> {
                 commit: commit.into()
             }),
         (did.clone(), any::<u32>()).prop_map(|(did, generation)| Change::GenerationSwept { did, generation }),
+        (
+            did.clone(),
+            any::<[u32; 4]>(),
+            proptest::collection::vec(any::<u32>(), 0..3)
+        )
+            .prop_map(|(did, [next, number, generation, newest], staged)| {
+                let repo = RepoNumber {
+                    did,
+                    number,
+                    generation,
+                    newest,
+                    staged,
+                };
+                Change::ReposNumbered {
+                    next,
+                    repos: vec![repo],
+                }
+            }),
         did.prop_map(|did| Change::RepoRemoved { did }),
     ]
 }

@@ -168,6 +168,7 @@ impl LogCore {
             epoch,
             base,
             prev: last,
+            compaction: 0,
         };
         let path = self.set.path(base);
         let created = (|| {

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::append::seal_file;
+use super::compaction::remove_then_journal;
 use super::frame::{Flags, frames_in};
 use super::lsn::{Epoch, LogId, Lsn};
 use super::recovery::{Damage, OpenError, list_segments, lock_dir, verify_segment};
@@ -109,6 +110,8 @@ impl SegmentInstaller {
         for name in leftovers {
             storage.remove(&dir.join(name))?;
         }
+        // Of a compaction whose segments are gone.
+        remove_then_journal(storage.as_ref(), dir, &[])?;
         let dir = dir.to_owned();
         Ok(SegmentInstaller {
             storage,
@@ -199,6 +202,7 @@ impl SegmentInstaller {
                     epoch: header.epoch,
                     base: header.lsn,
                     prev: header.prev,
+                    compaction: 0,
                 };
                 self.check_header(&new, &format!("frames, at offset {at}"))?;
                 self.create(new)?;

@@ -10,6 +10,7 @@
 //! group that `local` had reached, and of later ones a prefix; never half a group. `engine/FORMAT.md` draws every byte.
 
 mod append;
+mod compaction;
 mod draft;
 mod frame;
 mod install;
@@ -28,6 +29,8 @@ mod watermark;
 mod writer;
 
 pub use append::GroupLsns;
+pub use compaction::{CompactionError, compaction_of, live_segments};
+pub(crate) use compaction::{CompactionWriter, WrittenCompaction};
 pub use draft::{Draft, Place, Stamp};
 pub use frame::{
     FRAME_HEADER_BYTES, Flags, Frame, FrameError, FrameHeader, FramePart, FrameRef, MAX_FRAME_BYTES,
@@ -38,10 +41,10 @@ pub use lsn::{Epoch, Location, LogId, LogIdError, Lsn, LsnOutOfRange};
 pub use reader::{LogReader, ReadError, TailReader};
 pub use recovery::{Cut, Damage, OpenError, verify_segment};
 pub use segment::{
-    INDEX_EVERY_BYTES, SEGMENT_HEADER_BYTES, SEGMENT_TRAILER_BYTES, SEGMENT_VERSION, SegmentFooter,
-    SegmentHeader, SegmentHeaderError, SegmentInfo, segment_file_name,
+    COMPACTED_VERSION, INDEX_EVERY_BYTES, SEGMENT_HEADER_BYTES, SEGMENT_TRAILER_BYTES, SEGMENT_VERSION,
+    SegmentFooter, SegmentHeader, SegmentHeaderError, SegmentInfo, segment_file_name,
 };
-pub use set::SealedSegment;
+pub use set::{PendingCompaction, SealedSegment};
 pub use watermark::{Failed, Wait, Watermark};
 
 use std::future::Future;
@@ -209,6 +212,14 @@ impl Recovered {
         }
     }
 
+    /// Removes what a compaction left that did not come to count, so that another can begin without a start.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub(crate) fn disown(&mut self) -> Result<(), OpenError> {
+        disown(&self.findings.set, self.findings.disowned.take())
+    }
+
     /// Starts a new writer: removes what recovery cut, seals what the last one left open, and takes appends.
     ///
     /// # Errors
@@ -252,6 +263,7 @@ impl Recovered {
             last_epoch,
             repair,
             leftovers,
+            disowned,
             ..
         } = self.findings;
         let log_id = match (found, config.log_id) {
@@ -277,6 +289,7 @@ impl Recovered {
         if now.saturating_add(CLOCK_TOLERANCE_MICROS) < spent.get() {
             return Err(OpenError::ClockBehind { now, floor: spent });
         }
+        disown(&set, disowned)?;
         mend(&set, repair, &leftovers)?;
         let origin = Origin {
             log_id,
@@ -287,6 +300,13 @@ impl Recovered {
         };
         Ok((LogCore::new(set, clock, origin), lock, reader))
     }
+}
+
+/// Removes what a compaction left that did not come to count.
+fn disown(set: &set::SegmentSet, disowned: Option<Vec<String>>) -> Result<(), OpenError> {
+    let Some(names) = disowned else { return Ok(()) };
+    compaction::remove_then_journal(set.storage.as_ref(), &set.dir, &names)
+        .map_err(io_error("removing what an unfinished compaction wrote"))
 }
 
 /// Does on disk what recovery decided.

@@ -229,7 +229,10 @@ impl TailReader {
         if limit <= self.position {
             return Ok(Vec::new());
         }
-        if let Some(frames) = self.log.ring.after(self.position, limit, max_bytes) {
+        // The ring may still hold what was compacted since; who stands before that reads what took its place.
+        let kept = self.position >= self.log.set.floor();
+        let recent = || self.log.ring.after(self.position, limit, max_bytes);
+        if let Some(frames) = kept.then(recent).flatten() {
             if let Some(first) = frames.first() {
                 self.check_link(first.header(), first.location().segment, first.location().offset)?;
             }
@@ -284,9 +287,8 @@ impl TailReader {
                     None => return Ok(found),
                 },
             };
-            let segment = entry.header.base;
             if offset >= entry.frames_end()? {
-                let Some(next) = self.log.set.after(segment) else {
+                let Some(next) = self.log.set.after(&entry) else {
                     return Ok(found);
                 };
                 self.cursor = Some((next.header.base, super::segment::SEGMENT_HEADER_BYTES as u64));

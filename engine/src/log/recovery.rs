@@ -20,13 +20,14 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::compaction::{Journal, Output};
 use super::frame::{Flags, FrameRef};
 use super::lsn::{Epoch, LogId, Lsn};
 use super::segment::{
     SEGMENT_HEADER_BYTES, SEGMENT_TRAILER_BYTES, SegmentFooter, SegmentHeader, SegmentHeaderError,
-    SegmentInfo, Tally, find_frame, link_error,
+    SegmentInfo, Tally, find_frame, link_error, segment_file_name,
 };
-use super::set::{SegmentEntry, SegmentSet};
+use super::set::{PendingCompaction, SegmentEntry, SegmentSet};
 use crate::storage::{OpenMode, Storage, StorageFile, StorageLock};
 
 /// Why a directory could not be opened as a log.
@@ -364,6 +365,10 @@ pub(super) struct Findings {
     pub(super) repair: Repair,
     /// Left by an installation that did not finish.
     pub(super) leftovers: Vec<String>,
+    /// Left by a compaction that did not come to count: its segments. `Some` if there is its journal.
+    pub(super) disowned: Option<Vec<String>>,
+    /// The compaction of the segment looked at last.
+    last_compaction: u32,
 }
 
 /// Takes the lock of the directory, making the directory if need be.
@@ -403,8 +408,22 @@ pub(super) fn list_segments(storage: &dyn Storage, dir: &Path) -> Result<(Vec<Ls
 /// Looks at a directory under its lock; changes nothing in it.
 pub(super) fn find(storage: Arc<dyn Storage>, dir: &Path) -> Result<Findings, OpenError> {
     let lock = lock_dir(&storage, dir)?;
-    let (bases, leftovers) = list_segments(storage.as_ref(), dir)?;
+    let (mut bases, leftovers) = list_segments(storage.as_ref(), dir)?;
+    let journal =
+        Journal::read(storage.as_ref(), dir).map_err(io_error("reading the compaction's journal"))?;
+    let journal = journal.transpose().map_err(|what| {
+        let what = what.to_owned();
+        refuse(Lsn::ZERO, Damage { offset: 0, what })
+    })?;
     let set = Arc::new(SegmentSet::new(storage, dir));
+    let (mut disowned, mut inputs) = (None, Vec::new());
+    if let Some(journal) = &journal {
+        let split = journal.split(bases);
+        (bases, inputs) = (split.live, split.replaced);
+        if matches!(journal, Journal::Writing { .. }) {
+            disowned = Some(split.disowned.into_iter().map(segment_file_name).collect());
+        }
+    }
     let mut findings = Findings {
         lock,
         set,
@@ -414,9 +433,20 @@ pub(super) fn find(storage: Arc<dyn Storage>, dir: &Path) -> Result<Findings, Op
         cut: None,
         repair: Repair::Nothing,
         leftovers,
+        disowned,
+        last_compaction: 0,
     };
     for (at, base) in bases.iter().enumerate() {
         findings.look_at(*base, at == 0, at + 1 == bases.len())?;
+    }
+    if let Some(Journal::Prepared {
+        compaction,
+        through,
+        outputs,
+    }) = journal
+    {
+        findings.confirm(&outputs)?;
+        findings.set_aside(&inputs, PendingCompaction { compaction, through })?;
     }
     Ok(findings)
 }
@@ -503,6 +533,38 @@ impl Findings {
         Ok(())
     }
 
+    /// Whether the segments that a compaction's journal vouches for are those that are there.
+    fn confirm(&self, outputs: &[Output]) -> Result<(), OpenError> {
+        for output in outputs {
+            let info = self.set.get(output.base).map(|entry| entry.info());
+            let same =
+                info.is_some_and(|info| (info.last, info.sha256) == (output.last, Some(output.sha256)));
+            if !same {
+                let what = "it is not what the compaction's journal vouches for".to_owned();
+                return Err(refuse(output.base, Damage { offset: 0, what }));
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps what a compaction has replaced readable. Some of it may be gone already, and then nobody needs any of it.
+    fn set_aside(&mut self, inputs: &[Lsn], pending: PendingCompaction) -> Result<(), OpenError> {
+        let mut retired = Vec::with_capacity(inputs.len());
+        for base in inputs {
+            let path = self.set.path(*base);
+            let io = |source| io_error(format!("reading {}", path.display()))(source);
+            let file = self.set.storage.open(&path, OpenMode::Read).map_err(io)?;
+            let Some((header, footer, len)) = ends_of_sealed(file.as_ref()).map_err(io)? else {
+                let what = "it is damaged, and a compaction that needs it has not ended".to_owned();
+                return Err(refuse(*base, Damage { offset: 0, what }));
+            };
+            let info = SegmentInfo::sealed(&header, &footer, len);
+            retired.push(SegmentEntry::sealed(&self.set, header, info));
+        }
+        self.set.retire(retired, pending);
+        Ok(())
+    }
+
     /// Whether a segment continues the one before it.
     fn link(&mut self, base: Lsn, header: &SegmentHeader, oldest: bool) -> Result<(), OpenError> {
         let expected = *self.log_id.get_or_insert(header.log_id);
@@ -513,6 +575,13 @@ impl Findings {
                 found: header.log_id,
                 expected,
             });
+        }
+        let before = std::mem::replace(&mut self.last_compaction, header.compaction);
+        if header.compaction > 0
+            && (oldest && header.prev > Lsn::ZERO || !oldest && before != header.compaction)
+        {
+            let what = "it is compacted, and does not follow a segment of its compaction".to_owned();
+            return Err(refuse(base, Damage { offset: 0, what }));
         }
         if oldest {
             return Ok(());

@@ -4,7 +4,7 @@
 //! header, 64 bytes               footer: index                    footer: trailer, the last 88 bytes of the file
 //!  0 magic "AzPdsSeg"             0 magic "AzPdsIdx"               0 u64 first lsn     8 u64 last lsn
 //!  8 u16 version   10 u16 64      8 u32 entries   12 u32 zero     16 u64 frames       24 u64 where the footer begins
-//! 12 u32 zero      16 log id     16 entries: u64 lsn, u64 offset  32 sha-256 of everything before the footer
+//! 12 u32 compaction 16 log id    16 entries: u64 lsn, u64 offset  32 sha-256 of everything before the footer
 //! 32 u64 epoch     40 u64 base                                    64 u32 footer length, magic to magic
 //! 48 u64 prev      56 u32 zero                                    68 u16 version   70 u16 zero   72 u32 zero
 //! 60 u32 crc32 of 0..60                                           76 u32 crc32 of the footer up to here
@@ -20,8 +20,10 @@ use sha2::{Digest, Sha256};
 use super::frame::{Flags, FrameHeader, FrameRef};
 use super::lsn::{Epoch, LogId, Lsn};
 
-/// The version of the format that this program writes, and the only one it reads.
+/// The version of a segment that a writer filled, and of every footer.
 pub const SEGMENT_VERSION: u16 = 1;
+/// The version of a compacted segment's header, which differs in naming its compaction.
+pub const COMPACTED_VERSION: u16 = 2;
 /// Bytes before the first frame.
 pub const SEGMENT_HEADER_BYTES: usize = 64;
 /// Bytes of the footer's fixed last part.
@@ -75,7 +77,9 @@ impl Fields<'_> {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SegmentHeaderError {
     /// A program that came after this one wrote the file.
-    #[error("segment format version {found} is not known to this program (it knows {SEGMENT_VERSION})")]
+    #[error(
+        "segment format version {found} is not known to this program (it knows {SEGMENT_VERSION} and {COMPACTED_VERSION})"
+    )]
     UnknownVersion {
         /// The version in the file.
         found: u16,
@@ -99,17 +103,27 @@ pub struct SegmentHeader {
     pub base: Lsn,
     /// LSN of the last frame of the segment before it.
     pub prev: Lsn,
+    /// Zero for what a writer appended; else the number of the compaction that made it.
+    pub compaction: u32,
 }
 
 impl SegmentHeader {
+    fn version(&self) -> u16 {
+        if self.compaction == 0 {
+            SEGMENT_VERSION
+        } else {
+            COMPACTED_VERSION
+        }
+    }
+
     /// The bytes as they go on disk.
     #[must_use]
     pub fn encode(&self) -> [u8; SEGMENT_HEADER_BYTES] {
         let mut raw = Vec::with_capacity(SEGMENT_HEADER_BYTES);
         raw.extend_from_slice(HEADER_MAGIC);
-        raw.extend_from_slice(&SEGMENT_VERSION.to_le_bytes());
+        raw.extend_from_slice(&self.version().to_le_bytes());
         raw.extend_from_slice(&(SEGMENT_HEADER_BYTES as u16).to_le_bytes());
-        raw.extend_from_slice(&[0; 4]);
+        raw.extend_from_slice(&self.compaction.to_le_bytes());
         raw.extend_from_slice(&self.log_id.0);
         raw.extend_from_slice(&self.epoch.0.to_le_bytes());
         raw.extend_from_slice(&self.base.get().to_le_bytes());
@@ -147,28 +161,30 @@ impl SegmentHeader {
         if crc32fast::hash(before) != u32::from_le_bytes(*crc) {
             return Err(damaged("its checksum does not match"));
         }
-        if version != SEGMENT_VERSION {
+        if ![SEGMENT_VERSION, COMPACTED_VERSION].contains(&version) {
             return Err(SegmentHeaderError::UnknownVersion { found: version });
         }
         if len != SEGMENT_HEADER_BYTES {
             return Err(damaged("its length is not that of its version"));
         }
-        let zero = fields.u32();
+        let compaction = fields.u32();
         let log_id = LogId(fields.take());
         let epoch = Epoch(fields.u64());
         let (base, prev) = (fields.u64(), fields.u64());
         let (Some(base), Some(prev)) = (Lsn::new(base), Lsn::new(prev)) else {
             return Err(damaged("an LSN is out of range"));
         };
-        if zero != 0 || fields.u32() != 0 || prev >= base {
-            return Err(damaged("its checksum matches but its fields make no sense"));
-        }
-        Ok(SegmentHeader {
+        let header = SegmentHeader {
             log_id,
             epoch,
             base,
             prev,
-        })
+            compaction,
+        };
+        if header.version() != version || fields.u32() != 0 || prev >= base {
+            return Err(damaged("its checksum matches but its fields make no sense"));
+        }
+        Ok(header)
     }
 }
 
@@ -366,6 +382,8 @@ pub struct SegmentInfo {
     pub frames: u64,
     /// SHA-256 of everything before the footer, if it is sealed.
     pub sha256: Option<[u8; 32]>,
+    /// Zero for what a writer appended; else the number of the compaction that made it.
+    pub compaction: u32,
 }
 
 impl SegmentInfo {
@@ -380,6 +398,7 @@ impl SegmentInfo {
             bytes,
             frames: footer.frames,
             sha256: Some(footer.sha256),
+            compaction: header.compaction,
         }
     }
 }
@@ -452,14 +471,18 @@ mod tests {
             epoch: Epoch(3),
             base: Lsn::saturating(1_000),
             prev: Lsn::saturating(900),
+            compaction: 0,
         }
     }
 
     proptest! {
         #[test]
-        fn a_header_round_trips_and_every_flipped_bit_is_noticed(bit in 0usize..SEGMENT_HEADER_BYTES * 8) {
-            let mut raw = header().encode();
-            prop_assert_eq!(SegmentHeader::parse(&raw), Ok(header()));
+        fn a_header_round_trips_and_every_flipped_bit_is_noticed(
+            bit in 0usize..SEGMENT_HEADER_BYTES * 8, compaction in prop_oneof![Just(0), 1..9u32],
+        ) {
+            let header = SegmentHeader { compaction, ..header() };
+            let mut raw = header.encode();
+            prop_assert_eq!(SegmentHeader::parse(&raw), Ok(header));
             raw[bit / 8] ^= 1 << (bit % 8);
             prop_assert!(SegmentHeader::parse(&raw).is_err());
         }
@@ -490,7 +513,7 @@ mod tests {
     #[test]
     fn another_version_is_told_from_damage() {
         let mut raw = header().encode();
-        raw[8] = 2;
+        raw[8] = 3;
         assert!(matches!(
             SegmentHeader::parse(&raw),
             Err(SegmentHeaderError::Damaged { .. })
@@ -499,8 +522,17 @@ mod tests {
         raw[60..].copy_from_slice(&crc);
         assert_eq!(
             SegmentHeader::parse(&raw),
-            Err(SegmentHeaderError::UnknownVersion { found: 2 })
+            Err(SegmentHeaderError::UnknownVersion { found: 3 })
         );
+        // A writer's segment names no compaction, and a compacted one does.
+        let mut raw = header().encode();
+        raw[8] = 2;
+        let crc = crc32fast::hash(&raw[..60]).to_le_bytes();
+        raw[60..].copy_from_slice(&crc);
+        assert!(matches!(
+            SegmentHeader::parse(&raw),
+            Err(SegmentHeaderError::Damaged { .. })
+        ));
     }
 
     #[test]

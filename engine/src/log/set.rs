@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use parking_lot::RwLock;
 
+use super::compaction::compaction_of;
 use super::lsn::Lsn;
 use super::reader::ReadError;
 use super::segment::{
@@ -19,7 +20,25 @@ use crate::storage::{OpenMode, StableBytes, Storage, StorageFile};
 pub(super) struct SegmentSet {
     pub(super) storage: Arc<dyn Storage>,
     pub(super) dir: PathBuf,
-    entries: RwLock<Vec<Arc<SegmentEntry>>>,
+    segments: RwLock<Segments>,
+}
+
+#[derive(Debug, Default)]
+struct Segments {
+    /// The log, ascending.
+    live: Vec<Arc<SegmentEntry>>,
+    /// What a compaction has replaced, ascending: readable by location only.
+    retired: Vec<Arc<SegmentEntry>>,
+    pending: Option<PendingCompaction>,
+}
+
+/// A compaction that took effect and has not ended: what it replaced is still there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PendingCompaction {
+    /// Its number.
+    pub compaction: u32,
+    /// The last LSN of what it replaced, and of what it wrote.
+    pub through: Lsn,
 }
 
 impl SegmentSet {
@@ -27,7 +46,7 @@ impl SegmentSet {
         SegmentSet {
             storage,
             dir: dir.to_owned(),
-            entries: RwLock::default(),
+            segments: RwLock::default(),
         }
     }
 
@@ -36,51 +55,135 @@ impl SegmentSet {
     }
 
     pub(super) fn push(&self, entry: Arc<SegmentEntry>) {
-        self.entries.write().push(entry);
+        self.segments.write().live.push(entry);
     }
 
     pub(super) fn pop(&self) -> Option<Arc<SegmentEntry>> {
-        self.entries.write().pop()
+        self.segments.write().live.pop()
+    }
+
+    pub(super) fn entries(&self) -> Vec<Arc<SegmentEntry>> {
+        self.segments.read().live.clone()
     }
 
     pub(super) fn infos(&self) -> Vec<SegmentInfo> {
-        self.entries.read().iter().map(|entry| entry.info()).collect()
+        self.segments
+            .read()
+            .live
+            .iter()
+            .map(|entry| entry.info())
+            .collect()
+    }
+
+    /// Which compaction made the log's first segments; zero for none.
+    pub(super) fn compaction(&self) -> u32 {
+        let segments = self.segments.read();
+        segments.live.first().map_or(0, |entry| entry.header.compaction)
+    }
+
+    /// The last LSN of what is compacted, or the predecessor of the first frame.
+    pub(super) fn floor(&self) -> Lsn {
+        let segments = self.segments.read();
+        let compacted = segments.live.partition_point(|entry| entry.header.compaction > 0);
+        match compacted.checked_sub(1).and_then(|at| segments.live.get(at)) {
+            Some(last) => last.info().last,
+            None => segments.live.first().map_or(Lsn::ZERO, |entry| entry.header.prev),
+        }
+    }
+
+    pub(super) fn pending(&self) -> Option<PendingCompaction> {
+        self.segments.read().pending
+    }
+
+    /// What a compaction has replaced and is still there.
+    pub(super) fn retired(&self) -> Vec<Arc<SegmentEntry>> {
+        self.segments.read().retired.clone()
+    }
+
+    /// Notes what a start found of a compaction that has not ended.
+    pub(super) fn retire(&self, inputs: Vec<Arc<SegmentEntry>>, pending: PendingCompaction) {
+        let mut segments = self.segments.write();
+        segments.retired = inputs;
+        segments.pending = Some(pending);
+    }
+
+    /// Lets `outputs` take the place of everything up to `through`.
+    pub(super) fn replace(&self, outputs: Vec<Arc<SegmentEntry>>, through: Lsn, compaction: u32) {
+        let mut segments = self.segments.write();
+        let after = segments.live.partition_point(|entry| entry.header.prev < through);
+        let rest = segments.live.split_off(after);
+        segments.retired = std::mem::replace(&mut segments.live, outputs);
+        segments.live.extend(rest);
+        segments.pending = Some(PendingCompaction { compaction, through });
+    }
+
+    pub(super) fn forget_retired(&self) {
+        let mut segments = self.segments.write();
+        segments.retired.clear();
+        segments.pending = None;
     }
 
     /// The segment with this base LSN.
     pub(super) fn get(&self, base: Lsn) -> Option<Arc<SegmentEntry>> {
-        let entries = self.entries.read();
-        let at = entries
-            .binary_search_by_key(&base, |entry| entry.header.base)
-            .ok()?;
-        entries.get(at).cloned()
+        let segments = self.segments.read();
+        let find = |among: &[Arc<SegmentEntry>]| {
+            let at = among
+                .binary_search_by_key(&base, |entry| entry.header.base)
+                .ok()?;
+            among.get(at).cloned()
+        };
+        find(&segments.live).or_else(|| find(&segments.retired))
     }
 
-    /// The first segment that begins after `base`.
-    pub(super) fn after(&self, base: Lsn) -> Option<Arc<SegmentEntry>> {
-        let entries = self.entries.read();
-        entries
-            .get(entries.partition_point(|entry| entry.header.base <= base))
-            .cloned()
+    /// The segment that follows `entry`, also where a compaction has replaced it while it was read.
+    pub(super) fn after(&self, entry: &SegmentEntry) -> Option<Arc<SegmentEntry>> {
+        let segments = self.segments.read();
+        let base = entry.header.base;
+        let next = |among: &[Arc<SegmentEntry>]| {
+            among
+                .get(among.partition_point(|other| other.header.base <= base))
+                .cloned()
+        };
+        let is_retired = segments
+            .retired
+            .binary_search_by_key(&base, |other| other.header.base)
+            .is_ok();
+        match is_retired.then(|| next(&segments.retired)).flatten() {
+            Some(retired) => Some(retired),
+            None => next(&segments.live),
+        }
+    }
+
+    /// Whether reading can go on after this LSN. Within a compacted part, only the places between its own frames are
+    /// places of this log.
+    pub(super) fn is_place(&self, lsn: Lsn) -> bool {
+        let compaction = u64::from(self.compaction());
+        compaction == 0 || lsn == Lsn::ZERO || lsn >= self.floor() || compaction_of(lsn) == compaction
     }
 
     /// The segment that holds the first frame after `position`, given that there is one.
     ///
     /// # Errors
-    /// [`ReadError::Trimmed`] if frames after `position` lay before the oldest segment.
+    /// [`ReadError::Trimmed`] if frames after `position` lay before the oldest segment, or were compacted.
     pub(super) fn holding(&self, position: Lsn) -> Result<Option<Arc<SegmentEntry>>, ReadError> {
-        let entries = self.entries.read();
-        let Some(oldest) = entries.first() else {
+        let (floor, inside) = (self.floor(), !self.is_place(position));
+        let segments = self.segments.read();
+        let Some(oldest) = segments.live.first() else {
             return Ok(None);
         };
-        if position < oldest.header.prev {
-            return Err(ReadError::Trimmed {
-                oldest: oldest.header.base,
-            });
+        if position < oldest.header.prev || inside {
+            let oldest = if inside {
+                floor.next().unwrap_or(floor)
+            } else {
+                oldest.header.base
+            };
+            return Err(ReadError::Trimmed { oldest });
         }
         // The last segment whose predecessor is at or before the position: frames after it begin there.
-        let after = entries.partition_point(|entry| entry.header.prev <= position);
-        Ok(after.checked_sub(1).and_then(|at| entries.get(at)).cloned())
+        let after = segments
+            .live
+            .partition_point(|entry| entry.header.prev <= position);
+        Ok(after.checked_sub(1).and_then(|at| segments.live.get(at)).cloned())
     }
 }
 
@@ -176,6 +279,7 @@ impl SegmentEntry {
                 bytes: *end,
                 frames: *frames,
                 sha256: None,
+                compaction: self.header.compaction,
             },
         }
     }

@@ -82,7 +82,8 @@ impl Events {
                 | Change::NodesDropped { .. }
                 | Change::BlobStored { .. }
                 | Change::RowsGone { .. }
-                | Change::GenerationSwept { .. } => {}
+                | Change::GenerationSwept { .. }
+                | Change::ReposNumbered { .. } => {}
             }
         }
     }

@@ -77,12 +77,13 @@ impl Views {
             batch: Vec::new(),
             batch_bytes: 0,
         };
-        let log_id = dir
+        let first = dir
             .segments
             .iter()
             .find_map(|base| SegmentReader::open(&dir.segment_path(*base), *base).ok())
-            .map(|reader| reader.header.log_id);
-        let Some(log_id) = log_id else { return Ok(views) };
+            .map(|reader| reader.header);
+        let Some(first) = first else { return Ok(views) };
+        let log_id = first.log_id;
         let temp = tempfile::Builder::new().prefix("pds-verify-").tempdir_in(temp);
         let temp = temp.context("making a temporary directory")?;
         let (fresh, copies) = (temp.path().join("fresh"), temp.path().join("copies"));
@@ -98,6 +99,7 @@ impl Views {
             )
         };
         let index = IndexView::open(&fresh.join(index::FILE_NAME), log_id, INDEX_CACHE_BYTES)?;
+        index.adopt(first.compaction)?;
         views.fresh = Some(Fresh {
             index,
             accounts: AccountsView::open(&fresh, log_id)?,

@@ -1,5 +1,6 @@
 //! The log as a whole: what goes in comes out, what is damaged is named, what fails stops. Invariants I2, I3.
 
+mod compaction;
 mod install;
 
 use std::path::{Path, PathBuf};
@@ -103,8 +104,12 @@ fn path(base: Lsn) -> PathBuf {
 }
 
 fn file_bytes(storage: &Arc<dyn Storage>, base: Lsn) -> Vec<u8> {
+    file_bytes_of(storage, &segment_file_name(base))
+}
+
+fn file_bytes_of(storage: &Arc<dyn Storage>, name: &str) -> Vec<u8> {
     storage
-        .open(&path(base), OpenMode::Read)
+        .open(&dir().join(name), OpenMode::Read)
         .unwrap()
         .stable_bytes()
         .unwrap()

@@ -23,6 +23,7 @@ pub mod queries;
 #[cfg(test)]
 mod queries_tests;
 mod readers;
+mod rewrite;
 mod schema;
 mod snapshot;
 #[cfg(test)]
@@ -41,6 +42,7 @@ use tokio::sync::oneshot;
 
 pub use error::AccountsError;
 pub use locks::{LockGuard, LockKey};
+pub(crate) use rewrite::rewrite;
 pub use schema::{MIGRATIONS, Migration};
 pub use snapshot::AccountsSnapshot;
 pub use time::iso_time;
@@ -281,6 +283,7 @@ fn step_of(change: &Change) -> Option<Step<'_>> {
         Change::NodesDropped { .. }
         | Change::BlobStored { .. }
         | Change::RepoRemoved { .. }
+        | Change::ReposNumbered { .. }
         | Change::RepoRows { .. }
         | Change::RowsGone { .. }
         | Change::RepoHead { .. }

@@ -12,8 +12,10 @@ mod apply;
 mod blobs;
 mod compare;
 mod copy;
+mod dump;
 mod nodes;
 mod reader;
+mod relocate;
 mod rows;
 mod segments;
 mod sweep;
@@ -23,12 +25,16 @@ mod tests;
 use std::path::Path;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use redb::{Database, Durability, ReadableDatabase, TableDefinition};
 
 pub use blobs::{BlobItem, MissingBlob};
 pub use compare::{Difference, DifferenceKind};
+pub(crate) use dump::RepoDump;
 pub use nodes::RepoNodes;
 pub use reader::{BlockPlace, IndexReader, ListOrder, RecordItem, Records, RepoCounts, RepoHead};
+pub use relocate::Places;
+pub(crate) use relocate::{Moved, RelocateError, Walk};
 pub use rows::{BlobRow, RecordRow};
 pub use segments::SegmentUse;
 
@@ -67,6 +73,7 @@ const META_FORMAT: &str = "format";
 const META_LOG_ID: &str = "log_id";
 const META_APPLIED: &str = "applied";
 const META_NEXT_REPO: &str = "next_repo";
+const META_COMPACTION: &str = "compaction";
 
 /// Why the index cannot answer.
 #[derive(Debug, thiserror::Error)]
@@ -140,11 +147,29 @@ pub struct IndexView {
     builds: apply::Builds,
     /// Whether there may be something to sweep.
     unswept: bool,
+    snapshots: Snapshots,
 }
+
+/// What every snapshot holds a clone of, so that one can tell when all that were taken before a moment are gone.
+type Snapshots = Arc<Mutex<Arc<()>>>;
 
 /// Hands out snapshots of the index to any thread, without write access.
 #[derive(Clone, Debug)]
-pub struct IndexSource(Arc<Database>);
+pub struct IndexSource {
+    database: Arc<Database>,
+    snapshots: Snapshots,
+}
+
+/// Snapshots that were taken before a moment.
+#[derive(Debug)]
+pub(crate) struct OldSnapshots(Arc<()>);
+
+impl OldSnapshots {
+    /// Whether there are none any more.
+    pub(crate) fn are_gone(&self) -> bool {
+        Arc::strong_count(&self.0) == 1
+    }
+}
 
 impl IndexSource {
     /// A snapshot of what is applied now.
@@ -152,7 +177,18 @@ impl IndexSource {
     /// # Errors
     /// The database failed.
     pub fn reader(&self) -> Result<IndexReader, IndexError> {
-        IndexReader::new(self.0.begin_read()?)
+        // Before the transaction: a snapshot may count as older than it is, never as younger.
+        let held = Arc::clone(&self.snapshots.lock());
+        IndexReader::new(self.database.begin_read()?, held)
+    }
+
+    fn database(&self) -> &Database {
+        &self.database
+    }
+
+    /// The snapshots that were taken up to now.
+    pub(crate) fn old_snapshots(&self) -> OldSnapshots {
+        OldSnapshots(std::mem::take(&mut *self.snapshots.lock()))
     }
 
     /// Builds the nodes of the tree of `did` anew from its records, in one transaction, and compares the root with the
@@ -162,7 +198,7 @@ impl IndexSource {
     /// # Errors
     /// The database failed or is damaged. Nothing has changed then, nor after any answer but [`Rebuilt::Sound`].
     pub fn rebuild_nodes(&self, did: &Did) -> Result<Rebuilt, IndexError> {
-        let mut transaction = self.0.begin_write()?;
+        let mut transaction = self.database.begin_write()?;
         transaction.set_durability(Durability::None)?;
         let built = apply::rebuild_nodes(&transaction, did).map_err(|error| match error {
             ApplyError::Index(error) => error,
@@ -214,6 +250,7 @@ impl IndexView {
             applied,
             builds: apply::Builds::default(),
             unswept: true,
+            snapshots: Snapshots::default(),
         })
     }
 
@@ -228,7 +265,10 @@ impl IndexView {
     /// A handle from which any thread takes snapshots.
     #[must_use]
     pub fn source(&self) -> IndexSource {
-        IndexSource(Arc::clone(&self.database))
+        IndexSource {
+            database: Arc::clone(&self.database),
+            snapshots: Arc::clone(&self.snapshots),
+        }
     }
 
     fn fold(&mut self, entries: &[Entry]) -> Result<(), ApplyError> {
@@ -350,6 +390,7 @@ fn initialize(database: &Database, log_id: LogId) -> Result<(), IndexError> {
     put_meta(&transaction, META_LOG_ID, &log_id.0)?;
     put_meta(&transaction, META_APPLIED, &0u64.to_be_bytes())?;
     put_meta(&transaction, META_NEXT_REPO, &0u32.to_be_bytes())?;
+    put_meta(&transaction, META_COMPACTION, &Places::of(0).encode())?;
     transaction.commit()?;
     Ok(())
 }

@@ -21,6 +21,8 @@ use crate::repo::{Cid, Codec, Did, Nsid, RecordKey, RepoPath, Tid};
 pub struct IndexReader {
     transaction: Arc<ReadTransaction>,
     applied: Lsn,
+    /// See [`OldSnapshots`](super::OldSnapshots).
+    _held: Arc<()>,
 }
 
 impl std::fmt::Debug for IndexReader {
@@ -116,7 +118,7 @@ impl Iterator for Records {
 type Row<'a> = (AccessGuard<'a, &'static [u8]>, AccessGuard<'a, &'static [u8]>);
 
 impl IndexReader {
-    pub(super) fn new(transaction: ReadTransaction) -> Result<IndexReader, IndexError> {
+    pub(super) fn new(transaction: ReadTransaction, held: Arc<()>) -> Result<IndexReader, IndexError> {
         let applied = {
             let meta = transaction.open_table(META)?;
             let row = meta.get(META_APPLIED)?.ok_or(IndexError::Row { table: "meta" })?;
@@ -125,6 +127,7 @@ impl IndexReader {
         Ok(IndexReader {
             transaction: Arc::new(transaction),
             applied,
+            _held: held,
         })
     }
 

@@ -66,13 +66,15 @@ pub fn differences(here: &Path, expected: &Path, limit: usize) -> rusqlite::Resu
     for table in tables {
         let keys = key_columns(&conn, &table)?;
         let quoted = table.replace('"', "\"\"");
+        // A schema step has another place in a log that was compacted since.
+        let columns = if table == "view_migration" { "name" } else { "*" };
         for (left, right, what) in sides(
             "is not what the log gives",
             "of the log is not there, or not like this",
         ) {
             let room = limit.saturating_sub(found.len());
             let query = format!(
-                "SELECT * FROM {left}.\"{quoted}\" EXCEPT SELECT * FROM {right}.\"{quoted}\" LIMIT {room}"
+                "SELECT {columns} FROM {left}.\"{quoted}\" EXCEPT SELECT {columns} FROM {right}.\"{quoted}\" LIMIT {room}"
             );
             let mut rows = conn.prepare(&query)?;
             let places = rows.query_map([], |row| Ok(format!("table {table} row {}", key(row, &keys))))?;

@@ -3,6 +3,7 @@
 
 mod commit;
 mod generations;
+mod numbers;
 mod records;
 
 use std::collections::HashMap;
@@ -246,6 +247,7 @@ impl<'t> Tables<'t> {
                 commit,
             } => self.head(entry, did, *generation, commit, builds)?,
             Change::GenerationSwept { did, generation } => self.swept(lsn, did, *generation, builds)?,
+            Change::ReposNumbered { next, repos } => self.numbered(lsn, *next, repos)?,
         }
         Ok(())
     }

@@ -1,0 +1,655 @@
+//! Replacing the oldest segments by compacted ones, so that a crash at any moment leaves one or the other.
+//!
+//! A compaction takes the log's segments from the first up to one whose last LSN is *through*, and writes others that
+//! cover the same span. Their frames have LSNs of their own: the compaction's number in the upper bits and a count in
+//! the lower [`LSN_BITS`], far below every LSN that a clock gave, so no base LSN is ever used twice; the last frame alone
+//! has the LSN *through*, which the next segment names as its predecessor. To all who walk a log a compacted segment is
+//! a segment.
+//!
+//! | step                                                   | a crash leaves                     | and the next start          |
+//! |--------------------------------------------------------|------------------------------------|-----------------------------|
+//! | journal: writing                                       | nothing, or the journal            | removes the journal         |
+//! | outputs: create, write, seal, sync; sync the directory | some outputs, whole or not         | removes them, then it       |
+//! | journal: prepared, with the digest of each output      | outputs and inputs                 | takes the outputs           |
+//! | *whoever points into inputs is moved, durably*         | the same                           | takes the outputs           |
+//! | inputs: remove; sync the directory                     | outputs, some inputs               | takes the outputs           |
+//! | journal: remove; sync the directory                    | outputs, perhaps the journal       | takes the outputs           |
+//!
+//! The journal is one small file, written under another name and renamed. While it says *prepared*, the inputs that are
+//! still there are readable beside the log, for those who were not moved yet.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::BytesMut;
+
+use super::append::seal_file;
+use super::draft::{Draft, Place};
+use super::frame::{Flags, MAX_FRAME_BYTES};
+use super::lsn::{Epoch, LogId, Lsn};
+use super::reader::{LogReader, ReadError};
+use super::ring::Ring;
+use super::segment::{SegmentHeader, SegmentInfo, Tally, segment_file_name};
+use super::set::{PendingCompaction, SegmentEntry, SegmentSet};
+use super::watermark::Watermark;
+use crate::storage::{OpenMode, Storage, StorageFile};
+
+/// The journal's name in the log's directory.
+pub(super) const JOURNAL_NAME: &str = "compaction";
+const JOURNAL_TEMP_NAME: &str = "compaction.tmp";
+const JOURNAL_BYTES_MAX: u64 = 64 << 20;
+const MAGIC: &[u8; 8] = b"AzPdsCmp";
+const VERSION: u16 = 1;
+const HEAD_BYTES: usize = 32;
+const OUTPUT_BYTES: usize = 48;
+/// Lower bits of a compacted frame's LSN, which count the frames.
+const LSN_BITS: u32 = 24;
+
+/// Why a compaction could not go on. The log is as it was, unless it says otherwise.
+#[derive(Debug, thiserror::Error)]
+pub enum CompactionError {
+    /// The last compaction has not ended: readers still use what it replaced, or it failed. A start ends it.
+    #[error("the last compaction has not ended yet")]
+    Unfinished,
+    /// No sealed segment ends there.
+    #[error("no sealed segment of the log ends at {through}")]
+    NoSuchEnd {
+        /// Where the compacted part was to end.
+        through: Lsn,
+    },
+    /// The log's own LSNs begin too early: there is no room for those of compacted frames before them.
+    #[error("the log's LSNs begin at {first}, which leaves no room before them")]
+    NoRoom {
+        /// The first LSN that a clock gave.
+        first: Lsn,
+    },
+    /// Nothing was written before the closing frame: a defect.
+    #[error("a compaction must write at least one frame")]
+    Empty,
+    /// A frame is over the format's bound.
+    #[error("a compacted frame of {bytes} bytes is too long")]
+    TooLarge {
+        /// Its length.
+        bytes: usize,
+    },
+    /// A segment could not be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// The disk failed.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was being done.
+        what: String,
+        /// What the disk said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn at(what: impl Into<String>) -> impl FnOnce(io::Error) -> CompactionError {
+    move |source| CompactionError::Io {
+        what: what.into(),
+        source,
+    }
+}
+
+/// The number of the compaction that gave this LSN, or zero if a clock did. `first` is the first that a clock gave.
+#[must_use]
+pub fn compaction_of(lsn: Lsn) -> u64 {
+    lsn.get() >> LSN_BITS
+}
+
+fn lsn_of(compaction: u32, count: u64) -> Option<Lsn> {
+    if count >> LSN_BITS != 0 {
+        return None;
+    }
+    Lsn::new((u64::from(compaction) << LSN_BITS) + count)
+}
+
+/// A segment that a compaction wrote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Output {
+    pub(super) base: Lsn,
+    pub(super) last: Lsn,
+    /// The digest in its footer.
+    pub(super) sha256: [u8; 32],
+}
+
+/// What the journal says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Journal {
+    /// Segments of this compaction are being written and count for nothing.
+    Writing { compaction: u32 },
+    /// These segments are whole, and are the log up to `through`.
+    Prepared {
+        compaction: u32,
+        through: Lsn,
+        outputs: Vec<Output>,
+    },
+}
+
+impl Journal {
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let (state, compaction, through, outputs): (u16, _, _, &[Output]) = match self {
+            Journal::Writing { compaction } => (1, *compaction, Lsn::ZERO, &[]),
+            Journal::Prepared {
+                compaction,
+                through,
+                outputs,
+            } => (2, *compaction, *through, outputs),
+        };
+        let mut raw = Vec::with_capacity(HEAD_BYTES + outputs.len() * OUTPUT_BYTES + 4);
+        raw.extend_from_slice(MAGIC);
+        raw.extend_from_slice(&VERSION.to_le_bytes());
+        raw.extend_from_slice(&state.to_le_bytes());
+        raw.extend_from_slice(&compaction.to_le_bytes());
+        raw.extend_from_slice(&through.get().to_le_bytes());
+        raw.extend_from_slice(&(outputs.len() as u64).to_le_bytes());
+        for output in outputs {
+            raw.extend_from_slice(&output.base.get().to_le_bytes());
+            raw.extend_from_slice(&output.last.get().to_le_bytes());
+            raw.extend_from_slice(&output.sha256);
+        }
+        raw.extend_from_slice(&crc32fast::hash(&raw).to_le_bytes());
+        raw
+    }
+
+    /// What `raw` says, or what is wrong with it. The journal takes its name only when it is whole and synced, so
+    /// anything wrong is damage.
+    pub(super) fn decode(raw: &[u8]) -> Result<Journal, &'static str> {
+        let (head, rest) = raw
+            .split_first_chunk::<HEAD_BYTES>()
+            .ok_or("the compaction's journal is too short")?;
+        let (rows, crc) = rest
+            .split_last_chunk::<4>()
+            .ok_or("the compaction's journal is too short")?;
+        let number = |from: usize| -> u64 {
+            let bytes = head.get(from..).and_then(|rest| rest.first_chunk::<8>());
+            u64::from_le_bytes(bytes.copied().unwrap_or_default())
+        };
+        let checked = raw.get(..raw.len() - 4).unwrap_or_default();
+        if !raw.starts_with(MAGIC) || crc32fast::hash(checked) != u32::from_le_bytes(*crc) {
+            return Err("the compaction's journal is damaged");
+        }
+        let word = number(8);
+        if word & 0xffff != u64::from(VERSION) {
+            return Err("the compaction's journal is of a newer program");
+        }
+        let compaction = u32::try_from(word >> 32).unwrap_or(0);
+        let through = Lsn::new(number(16)).ok_or("the compaction's journal names an LSN out of range")?;
+        let (entries, []) = rows.as_chunks::<OUTPUT_BYTES>() else {
+            return Err("the compaction's journal has half an entry");
+        };
+        if entries.len() as u64 != number(24) || compaction == 0 {
+            return Err("the compaction's journal contradicts itself");
+        }
+        match (word >> 16) & 0xffff {
+            1 if entries.is_empty() => Ok(Journal::Writing { compaction }),
+            2 if !entries.is_empty() => {
+                let mut outputs = Vec::with_capacity(entries.len());
+                for entry in entries {
+                    let (base, rest) = entry.split_first_chunk::<8>().unwrap_or((&[0; 8], &[]));
+                    let (last, digest) = rest.split_first_chunk::<8>().unwrap_or((&[0; 8], &[]));
+                    let lsn = |raw: &[u8; 8]| {
+                        Lsn::new(u64::from_le_bytes(*raw))
+                            .ok_or("the compaction's journal names an LSN out of range")
+                    };
+                    outputs.push(Output {
+                        base: lsn(base)?,
+                        last: lsn(last)?,
+                        sha256: digest.try_into().unwrap_or_default(),
+                    });
+                }
+                Ok(Journal::Prepared {
+                    compaction,
+                    through,
+                    outputs,
+                })
+            }
+            _ => Err("the compaction's journal is in a state that is not known"),
+        }
+    }
+
+    /// The journal in `dir`, if there is one.
+    pub(super) fn read(
+        storage: &dyn Storage,
+        dir: &Path,
+    ) -> io::Result<Option<Result<Journal, &'static str>>> {
+        let path = dir.join(JOURNAL_NAME);
+        if !storage.exists(&path)? {
+            return Ok(None);
+        }
+        let file = storage.open(&path, OpenMode::Read)?;
+        let len = file.len()?.min(JOURNAL_BYTES_MAX);
+        let mut raw = vec![0; usize::try_from(len).unwrap_or(0)];
+        file.read_at(0, &mut raw)?;
+        Ok(Some(Journal::decode(&raw)))
+    }
+
+    fn write(&self, storage: &dyn Storage, dir: &Path) -> io::Result<()> {
+        let temp = dir.join(JOURNAL_TEMP_NAME);
+        if storage.exists(&temp)? {
+            storage.remove(&temp)?;
+        }
+        let file = storage.open(&temp, OpenMode::CreateNew)?;
+        file.write_at(0, &self.encode())?;
+        file.sync_data()?;
+        storage.rename(&temp, &dir.join(JOURNAL_NAME))?;
+        storage.sync_dir(dir)
+    }
+
+    /// Divides the segments that are there, which ascend.
+    pub(super) fn split(&self, bases: Vec<Lsn>) -> Split {
+        let mut split = Split::default();
+        match self {
+            Journal::Writing { compaction } => {
+                let of_it = |base: &Lsn| compaction_of(*base) == u64::from(*compaction);
+                (split.disowned, split.live) = bases.into_iter().partition(of_it);
+            }
+            Journal::Prepared { through, outputs, .. } => {
+                split.live.extend(outputs.iter().map(|output| output.base));
+                for base in bases {
+                    if base > *through {
+                        split.live.push(base);
+                    } else if !outputs.iter().any(|output| output.base == base) {
+                        split.replaced.push(base);
+                    }
+                }
+            }
+        }
+        split
+    }
+}
+
+/// Those of the segments in `dir`, by their base LSNs, that are its log: not what an unfinished compaction is writing, nor
+/// what one has replaced. Ascending, as `bases` must be. For those who look at a directory without its lock.
+///
+/// # Errors
+/// The journal is damaged or cannot be read.
+pub fn live_segments(storage: &dyn Storage, dir: &Path, bases: Vec<Lsn>) -> io::Result<Vec<Lsn>> {
+    let journal = Journal::read(storage, dir)?.transpose();
+    let journal = journal.map_err(|what| io::Error::new(io::ErrorKind::InvalidData, what))?;
+    Ok(match journal {
+        None => bases,
+        Some(journal) => journal.split(bases).live,
+    })
+}
+
+/// The segments of a directory as a journal divides them, each list ascending.
+#[derive(Debug, Default)]
+pub(super) struct Split {
+    pub(super) live: Vec<Lsn>,
+    /// Written by a compaction that does not count.
+    pub(super) disowned: Vec<Lsn>,
+    /// Replaced by one that does.
+    pub(super) replaced: Vec<Lsn>,
+}
+
+/// Removes files and makes that durable, and only then the journal that speaks of them.
+pub(super) fn remove_then_journal(storage: &dyn Storage, dir: &Path, files: &[String]) -> io::Result<()> {
+    for name in files {
+        match storage.remove(&dir.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    storage.sync_dir(dir)?;
+    match storage.remove(&dir.join(JOURNAL_NAME)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    storage.sync_dir(dir)
+}
+
+/// Writes the segments of a compaction. Dropping it takes everything back.
+#[derive(Debug)]
+pub(crate) struct CompactionWriter {
+    set: Arc<SegmentSet>,
+    compaction: u32,
+    through: Lsn,
+    log_id: LogId,
+    epoch: Epoch,
+    segment_bytes: u64,
+    last: Lsn,
+    frames: u64,
+    open: Option<Growing>,
+    done: Vec<(SegmentHeader, SegmentInfo)>,
+    /// Every file that was created.
+    names: Vec<String>,
+    /// Whether the journal speaks for what was written, so that it stays.
+    kept: bool,
+}
+
+#[derive(Debug)]
+struct Growing {
+    header: SegmentHeader,
+    file: Arc<dyn StorageFile>,
+    tally: Tally,
+}
+
+impl LogReader {
+    /// The number of the compaction that made the log's first segments; zero if none did.
+    #[must_use]
+    pub fn compaction(&self) -> u32 {
+        self.set.compaction()
+    }
+
+    /// The last LSN of the log's compacted part, or the predecessor of the first entry: what lies at or before it cannot
+    /// be read entry by entry.
+    #[must_use]
+    pub fn floor(&self) -> Lsn {
+        self.set.floor()
+    }
+
+    /// A compaction whose segments are the log already, while those that it replaced are still there.
+    #[must_use]
+    pub fn pending_compaction(&self) -> Option<PendingCompaction> {
+        self.set.pending()
+    }
+
+    /// Whether reading can go on after this LSN: it is not one that a compaction took away.
+    #[must_use]
+    pub fn is_place(&self, lsn: Lsn) -> bool {
+        self.set.is_place(lsn)
+    }
+
+    /// What the pending compaction has replaced and is still there.
+    #[must_use]
+    pub fn replaced(&self) -> Vec<SegmentInfo> {
+        self.set.retired().iter().map(|entry| entry.info()).collect()
+    }
+
+    /// Begins to replace everything up to `through`, which is the last LSN of a sealed segment.
+    ///
+    /// # Errors
+    /// [`CompactionError`].
+    pub(crate) fn begin_compaction(
+        &self,
+        through: Lsn,
+        segment_bytes: u64,
+    ) -> Result<CompactionWriter, CompactionError> {
+        let set = Arc::clone(&self.set);
+        if set.pending().is_some()
+            || set
+                .storage
+                .exists(&set.dir.join(JOURNAL_NAME))
+                .map_err(at("looking for the compaction's journal"))?
+        {
+            return Err(CompactionError::Unfinished);
+        }
+        let segments = set.infos();
+        let end = segments
+            .iter()
+            .find(|segment| segment.last == through && segment.sealed)
+            .ok_or(CompactionError::NoSuchEnd { through })?;
+        let log_id = set
+            .get(end.base)
+            .map(|entry| entry.header.log_id)
+            .ok_or(CompactionError::NoSuchEnd { through })?;
+        let compaction = self.compaction().saturating_add(1);
+        let room = lsn_of(compaction.saturating_add(1), 0).unwrap_or(Lsn::MAX);
+        // What a clock gave: the first segment that is not compacted, and the end of those that are.
+        let first = segments
+            .iter()
+            .find(|segment| segment.compaction == 0)
+            .map_or(through, |segment| segment.base)
+            .min(through);
+        if first <= room {
+            return Err(CompactionError::NoRoom { first });
+        }
+        Journal::Writing { compaction }
+            .write(set.storage.as_ref(), &set.dir)
+            .map_err(at("writing the compaction's journal"))?;
+        Ok(CompactionWriter {
+            compaction,
+            through,
+            log_id,
+            epoch: end.epoch,
+            segment_bytes,
+            last: Lsn::ZERO,
+            frames: 0,
+            open: None,
+            done: Vec::new(),
+            names: Vec::new(),
+            kept: false,
+            set,
+        })
+    }
+
+    /// Ends a compaction: nobody points into its inputs any more, durably, and nobody reads them. Removes their files.
+    /// Returns how many bytes that freed. Nothing to do is no error.
+    ///
+    /// # Errors
+    /// The disk's. The next start does the rest.
+    pub(crate) fn end_compaction(&self) -> Result<u64, CompactionError> {
+        if self.set.pending().is_none() {
+            return Ok(0);
+        }
+        let inputs = self.set.retired();
+        let names: Vec<String> = inputs
+            .iter()
+            .map(|entry| segment_file_name(entry.header.base))
+            .collect();
+        remove_then_journal(self.set.storage.as_ref(), &self.set.dir, &names)
+            .map_err(at("removing what a compaction replaced"))?;
+        self.set.forget_retired();
+        Ok(inputs.iter().map(|entry| entry.info().bytes).sum())
+    }
+}
+
+impl CompactionWriter {
+    /// Its number.
+    pub(crate) fn compaction(&self) -> u32 {
+        self.compaction
+    }
+
+    /// Writes the next frame.
+    pub(crate) fn append(&mut self, draft: Draft) -> Result<(), CompactionError> {
+        let lsn = lsn_of(self.compaction, self.frames + 1)
+            .ok_or(CompactionError::NoRoom { first: self.through })?;
+        self.put(lsn, draft)
+    }
+
+    fn put(&mut self, lsn: Lsn, mut draft: Draft) -> Result<(), CompactionError> {
+        let bytes = draft.frame_len();
+        if bytes > MAX_FRAME_BYTES {
+            return Err(CompactionError::TooLarge { bytes });
+        }
+        // The closing frame never begins a segment: its LSN, unlike all others, may have been a base before.
+        let closes = lsn == self.through;
+        let full = self
+            .open
+            .as_ref()
+            .is_some_and(|open| !closes && open.tally.end + bytes as u64 > self.segment_bytes);
+        if full {
+            self.seal()?;
+        }
+        let mut flags = Flags::default();
+        if closes && self.open.is_none() {
+            return Err(CompactionError::Empty);
+        }
+        if self.open.is_none() {
+            flags = Flags::SEGMENT_START.with(Flags::AFTER_SYNC);
+            self.create(lsn)?;
+        }
+        let Some(open) = &mut self.open else {
+            return Err(CompactionError::Unfinished);
+        };
+        let place = Place {
+            lsn,
+            prev: self.last,
+            epoch: self.epoch,
+            flags,
+        };
+        let mut raw = BytesMut::with_capacity(bytes);
+        let header = draft.encode(place, &mut raw);
+        open.file.write_at(open.tally.end, &raw).map_err(at(format!(
+            "writing compacted segment {}",
+            open.header.base.hex()
+        )))?;
+        open.tally.add(&header, &raw);
+        self.last = lsn;
+        self.frames += 1;
+        Ok(())
+    }
+
+    fn create(&mut self, base: Lsn) -> Result<(), CompactionError> {
+        let header = SegmentHeader {
+            log_id: self.log_id,
+            epoch: self.epoch,
+            base,
+            prev: self.last,
+            compaction: self.compaction,
+        };
+        let name = segment_file_name(base);
+        let failed = |source| at(format!("creating compacted segment {name}"))(source);
+        self.names.push(name.clone());
+        let path = self.set.dir.join(&name);
+        let file = self
+            .set
+            .storage
+            .open(&path, OpenMode::CreateNew)
+            .map_err(failed)?;
+        file.write_at(0, &header.encode()).map_err(failed)?;
+        let tally = Tally::start(&header);
+        self.open = Some(Growing { header, file, tally });
+        Ok(())
+    }
+
+    fn seal(&mut self) -> Result<(), CompactionError> {
+        if let Some(open) = self.open.take() {
+            let failed = at(format!("sealing compacted segment {}", open.header.base.hex()));
+            let sealed = open
+                .file
+                .sync_data()
+                .and_then(|()| seal_file(&open.header, open.file.as_ref(), &open.tally));
+            self.done.push((open.header, sealed.map_err(failed)?));
+        }
+        Ok(())
+    }
+
+    /// Writes the last frame and makes everything durable. Nothing counts yet.
+    pub(crate) fn finish(mut self, closing: Draft) -> Result<WrittenCompaction, CompactionError> {
+        self.put(self.through, closing)?;
+        self.seal()?;
+        self.set
+            .storage
+            .sync_dir(&self.set.dir)
+            .map_err(at("syncing the log's directory"))?;
+        let outputs = SegmentSet::new(Arc::clone(&self.set.storage), &self.set.dir);
+        for (header, info) in &self.done {
+            outputs.push(SegmentEntry::sealed(&outputs, *header, info.clone()));
+        }
+        Ok(WrittenCompaction {
+            reader: LogReader {
+                set: Arc::new(outputs),
+                ring: Arc::new(Ring::new(0)),
+                appended: Watermark::at(self.through),
+            },
+            writer: self,
+        })
+    }
+}
+
+impl Drop for CompactionWriter {
+    fn drop(&mut self) {
+        if self.kept {
+            return;
+        }
+        self.open = None;
+        if let Err(error) = remove_then_journal(self.set.storage.as_ref(), &self.set.dir, &self.names) {
+            tracing::warn!(%error, "what an abandoned compaction wrote could not be removed; the next start does it");
+        }
+    }
+}
+
+/// The segments of a compaction, whole and durable, that count for nothing yet. Dropping it removes them.
+#[derive(Debug)]
+pub(crate) struct WrittenCompaction {
+    writer: CompactionWriter,
+    reader: LogReader,
+}
+
+impl WrittenCompaction {
+    /// Reads what was written as if it were a log.
+    pub(crate) fn reader(&self) -> &LogReader {
+        &self.reader
+    }
+
+    /// Makes the segments the log's. What they replace stays readable by location until
+    /// [`LogReader::end_compaction`].
+    ///
+    /// # Errors
+    /// The disk's: then only the next start knows whether it happened. Both are whole, and both stay.
+    pub(crate) fn commit(mut self) -> Result<(), CompactionError> {
+        let outputs = self.writer.done.iter().map(|(header, info)| Output {
+            base: header.base,
+            last: info.last,
+            sha256: info.sha256.unwrap_or_default(),
+        });
+        let journal = Journal::Prepared {
+            compaction: self.writer.compaction,
+            through: self.writer.through,
+            outputs: outputs.collect(),
+        };
+        self.writer.kept = true;
+        let set = &self.writer.set;
+        journal
+            .write(set.storage.as_ref(), &set.dir)
+            .map_err(at("writing the compaction's journal"))?;
+        set.replace(
+            self.reader.set.entries(),
+            self.writer.through,
+            self.writer.compaction,
+        );
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn prepared(count: u64) -> Journal {
+        Journal::Prepared {
+            compaction: 7,
+            through: Lsn::saturating(1 << 50),
+            outputs: (1..=count)
+                .map(|n| Output {
+                    base: Lsn::saturating(n),
+                    last: Lsn::saturating(n + 1),
+                    sha256: [n as u8; 32],
+                })
+                .collect(),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_journal_round_trips_and_every_flipped_bit_is_noticed(count in 0u64..4, bit: usize) {
+            let journal = if count == 0 { Journal::Writing { compaction: 3 } } else { prepared(count) };
+            let mut raw = journal.encode();
+            prop_assert_eq!(Journal::decode(&raw), Ok(journal));
+            let bit = bit % (raw.len() * 8);
+            raw[bit / 8] ^= 1 << (bit % 8);
+            prop_assert!(Journal::decode(&raw).is_err());
+        }
+
+        #[test]
+        fn arbitrary_bytes_are_no_journal(bytes: Vec<u8>) {
+            prop_assert!(Journal::decode(&bytes).is_err());
+        }
+    }
+
+    #[test]
+    fn lsns_of_a_compaction_are_its_own() {
+        let first = lsn_of(3, 1).unwrap();
+        assert_eq!(compaction_of(first), 3);
+        assert_eq!(compaction_of(lsn_of(3, (1 << LSN_BITS) - 1).unwrap()), 3);
+        assert_eq!(lsn_of(3, 1 << LSN_BITS), None);
+        assert!(lsn_of(4, 1).unwrap() > lsn_of(3, (1 << LSN_BITS) - 1).unwrap());
+    }
+}

@@ -1,0 +1,313 @@
+//! A compacted log and its replica: what is restored gives the same answers, whenever the process ends.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use engine::clock::{SystemClock, SystemEntropy};
+use engine::compact::CompactOptions;
+use engine::engine::{Durability, Removal, Shutdown};
+use engine::entry::{Change, EntryDraft};
+use engine::log::{LogConfig, Lsn, Watermark};
+use engine::repo::{Cid, Did};
+use engine::{Engine, EngineConfig, EnginePrelude};
+use shipper::fence;
+use shipper::manifest::Manifest;
+use shipper::ship::{ShipHandle, Shipper};
+use shipper::start::{Started, begin};
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::common::*;
+
+struct Server {
+    engine: Engine,
+    handle: ShipHandle,
+    task: JoinHandle<()>,
+    restored: bool,
+}
+
+impl Server {
+    async fn start(store: &Arc<Faulty>, dir: &Path) -> Server {
+        let Started {
+            claim,
+            recovered,
+            restored,
+            set_aside,
+            ..
+        } = begin(&as_store(store), &start_options(dir)).await.unwrap();
+        assert_eq!(set_aside, None);
+        let config = EngineConfig {
+            log: LogConfig {
+                segment_bytes: 4_000,
+                ..LogConfig::default()
+            },
+            index_cache_bytes: 4 << 20,
+            ..EngineConfig::new(dir, Durability::Remote)
+        };
+        let options = engine::engine::StartOptions {
+            epoch: claim.epoch,
+            lsn_floor: claim.lsn_floor,
+            log_id: Some(claim.log_id),
+            remote: Some(claim.before.last_lsn),
+            on_replay: Box::new(|_| {}),
+        };
+        let engine = tokio::task::spawn_blocking(move || {
+            EnginePrelude::of(config, recovered)
+                .start(Arc::new(SystemClock), &SystemEntropy, options)
+                .unwrap()
+        })
+        .await
+        .unwrap();
+        let remote: Watermark = engine.remote().unwrap().clone();
+        let (shipper, handle) = Shipper::new(
+            quick(),
+            as_store(store),
+            engine.log().clone(),
+            remote,
+            claim,
+            Arc::new(SystemClock),
+        );
+        let task = tokio::spawn(async move {
+            let _ = shipper.run(CancellationToken::new()).await;
+        });
+        tokio::time::timeout(SOON, engine.ready()).await.unwrap().unwrap();
+        Server {
+            engine,
+            handle,
+            task,
+            restored: restored.is_some(),
+        }
+    }
+
+    async fn upload(&self, n: u32) -> Lsn {
+        let did: Did = format!("did:plc:r{}", n % 5).parse().unwrap();
+        let mut changes = vec![Change::BlobStored {
+            did: did.clone(),
+            cid: Cid::for_raw(&n.to_be_bytes()),
+            mime: "x".repeat(300),
+            size: 4,
+            created_at_micros: u64::from(n),
+        }];
+        if n % 40 == 17 {
+            changes.push(Change::RepoRemoved { did });
+        }
+        let receipt = self.engine.append(vec![EntryDraft::private(changes)]).unwrap();
+        let lsns = tokio::time::timeout(SOON, receipt.durable())
+            .await
+            .unwrap()
+            .unwrap();
+        lsns.last
+    }
+
+    /// What the index answers.
+    fn answers(&self) -> Vec<String> {
+        let reader = self.engine.reader().unwrap();
+        (0..5)
+            .flat_map(|n| {
+                let did: Did = format!("did:plc:r{n}").parse().unwrap();
+                reader.stored_blobs(&did, None, 10_000).unwrap()
+            })
+            .map(|blob| format!("{blob:?}"))
+            .collect()
+    }
+
+    async fn seal_and_cover(&self, store: &Arc<Faulty>) -> Lsn {
+        self.engine.log().seal_now().await.unwrap();
+        let last = self.engine.appended().get();
+        covered(store, last).await;
+        last
+    }
+
+    async fn kill(self) {
+        self.task.abort();
+        let _ = self.task.await;
+        drop(self.handle);
+        let engine = self.engine;
+        tokio::task::spawn_blocking(move || drop(engine)).await.unwrap();
+    }
+}
+
+async fn manifest(store: &Arc<Faulty>) -> Manifest {
+    let state = fence::survey(&as_store(store), Duration::from_secs(5))
+        .await
+        .unwrap();
+    state.unwrap().manifest
+}
+
+async fn until(store: &Arc<Faulty>, what: &str, is_it: impl Fn(&Manifest) -> bool) -> Manifest {
+    let deadline = tokio::time::Instant::now() + SOON;
+    loop {
+        let manifest = manifest(store).await;
+        if is_it(&manifest) {
+            return manifest;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "never: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+async fn covered(store: &Arc<Faulty>, last: Lsn) {
+    until(store, "covered", |manifest| manifest.covered_lsn() == last).await;
+}
+
+fn options() -> CompactOptions {
+    CompactOptions {
+        segment_bytes: 4_000,
+        ..CompactOptions::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_follows_a_compaction_and_a_lost_disk_comes_back_from_it() {
+    let store = faulty(7);
+    let (dir, other) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let server = Server::start(&store, dir.path()).await;
+    for n in 0..60 {
+        server.upload(n).await;
+    }
+    let through = server.seal_and_cover(&store).await;
+    server.upload(100).await;
+    let checkpoint = server.engine.checkpoint().await.unwrap();
+    let path = dir.path().join("ckpt").join(checkpoint.lsn().hex());
+    server
+        .handle
+        .publish_checkpoint(path, checkpoint.lsn())
+        .await
+        .unwrap();
+    let before = manifest(&store).await;
+    assert!(before.segments.len() > 4 && before.checkpoints.len() == 1);
+
+    let done = server.engine.compact(through, options()).await.unwrap();
+    assert!(done.bytes_after < done.bytes_before);
+    let segments: Vec<u64> = server
+        .engine
+        .segments()
+        .iter()
+        .map(|segment| segment.base.get())
+        .collect();
+    let after = until(&store, "the outputs named", |manifest| {
+        manifest
+            .segments
+            .first()
+            .is_some_and(|first| first.base == segments[0])
+    })
+    .await;
+    assert_eq!(after.covered_lsn(), through);
+    assert_eq!(after.checkpoints, []);
+    let removed = server.engine.end_compaction(Duration::ZERO).await.unwrap();
+    assert!(matches!(removed, Removal::Removed { .. }));
+    let old: Vec<String> = before
+        .segments
+        .iter()
+        .map(|segment| segment.object.clone())
+        .collect();
+    eventually("the old objects are deleted", || {
+        let names = names(&store, "seg/");
+        !names.iter().any(|name| old.contains(name))
+    })
+    .await;
+    // A checkpoint of now names what is there now.
+    server.upload(101).await;
+    let checkpoint = server.engine.checkpoint().await.unwrap();
+    let path = dir.path().join("ckpt").join(checkpoint.lsn().hex());
+    server
+        .handle
+        .publish_checkpoint(path, checkpoint.lsn())
+        .await
+        .unwrap();
+    server.upload(102).await;
+    let answers = server.answers();
+    server.kill().await;
+
+    let server = Server::start(&store, other.path()).await;
+    assert!(server.restored);
+    assert_eq!(server.answers(), answers);
+    assert_eq!(server.engine.oldest_lsn(), through);
+    server.upload(103).await;
+    server.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_ends_after_it_compacted_leaves_the_rest_to_the_next() {
+    let store = faulty(8);
+    let (dir, other) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let server = Server::start(&store, dir.path()).await;
+    for n in 0..60 {
+        server.upload(n).await;
+    }
+    let through = server.seal_and_cover(&store).await;
+    let answers = server.answers();
+    // The shipper is dead already when the log is compacted: everything shipped is in segments, nothing is in chunks.
+    server.task.abort();
+    server.engine.compact(through, options()).await.unwrap();
+    server.kill().await;
+
+    // The disk has the outputs, the replica names the inputs; both are the same log.
+    let server = Server::start(&store, dir.path()).await;
+    assert!(!server.restored, "the local log goes on");
+    assert_eq!(server.answers(), answers);
+    let first = server.engine.segments()[0].base.get();
+    until(&store, "the outputs named", |manifest| {
+        manifest.segments[0].base == first
+    })
+    .await;
+    server.upload(200).await;
+    let answers = server.answers();
+    server.kill().await;
+    let server = Server::start(&store, other.path()).await;
+    assert_eq!(server.answers(), answers);
+    server.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_was_not_compacted_goes_on_after_one_that_was() {
+    let store = faulty(9);
+    let (dir, other) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let server = Server::start(&store, dir.path()).await;
+    for n in 0..60 {
+        server.upload(n).await;
+    }
+    let through = server.seal_and_cover(&store).await;
+    let answers = server.answers();
+    server.kill().await;
+
+    let server = Server::start(&store, other.path()).await;
+    server.engine.compact(through, options()).await.unwrap();
+    let first = server.engine.segments()[0].base.get();
+    until(&store, "the outputs named", |manifest| {
+        manifest.segments[0].base == first
+    })
+    .await;
+    let how = Shutdown {
+        drain: SOON,
+        checkpoint: false,
+    };
+    server.engine.quiesce(how).await.unwrap();
+    server.kill().await;
+
+    let server = Server::start(&store, dir.path()).await;
+    assert!(!server.restored, "nothing is in the replica that is not here");
+    assert_eq!(server.answers(), answers);
+    let first = server.engine.segments()[0].base.get();
+    until(&store, "the segments that are here", |manifest| {
+        manifest.segments[0].base == first
+    })
+    .await;
+    // And then it compacts, too.
+    server.engine.compact(through, options()).await.unwrap();
+    let first = server.engine.segments()[0].base.get();
+    until(&store, "its outputs", |manifest| {
+        manifest.segments[0].base == first
+    })
+    .await;
+    let last = server.upload(300).await;
+    assert!(last > through);
+    let answers = server.answers();
+    server.kill().await;
+    let third = TempDir::new().unwrap();
+    let server = Server::start(&store, third.path()).await;
+    assert_eq!(server.answers(), answers);
+    server.kill().await;
+}

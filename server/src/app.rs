@@ -16,6 +16,7 @@ use crate::service::mail::Mailer;
 use crate::service::names::Names;
 use crate::service::repos::Repos;
 use crate::service::repos::export::Exports;
+use crate::service::repos::import::Imports;
 use crate::xrpc::room::BodyRoom;
 
 /// Everything a request may need.
@@ -42,6 +43,8 @@ pub struct App {
     pub firehose: Firehose,
     /// The bound of concurrent exports.
     pub exports: Exports,
+    /// Imports of whole repos.
+    pub imports: Imports,
     /// The memory for request bodies.
     pub bodies: BodyRoom,
     /// Replication, if there is a replica.

@@ -43,6 +43,7 @@ use crate::service::mail::Mailer;
 use crate::service::names::Names;
 use crate::service::repos::Repos;
 use crate::service::repos::export::Exports;
+use crate::service::repos::import::Imports;
 
 /// How long a write may take in a test before it is answered as unconfirmed.
 const WRITE_LIMIT: std::time::Duration = std::time::Duration::from_secs(30);
@@ -328,6 +329,7 @@ impl Server {
             admin: AdminAuth::new(Some(&config.admin_password)),
             bodies: crate::xrpc::room::BodyRoom::new(16 << 20),
             exports: Exports::new(4),
+            imports: Imports::new(repos.clone(), dir.path().to_owned(), config.repo_import_limit),
             engine: core,
             config,
             tokens,

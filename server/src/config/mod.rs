@@ -130,6 +130,8 @@ pub struct Config {
     pub blobs: BlobPlace,
     /// `PDS_BLOB_UPLOAD_LIMIT`, bytes.
     pub blob_upload_limit: u64,
+    /// `PDS_MAX_REPO_IMPORT_SIZE`, bytes; `None` if `PDS_ACCEPTING_REPO_IMPORTS` is false.
+    pub repo_import_limit: Option<u64>,
     /// `PDS_REPLICA_URL` and its companions.
     pub replica: Option<Replica>,
     /// `PDS_DURABILITY`.

@@ -137,6 +137,11 @@ impl Reader {
         })
     }
 
+    fn repo_import_limit(&mut self, blob_limit: u64) -> Option<u64> {
+        let limit = self.number("PDS_MAX_REPO_IMPORT_SIZE", blob_limit, 1..=1_099_511_627_775);
+        self.flag("PDS_ACCEPTING_REPO_IMPORTS", true).then_some(limit)
+    }
+
     fn millis(&mut self, name: &'static str, default: u64) -> Duration {
         Duration::from_millis(self.number(name, default, 0..=31_536_000_000))
     }
@@ -265,6 +270,7 @@ impl Reader {
                 None
             }
         };
+        let blob_upload_limit = self.number("PDS_BLOB_UPLOAD_LIMIT", 5_242_880, 1..=10_737_418_240);
         Some(Config {
             port,
             bind,
@@ -283,7 +289,8 @@ impl Reader {
             did_cache_stale: self.millis("PDS_DID_CACHE_STALE_TTL", 3_600_000),
             did_cache_max: self.millis("PDS_DID_CACHE_MAX_TTL", 86_400_000),
             resolver_timeout: self.millis("PDS_ID_RESOLVER_TIMEOUT", 3_000),
-            blob_upload_limit: self.number("PDS_BLOB_UPLOAD_LIMIT", 5_242_880, 1..=10_737_418_240),
+            blob_upload_limit,
+            repo_import_limit: self.repo_import_limit(blob_upload_limit),
             replica_timeout: self.millis("PDS_REPLICA_TIMEOUT_MS", 10_000),
             write_timeout: self.millis("PDS_WRITE_TIMEOUT_MS", 30_000),
             replica_in_flight,

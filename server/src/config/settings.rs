@@ -255,6 +255,18 @@ pub const SETTINGS: &[Setting] = &[
         "5242880",
         "largest blob in bytes",
     ),
+    reference(
+        "PDS_ACCEPTING_REPO_IMPORTS",
+        Flag,
+        "true",
+        "whether importRepo is served",
+    ),
+    reference(
+        "PDS_MAX_REPO_IMPORT_SIZE",
+        Number,
+        "PDS_BLOB_UPLOAD_LIMIT",
+        "largest repo that importRepo takes, bytes of CAR",
+    ),
     ours(
         "PDS_BLOBSTORE",
         Text,
@@ -445,8 +457,6 @@ pub const SETTINGS: &[Setting] = &[
     later("PDS_HOME_URL"),
     later("PDS_LOGO_URL"),
     later("PDS_SUPPORT_URL"),
-    later("PDS_ACCEPTING_REPO_IMPORTS"),
-    later("PDS_MAX_REPO_IMPORT_SIZE"),
     later("PDS_HCAPTCHA_SITE_KEY"),
     secret(later("PDS_HCAPTCHA_SECRET_KEY")),
     secret(later("PDS_HCAPTCHA_TOKEN_SALT")),

@@ -33,6 +33,7 @@ use crate::service::keys::SigningKeys;
 use crate::service::names::Names;
 use crate::service::repos::Repos;
 use crate::service::repos::export::Exports;
+use crate::service::repos::import::Imports;
 use crate::xrpc::room::BodyRoom;
 
 /// A size of the memory plan as the machine counts; what does not fit is as much as there is.
@@ -262,6 +263,7 @@ pub(super) async fn compose(
         admin: AdminAuth::new(Some(&config.admin_password)),
         bodies: BodyRoom::new(bytes(config.memory.bodies)),
         exports: Exports::new(config.memory.exports_at_once()),
+        imports: Imports::new(repos.clone(), config.data_dir.clone(), config.repo_import_limit),
         mailer: doors.mailer.clone(),
         engine: core,
         config,

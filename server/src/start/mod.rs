@@ -236,6 +236,9 @@ impl Running {
         if buried > 0 {
             tracing::warn!(buried, "interrupted sign-ups were cleaned up");
         }
+        app.imports
+            .give_up_unfinished()
+            .map_err(|error| ServerError::Other(error.to_string()))?;
         let firehose = tokio::spawn(app.firehose.clone().run());
         tasks.spawn(telemetry::metrics::upkeep(background.clone()));
         tasks.spawn(checkpoints(app.clone(), background.clone()));

@@ -25,6 +25,9 @@ pub const STANDARD_AND_TAKENDOWN: &[Scope] = &[
     Scope::Takendown,
 ];
 
+/// Full access, also of taken-down accounts that leave.
+pub const FULL_AND_TAKENDOWN: &[Scope] = &[Scope::Access, Scope::Takendown];
+
 /// The caller of a method that needs an access token.
 ///
 /// # Errors

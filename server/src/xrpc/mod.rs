@@ -79,6 +79,7 @@ static METHODS: &[Row] = rows! {
     "com.atproto.repo.listRecords" Query public repo::list_records;
     "com.atproto.repo.describeRepo" Query public repo::describe_repo;
     "com.atproto.repo.uploadBlob" Procedure private repo::upload_blob;
+    "com.atproto.repo.importRepo" Procedure private repo::import_repo;
     "com.atproto.sync.getRepo" Query private sync::get_repo;
     "com.atproto.sync.getBlocks" Query private sync::get_blocks;
     "com.atproto.sync.getRecord" Query private sync::get_record;

@@ -8,9 +8,11 @@ use engine::repo::{AtIdentifier, Cid, Did, Nsid, RecordKey, RepoPath};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value, json};
 
-use super::auth::{STANDARD, caller};
+use super::auth::{FULL_AND_TAKENDOWN, STANDARD, caller};
 use super::error::{XrpcError, XrpcResult};
-use super::request::{JSON_LIMIT, RECORD_JSON_LIMIT, Request, blocking, json as json_answer, json_bytes};
+use super::request::{
+    JSON_LIMIT, RECORD_JSON_LIMIT, Request, blocking, empty, json as json_answer, json_bytes,
+};
 use crate::app::App;
 use crate::service::repos::prepare::{Validate, prepare};
 use crate::service::repos::{
@@ -334,6 +336,38 @@ pub async fn upload_blob(app: Arc<App>, mut request: Request) -> XrpcResult<Resp
         "mimeType": blob.mime,
         "size": blob.size,
     }}))
+}
+
+/// `importRepo`: active and deactivated accounts alike, as in the reference PDS.
+pub async fn import_repo(app: Arc<App>, mut request: Request) -> XrpcResult<Response<Body>> {
+    let claims = caller(&app, &request.headers, FULL_AND_TAKENDOWN)?;
+    let account = app.accounts.by_did(&claims.did).await?.ok_or_else(|| {
+        XrpcError::new(
+            axum::http::StatusCode::FORBIDDEN,
+            "AccountNotFound",
+            "Account not found",
+        )
+    })?;
+    request.identity_encoding("UnsupportedMediaType")?;
+    match request.content_type().as_deref() {
+        Some("application/vnd.ipld.car") => {}
+        Some(other) => {
+            return Err(XrpcError::invalid(format!(
+                "Wrong request encoding (Content-Type): {other}"
+            )));
+        }
+        None => {
+            return Err(XrpcError::invalid(
+                "Request encoding (Content-Type) required but not provided",
+            ));
+        }
+    }
+    let length = request.content_length();
+    let body = std::mem::replace(&mut request.body, Body::empty());
+    app.imports
+        .import(&account.did, account.is_active(), length, body.into_data_stream())
+        .await?;
+    Ok(empty())
 }
 
 /// The repo that the caller named, which must be its own and active.

@@ -7,14 +7,16 @@
 mod actor;
 mod build;
 pub mod export;
+pub mod import;
 pub mod prepare;
 pub mod read;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use engine::engine::AppendError;
 use engine::repo::{Cid, Did, RepoPath, Tid};
@@ -33,6 +35,8 @@ pub use build::{Genesis, genesis};
 pub const MAX_WRITES: usize = 200;
 /// References to blobs of one request that are looked up without going to another thread.
 const BLOBS_INLINE: usize = 8;
+/// How long a repo that is to be replaced is waited for.
+const CLOSE_WAIT: Duration = Duration::from_secs(30);
 /// Requests of one repo that may wait for its actor.
 const MAILBOX: usize = 256;
 /// Memory that one active repo takes at least: its tree's touched paths, its key, its mailbox.
@@ -181,6 +185,8 @@ pub struct Repos {
 struct Inner {
     shared: Arc<Shared>,
     actors: Mutex<HashMap<Did, Arc<Actor>>>,
+    /// Repos that take no writes now. Locked only while `actors` is.
+    closed: Mutex<HashSet<Did>>,
     max_actors: usize,
     /// Bytes of writes that wait for their repo.
     waiting: Arc<AtomicUsize>,
@@ -228,6 +234,7 @@ impl Repos {
         let inner = Inner {
             shared: Arc::new(shared),
             actors: Mutex::new(HashMap::new()),
+            closed: Mutex::default(),
             max_actors,
             waiting: Arc::default(),
             waiting_max,
@@ -265,7 +272,7 @@ impl Repos {
         let bytes = writes.iter().map(Write::memory_bytes).sum();
         let room = Room::take(&self.inner.waiting, bytes, self.inner.waiting_max).ok_or(WriteError::Busy)?;
         let (reply, answer) = oneshot::channel();
-        let actor = self.actor(did);
+        let actor = self.actor(did).ok_or(WriteError::Busy)?;
         let sent = actor.send(Job {
             writes,
             swap_commit,
@@ -281,12 +288,43 @@ impl Repos {
         answered.map_err(|_| WriteError::Closed("the repo's actor ended".to_owned()))?
     }
 
-    fn actor(&self, did: &Did) -> Arc<Actor> {
+    /// Sends the repo's actor away when it has done what it was asked, and lets no other come until the answer is dropped.
+    async fn close_to_writes(&self, did: &Did) -> Result<Closed, WriteError> {
+        let actor = {
+            let mut actors = self.inner.actors.lock();
+            if !self.inner.closed.lock().insert(did.clone()) {
+                return Err(WriteError::Busy);
+            }
+            actors.remove(did)
+        };
+        let closed = Closed {
+            repos: self.clone(),
+            did: did.clone(),
+        };
+        if let Some(actor) = actor {
+            let deadline = Instant::now() + CLOSE_WAIT;
+            // Whoever still holds it may send to it.
+            while Arc::strong_count(&actor) > 1 || !actor.is_idle() {
+                if Instant::now() > deadline {
+                    self.inner.actors.lock().insert(did.clone(), actor);
+                    return Err(WriteError::Busy);
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+        Ok(closed)
+    }
+
+    /// The actor of a repo; `None` while the repo takes no writes.
+    fn actor(&self, did: &Did) -> Option<Arc<Actor>> {
         let now = self.inner.shared.engine.now_micros();
         let mut actors = self.inner.actors.lock();
+        if self.inner.closed.lock().contains(did) {
+            return None;
+        }
         if let Some(actor) = actors.get(did) {
             actor.used_at.store(now, Ordering::Relaxed);
-            return actor.clone();
+            return Some(actor.clone());
         }
         if actors.len() >= self.inner.max_actors {
             let mut by_age: Vec<(u64, Did)> = actors
@@ -302,7 +340,7 @@ impl Repos {
         }
         let actor = Arc::new(actor::spawn(did.clone(), self.inner.shared.clone(), MAILBOX, now));
         actors.insert(did.clone(), actor.clone());
-        actor
+        Some(actor)
     }
 
     /// Every referenced blob must be here, and while it is temporary the reference must describe it truly.
@@ -326,6 +364,19 @@ impl Repos {
             Ok(writes)
         });
         checked.await.map_err(internal)?
+    }
+}
+
+/// A repo that takes no writes. It takes them again when this is dropped.
+struct Closed {
+    repos: Repos,
+    did: Did,
+}
+
+impl Drop for Closed {
+    fn drop(&mut self) {
+        let _actors = self.repos.inner.actors.lock();
+        self.repos.inner.closed.lock().remove(&self.did);
     }
 }
 

@@ -1,0 +1,394 @@
+//! Imports over a real engine: what comes back out, what is refused, and that a refused one changes nothing.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use axum::http::Method;
+use bytes::Bytes;
+use engine::entry::{Change, Entry, EntryDraft, EntryKind, RepoRow};
+use engine::log::Lsn;
+use engine::repo::car::{write_block, write_header};
+use engine::repo::mst::{NodeData, build_from_sorted};
+use engine::repo::{Cid, Did, SigningKey, Tid, UnsignedCommit};
+use serde_json::json;
+
+use crate::testkit::{Answer, ExportedRepo, Options, PATIENCE, POST, Server, User, bearer};
+
+const CAR: &str = "application/vnd.ipld.car";
+
+async fn import(server: &Server, user: &User, body: impl Into<Body>) -> Answer {
+    let authorization = bearer(&user.access);
+    let headers = [("content-type", CAR), ("authorization", authorization.as_str())];
+    let path = "/xrpc/com.atproto.repo.importRepo";
+    server.request(Method::POST, path, &headers, body).await
+}
+
+async fn export(server: &Server, did: &Did) -> Bytes {
+    let answer = server
+        .query("com.atproto.sync.getRepo", &format!("did={did}"))
+        .await;
+    assert_eq!(answer.status, 200);
+    answer.body
+}
+
+fn car(root: Cid, blocks: impl IntoIterator<Item = (Cid, Bytes)>) -> Vec<u8> {
+    let mut car = Vec::new();
+    write_header(&mut car, &[root]);
+    for (cid, block) in blocks {
+        write_block(&mut car, &cid, &block);
+    }
+    car
+}
+
+/// A repo that another server has signed: its blocks by CID, the commit first.
+fn foreign(did: &Did, records: &[(String, Vec<u8>)]) -> Vec<(Cid, Bytes)> {
+    let mut nodes = Vec::new();
+    let entries = records
+        .iter()
+        .map(|(path, record)| (path.as_str(), Cid::for_dag_cbor(record)));
+    let data = build_from_sorted(entries, |node| {
+        nodes.push((node.cid, Bytes::from(node.bytes)));
+        Ok::<(), std::convert::Infallible>(())
+    });
+    let commit = UnsignedCommit {
+        did: did.clone(),
+        data: data.unwrap(),
+        rev: Tid::from_micros(1_600_000_000_000_000, 5),
+    };
+    let key = SigningKey::generate(&engine::clock::SeededEntropy::new(9)).unwrap();
+    let commit = commit.sign(&key).unwrap();
+    let records = records
+        .iter()
+        .map(|(_, record)| (Cid::for_dag_cbor(record), Bytes::from(record.clone())));
+    let blocks = [(commit.cid(), commit.bytes().clone())];
+    blocks.into_iter().chain(nodes).chain(records).collect()
+}
+
+fn record(text: &str) -> Vec<u8> {
+    let mut out = Vec::new();
+    let mut writer = engine::repo::cbor::Writer::new(&mut out);
+    writer.map(2).text("text").text(text).text("$type").text(POST);
+    out
+}
+
+fn records(count: usize) -> Vec<(String, Vec<u8>)> {
+    (0..count)
+        .map(|n| (format!("{POST}/{n:06}"), record(&format!("moved {n}"))))
+        .collect()
+}
+
+fn entries(server: &Server, after: Lsn) -> Vec<Entry> {
+    let mut tail = server.app.engine.tail(after);
+    let frames = tail.next_batch(Lsn::MAX, 16 << 20).unwrap();
+    frames.iter().map(|frame| Entry::decode(frame).unwrap()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_import_replaces_the_repo_whatever_the_order_of_its_blocks() {
+    let server = Server::start().await;
+    let alice = server.sign_up("alice").await;
+    server.post(&alice, "gone afterwards").await;
+    for (turn, count) in [(0, 300), (1, 40), (2, 0)] {
+        let records = records(count);
+        let mut blocks = foreign(&alice.did, &records);
+        let root = blocks[0].0;
+        if turn == 1 {
+            blocks.reverse();
+        }
+        let before = server.app.engine.appended().get();
+        let answer = import(&server, &alice, car(root, blocks)).await;
+        assert_eq!(answer.status, 200, "{}", String::from_utf8_lossy(&answer.body));
+        assert!(answer.body.is_empty());
+
+        let repo = server.repo(&alice.did).await;
+        let expected: Vec<_> = records
+            .iter()
+            .map(|(path, record)| (path.clone(), Cid::for_dag_cbor(record)))
+            .collect();
+        assert_eq!(repo.records.into_iter().collect::<Vec<_>>(), expected);
+        let query = format!("did={}", alice.did);
+        let latest = server
+            .query("com.atproto.sync.getLatestCommit", &query)
+            .await
+            .ok();
+        assert_eq!(latest["rev"], repo.commit.rev().to_string());
+        assert_eq!(latest["cid"], repo.commit.cid().to_string());
+
+        // Subscribers know the account: they are told of the new commit, and of nothing else.
+        let events: Vec<EntryKind> = entries(&server, before)
+            .iter()
+            .map(|entry| entry.kind)
+            .filter(|kind| kind.is_event())
+            .collect();
+        assert_eq!(events, [EntryKind::Sync]);
+        // The repo goes on from there, and what it had is found.
+        server.post(&alice, "afterwards").await;
+        let repo = server.repo(&alice.did).await;
+        assert_eq!(repo.records.len(), count + 1);
+        if count > 0 {
+            let query = format!("repo={}&collection={POST}&rkey=000007", alice.did);
+            let found = server.query("com.atproto.repo.getRecord", &query).await.ok();
+            assert_eq!(found["value"]["text"], "moved 7");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_comes_back_as_it_was_and_a_deactivated_account_imports_in_silence() {
+    let server = Server::start().await;
+    let alice = server.sign_up("alice").await;
+    let blob = server
+        .upload(&alice, "image/png", &b"\x89PNG\r\n\x1a\n picture"[..])
+        .await;
+    let blob = blob.ok()["blob"].clone();
+    let input = json!({"repo": alice.did, "collection": POST, "rkey": "withblob", "record": {"text": "x", "pic": blob}});
+    let put = "com.atproto.repo.putRecord";
+    server.call_as(&alice.access, put, &input).await.ok();
+    for n in 0..20 {
+        server.post(&alice, &format!("post {n}")).await;
+    }
+    let kept = export(&server, &alice.did).await;
+    let before = ExportedRepo::read(&kept);
+    let input = json!({"repo": alice.did, "collection": POST, "rkey": "withblob"});
+    let delete = "com.atproto.repo.deleteRecord";
+    server.call_as(&alice.access, delete, &input).await.ok();
+    server.post(&alice, "one too many").await;
+
+    server
+        .sql("UPDATE actor SET deactivatedAt = 'x' WHERE did = ?1", &alice.did)
+        .await;
+    let mark = server.app.engine.appended().get();
+    assert_eq!(import(&server, &alice, kept).await.status, 200);
+    assert!(entries(&server, mark).iter().all(|entry| !entry.kind.is_event()));
+    server
+        .sql("UPDATE actor SET deactivatedAt = NULL WHERE did = ?1", &alice.did)
+        .await;
+    let after = server.repo(&alice.did).await;
+    assert_eq!(after.records, before.records);
+    assert!(after.commit.rev() > before.commit.rev());
+    let reader = server.app.engine.reader().unwrap();
+    let missing = reader.missing_blobs(&alice.did, None, 10).unwrap();
+    assert_eq!(
+        missing.len(),
+        1,
+        "it was forgotten with its record, and is to be uploaded again"
+    );
+    // What the old generation held is swept in the background.
+    let deadline = Instant::now() + PATIENCE;
+    while server
+        .app
+        .engine
+        .reader()
+        .unwrap()
+        .segments()
+        .unwrap()
+        .iter()
+        .map(|used| used.records)
+        .sum::<u64>()
+        > 21
+    {
+        assert!(Instant::now() < deadline, "the old generation is not swept");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_repo_of_the_account_is_refused_and_changes_nothing() {
+    let server = Server::start().await;
+    let (alice, bob) = (server.sign_up("alice").await, server.sign_up("bob").await);
+    server.post(&alice, "stays").await;
+    let kept = server.repo(&alice.did).await;
+    let sound = foreign(&alice.did, &records(60));
+    let root = sound[0].0;
+    let whole = car(root, sound.clone());
+    let without = |index: usize| {
+        let blocks = sound.iter().enumerate().filter(|(at, _)| *at != index);
+        car(root, blocks.map(|(_, block)| block.clone()))
+    };
+    let one = |path: &str, record: Vec<u8>| {
+        let blocks = foreign(&alice.did, &[(path.to_owned(), record)]);
+        car(blocks[0].0, blocks)
+    };
+    let mut two_roots = Vec::new();
+    write_header(&mut two_roots, &[root, root]);
+    let mut no_root = Vec::new();
+    write_header(&mut no_root, &[]);
+    let mut flipped = whole.clone();
+    let last = flipped.len() - 1;
+    flipped[last] ^= 1;
+    let bobs = foreign(&bob.did, &records(3));
+    // A tree whose root hangs a leaf in the wrong gap: out of order, and reached twice.
+    let twice = {
+        let mut blocks = sound.clone();
+        let (at, node) = blocks
+            .iter()
+            .enumerate()
+            .skip(1)
+            .find_map(|(at, (_, block))| {
+                let node = NodeData::decode(block).ok()?;
+                (node.left.is_some() && node.entries.first()?.right.is_some()).then_some((at, node))
+            })
+            .unwrap();
+        let mut node = node;
+        node.entries[0].right = node.left;
+        let bytes = Bytes::from(node.encode());
+        let data = Cid::for_dag_cbor(&bytes);
+        blocks[at] = (data, bytes);
+        let key = SigningKey::generate(&engine::clock::SeededEntropy::new(9)).unwrap();
+        let rev = Tid::from_micros(1_600_000_000_000_000, 5);
+        let unsigned = UnsignedCommit {
+            did: alice.did.clone(),
+            data,
+            rev,
+        };
+        let commit = unsigned.sign(&key).unwrap();
+        blocks[0] = (commit.cid(), commit.bytes().clone());
+        car(commit.cid(), blocks)
+    };
+    let bad = [
+        ("nothing", Vec::new()),
+        ("no CAR", b"this is no CAR at all, but it is long enough".to_vec()),
+        ("half a CAR", whole[..whole.len() / 2].to_vec()),
+        ("two roots", two_roots),
+        ("no root", no_root),
+        ("a root that is missing", car(Cid::for_raw(b"?"), sound.clone())),
+        ("a root that is no commit", car(sound[1].0, sound.clone())),
+        ("a node that is missing", without(1)),
+        ("a record that is missing", without(sound.len() - 1)),
+        ("a block that is not its CID", flipped),
+        ("another's repo", car(bobs[0].0, bobs)),
+        ("a leaf in two places", twice),
+        ("a path that is none", one("nonsid/x", record("x"))),
+        ("a record that is no CBOR", one("a.b.c/x", b"\xff".to_vec())),
+        ("a length beyond reason", vec![0xff, 0xff, 0xff, 0xff, 0x7f]),
+    ];
+    for (what, body) in bad {
+        let answer = import(&server, &alice, body).await;
+        assert_eq!(answer.error(), (400, "InvalidRequest".into()), "{what}");
+        let now = server.repo(&alice.did).await;
+        assert_eq!(
+            (now.commit, now.records),
+            (kept.commit.clone(), kept.records.clone()),
+            "{what}"
+        );
+    }
+    let large = vec![0; 100_001];
+    assert_eq!(
+        import(&server, &alice, large).await.error(),
+        (413, "PayloadTooLarge".into())
+    );
+    let path = "/xrpc/com.atproto.repo.importRepo";
+    let nobody = server
+        .request(Method::POST, path, &[("content-type", CAR)], whole.clone())
+        .await;
+    assert_eq!(nobody.status, 401);
+    let authorization = bearer(&alice.access);
+    let headers = [
+        ("content-type", "application/json"),
+        ("authorization", authorization.as_str()),
+    ];
+    let answer = server.request(Method::POST, path, &headers, whole.clone()).await;
+    assert_eq!(answer.error(), (400, "InvalidRequest".into()));
+
+    server.post(&alice, "the repo goes on").await;
+    assert_eq!(import(&server, &alice, whole).await.status, 200);
+    assert_eq!(server.repo(&alice.did).await.records.len(), 60);
+    assert_eq!(
+        server
+            .app
+            .engine
+            .reader()
+            .unwrap()
+            .staged_generations(10)
+            .unwrap(),
+        []
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn imports_can_be_switched_off() {
+    let server = Server::with(Options {
+        vars: vec![("PDS_ACCEPTING_REPO_IMPORTS", "false".to_owned())],
+        ..Options::default()
+    })
+    .await;
+    let alice = server.sign_up("alice").await;
+    let answer = import(&server, &alice, Vec::new()).await;
+    assert_eq!(answer.json()["message"], "Service is not accepting repo imports");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repo_that_is_being_replaced_takes_no_writes_and_then_takes_them_again() {
+    let server = Server::start().await;
+    let alice = server.sign_up("alice").await;
+    server.post(&alice, "before").await;
+    let repos = &server.app.repos;
+    let closed = repos.close_to_writes(&alice.did).await.unwrap();
+    assert!(repos.close_to_writes(&alice.did).await.is_err(), "one at a time");
+    let input = json!({"repo": alice.did, "collection": POST, "record": {"text": "meanwhile"}});
+    let create = "com.atproto.repo.createRecord";
+    let answer = server.call_as(&alice.access, create, &input).await;
+    assert_eq!(answer.status, 503);
+    let car = car_of(&alice.did);
+    assert_eq!(import(&server, &alice, car).await.status, 503);
+    drop(closed);
+    server.post(&alice, "after").await;
+    assert_eq!(server.repo(&alice.did).await.records.len(), 2);
+}
+
+fn car_of(did: &Did) -> Vec<u8> {
+    let blocks = foreign(did, &records(1));
+    car(blocks[0].0, blocks)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_interrupted_import_has_staged_is_given_up_at_the_next_start() {
+    let server = Server::start().await;
+    let alice = server.sign_up("alice").await;
+    server.post(&alice, "stays").await;
+    let rows = records(50).into_iter().map(|(path, record)| RepoRow {
+        path,
+        rev: Tid::from_micros(1_700_000_000_000_000, 1),
+        cid: Cid::for_dag_cbor(&record),
+        block: record.into(),
+    });
+    let staged = Change::RepoRows {
+        did: alice.did.clone(),
+        generation: 1,
+        rows: rows.collect(),
+    };
+    let receipt = server
+        .app
+        .engine
+        .append(vec![EntryDraft::private(vec![staged])])
+        .unwrap();
+    receipt.durable().await.unwrap();
+    let left = |server: &Server| {
+        server
+            .app
+            .engine
+            .reader()
+            .unwrap()
+            .staged_generations(10)
+            .unwrap()
+    };
+    assert_eq!(left(&server), [(alice.did.clone(), 1)]);
+    let server = server.restart().await;
+    assert_eq!(left(&server).len(), 1);
+    server.app.imports.give_up_unfinished().unwrap();
+    server.post(&alice, "more").await;
+    assert_eq!(left(&server), []);
+    assert_eq!(import(&server, &alice, car_of(&alice.did)).await.status, 200);
+    assert_eq!(server.repo(&alice.did).await.records.len(), 1);
+    let unique: BTreeSet<u32> = [server
+        .app
+        .engine
+        .reader()
+        .unwrap()
+        .next_generation(&alice.did)
+        .unwrap()
+        .unwrap()]
+    .into();
+    assert_eq!(unique, BTreeSet::from([3]), "a generation is used once");
+}

@@ -9,4 +9,6 @@
     )
 )]
 
+pub mod growing;
+pub mod process;
 pub mod synthetic;

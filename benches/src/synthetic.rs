@@ -13,7 +13,7 @@ use engine::repo::mst::{NodeSource, Tree};
 use engine::repo::{Cid, Did, SigningKey, Tid, UnsignedCommit};
 
 /// Microseconds since 1970 at which synthetic repositories begin; every commit is a little later than the one before.
-const BEGINNING_MICROS: u64 = 1_700_000_000_000_000;
+pub(crate) const BEGINNING_MICROS: u64 = 1_700_000_000_000_000;
 
 /// One write of a commit.
 #[derive(Clone, Debug)]
@@ -60,21 +60,9 @@ impl SyntheticRepo {
     /// # Errors
     /// Never for any number in practice: a DID or key that is none.
     pub fn new(number: u64) -> Result<SyntheticRepo> {
-        // did:plc has 24 characters of base32, without 0, 1, 8, 9.
-        let mut name = String::with_capacity(24);
-        let mut left = number.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(number);
-        for at in 0..24u32 {
-            let digit = (left.rotate_left(at * 5) ^ (number >> (at % 8))) & 31;
-            name.push(char::from(if digit < 26 {
-                b'a' + digit as u8
-            } else {
-                b'2' + (digit - 26) as u8
-            }));
-            left = left.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        }
         Ok(SyntheticRepo {
-            did: format!("did:plc:{name}").parse().context("a synthetic DID")?,
-            key: SigningKey::generate(&SeededEntropy::new(number.wrapping_add(1)))?,
+            did: did(number)?,
+            key: key(number)?,
             tree: Tree::empty(),
             head: None,
             records: BTreeMap::new(),
@@ -168,17 +156,75 @@ impl SyntheticRepo {
                 }
             }
         }
-        let flushed = self.tree.flush();
-        let proof = self.tree.covering_proof(ops.iter().map(|op| op.path), source)?;
-        let before = self.head;
-        let rev = Tid::next_after(before.map(|head| head.rev), BEGINNING_MICROS, 3);
-        let data = claimed.unwrap_or(flushed.root);
+        let parts = CommitParts {
+            did: &self.did,
+            key: &self.key,
+            before: self.head,
+            rev: Tid::next_after(self.head.map(|head| head.rev), BEGINNING_MICROS, 3),
+            ops: &ops,
+            records: &blocks,
+            claimed,
+        };
+        let (draft, head) = parts.seal(&mut self.tree, source)?;
+        self.head = Some(head);
+        Ok(draft)
+    }
+}
+
+/// The DID of synthetic repository `number`: of did:plc's form, and registered nowhere.
+///
+/// # Errors
+/// Never for any number in practice: a DID that is none.
+pub fn did(number: u64) -> Result<Did> {
+    // did:plc has 24 characters of base32, without 0, 1, 8, 9.
+    let mut name = String::with_capacity(24);
+    let mut left = number.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(number);
+    for at in 0..24u32 {
+        let digit = (left.rotate_left(at * 5) ^ (number >> (at % 8))) & 31;
+        name.push(char::from(if digit < 26 {
+            b'a' + digit as u8
+        } else {
+            b'2' + (digit - 26) as u8
+        }));
+        left = left.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+    }
+    format!("did:plc:{name}").parse().context("a synthetic DID")
+}
+
+/// The key that signs the commits of synthetic repository `number`.
+///
+/// # Errors
+/// Never for any number in practice: bytes that are no key.
+pub fn key(number: u64) -> Result<SigningKey> {
+    Ok(SigningKey::generate(&SeededEntropy::new(number.wrapping_add(1)))?)
+}
+
+/// A commit whose operations are in the tree already.
+pub(crate) struct CommitParts<'a> {
+    pub(crate) did: &'a Did,
+    pub(crate) key: &'a SigningKey,
+    /// The head that it continues; none for a repository's first.
+    pub(crate) before: Option<Head>,
+    pub(crate) rev: Tid,
+    pub(crate) ops: &'a [RepoOp<'a>],
+    /// Record blocks, each once.
+    pub(crate) records: &'a [(Cid, &'a [u8])],
+    /// What the commit is signed for in place of the tree's root: a forgery.
+    pub(crate) claimed: Option<Cid>,
+}
+
+impl CommitParts<'_> {
+    /// Flushes the tree, signs, proves, and gives the entry and the new head.
+    pub(crate) fn seal(&self, tree: &mut Tree, source: &dyn NodeSource) -> Result<(EntryDraft, Head)> {
+        let flushed = tree.flush();
+        let proof = tree.covering_proof(self.ops.iter().map(|op| op.path), source)?;
+        let data = self.claimed.unwrap_or(flushed.root);
         let commit = UnsignedCommit {
             did: self.did.clone(),
             data,
-            rev,
+            rev: self.rev,
         }
-        .sign(&self.key)?;
+        .sign(self.key)?;
 
         let mut nodes: BTreeMap<Cid, Bytes> = proof.into_iter().collect();
         nodes.extend(flushed.added);
@@ -188,23 +234,18 @@ impl SyntheticRepo {
         for (cid, block) in &nodes {
             write_block(&mut car, cid, block);
         }
-        for (cid, block) in &blocks {
+        for (cid, block) in self.records {
             write_block(&mut car, cid, block);
         }
         let event = encode_commit(&CommitEvent {
-            repo: &self.did,
+            repo: self.did,
             commit: commit.cid(),
-            rev,
-            since: before.map(|head| head.rev),
-            prev_data: before.map(|head| head.data),
-            ops: &ops,
+            rev: self.rev,
+            since: self.before.map(|head| head.rev),
+            prev_data: self.before.map(|head| head.data),
+            ops: self.ops,
             blocks: &car,
         })?;
-        self.head = Some(Head {
-            commit: commit.cid(),
-            rev,
-            data,
-        });
         let mut changes = Vec::new();
         if !flushed.dropped.is_empty() {
             let cids = flushed.dropped.iter().map(|cid| *cid.digest()).collect();
@@ -213,7 +254,12 @@ impl SyntheticRepo {
                 cids,
             });
         }
-        Ok(EntryDraft::commit(event, changes))
+        let head = Head {
+            commit: commit.cid(),
+            rev: self.rev,
+            data,
+        };
+        Ok((EntryDraft::commit(event, changes), head))
     }
 }
 

@@ -1,11 +1,15 @@
-//! Passwords: scrypt in the form that the reference server stores, so that its accounts can move in as they are.
+//! Passwords: Argon2id for those that are set here, scrypt in the form that the reference server stores, so that its accounts
+//! can move in as they are; such a password is hashed anew at its next use.
 //!
-//! Stored form: `<salt hex>:<hash hex>`, 32 + 1 + 128 characters. scrypt runs with N = 16384, r = 8, p = 1 over the
-//! password's UTF-8 bytes, with the **text** of the salt (32 ASCII characters, not the 16 bytes it spells), and gives 64
-//! bytes. One hash costs some 16 MiB and tens of milliseconds, so they run on blocking threads, one per core at a time;
-//! whoever waits longer than [`MAX_WAIT`], or comes when [`MAX_WAITING`] wait already, is told that the server is busy.
+//! | stored form | what |
+//! |---|---|
+//! | `$argon2id$v=19$m=19456,t=2,p=1$<salt>$<hash>` | Argon2id with 19 MiB, two passes, one lane; 16 bytes of salt, 32 of hash, in base64 |
+//! | `<salt hex>:<hash hex>` | scrypt with N = 16384, r = 8, p = 1 over the **text** of the salt (32 ASCII characters), 64 bytes |
 //!
-//! An app password's salt is made from the DID, so that one hash finds it among all of an account's.
+//! Either takes some 20 MiB and tens of milliseconds, so they run on blocking threads, a bounded number at a time; whoever
+//! waits longer than [`MAX_WAIT`], or comes when [`MAX_WAITING`] wait already, is told that the server is busy.
+//!
+//! An app password's salt is made from the DID, so that one hash finds it among all of an account's; it is scrypt always.
 
 use std::fmt;
 use std::sync::Arc;
@@ -27,6 +31,13 @@ pub const MAX_PASSWORD_CHARS: usize = 512;
 pub const MAX_WAIT: Duration = Duration::from_secs(2);
 /// How many callers may wait at once.
 pub const MAX_WAITING: usize = 256;
+
+/// Argon2id: memory in KiB, passes, lanes. One of the sets that OWASP lists as equal in strength.
+const MEMORY_KIB: u32 = 19_456;
+const PASSES: u32 = 2;
+const LANES: u32 = 1;
+const ARGON2_PREFIX: &str = "$argon2id$v=19$m=19456,t=2,p=1$";
+const ARGON2_HASH_BYTES: usize = 32;
 
 const LOG_N: u8 = 14;
 const BLOCK_SIZE: u32 = 8;
@@ -92,8 +103,11 @@ impl Passwords {
         check_new(password)?;
         let mut salt = [0; SALT_BYTES];
         self.entropy.fill(&mut salt).map_err(PasswordError::Entropy)?;
-        self.hash_with(password, data_encoding::HEXLOWER.encode(&salt))
-            .await
+        let hash = self
+            .run(password, move |password| argon2_hash(password, &salt))
+            .await?;
+        let base64 = |bytes: &[u8]| data_encoding::BASE64_NOPAD.encode(bytes);
+        Ok(format!("{ARGON2_PREFIX}{}${}", base64(&salt), base64(&*hash)))
     }
 
     /// The stored form of an app password of `did`: always the same for the same two, so look it up by equality.
@@ -102,7 +116,12 @@ impl Passwords {
     /// As [`Passwords::hash`].
     pub async fn hash_app_password(&self, did: &Did, password: &str) -> Result<String, PasswordError> {
         check_new(password)?;
-        self.hash_with(password, app_password_salt(did)).await
+        let salt = app_password_salt(did);
+        let by = salt.clone();
+        let hash = self
+            .run(password, move |password| scrypt_hash(password, by.as_bytes()))
+            .await?;
+        Ok(format!("{salt}:{}", data_encoding::HEXLOWER.encode(&*hash)))
     }
 
     /// Whether `password` is the one that `stored` was made of. With `None` (no such account) it computes as long and
@@ -114,26 +133,41 @@ impl Passwords {
         if password.encode_utf16().count() > MAX_PASSWORD_CHARS {
             return Ok(false);
         }
-        let expected = stored.and_then(parse_stored);
-        let salt = expected
-            .as_ref()
-            .map_or_else(|| "0".repeat(SALT_CHARS), |(salt, _)| (*salt).to_owned());
-        let found = self.run(password, salt).await?;
-        Ok(expected.is_some_and(|(_, hash)| found.ct_eq(&hash).into()))
+        match stored.and_then(parse_stored) {
+            Some(Stored::Scrypt { salt, hash }) => {
+                let salt = salt.to_owned();
+                let found = self.run(password, move |password| scrypt_hash(password, salt.as_bytes()));
+                Ok(found.await?.ct_eq(&hash).into())
+            }
+            Some(Stored::Argon2 { salt, hash }) => {
+                let found = self.run(password, move |password| argon2_hash(password, &salt));
+                Ok(found.await?.ct_eq(&hash).into())
+            }
+            None => {
+                let wasted = self.run(password, |password| argon2_hash(password, &[0; SALT_BYTES]));
+                wasted.await?;
+                Ok(false)
+            }
+        }
     }
 
-    async fn hash_with(&self, password: &str, salt: String) -> Result<String, PasswordError> {
-        let hash = self.run(password, salt.clone()).await?;
-        Ok(format!("{salt}:{}", data_encoding::HEXLOWER.encode(&*hash)))
+    /// Whether a password that was just verified against `stored` is better hashed anew.
+    #[must_use]
+    pub fn is_outdated(stored: &str) -> bool {
+        matches!(parse_stored(stored), Some(Stored::Scrypt { .. }))
     }
 
-    async fn run(&self, password: &str, salt: String) -> Result<Zeroizing<[u8; HASH_BYTES]>, PasswordError> {
+    async fn run<T: Send + 'static>(
+        &self,
+        password: &str,
+        hash: impl FnOnce(&[u8]) -> Result<T, PasswordError> + Send + 'static,
+    ) -> Result<T, PasswordError> {
         let turn = self.turn().await?;
         let password = Zeroizing::new(password.to_owned());
         let hashing = tokio::task::spawn_blocking(move || {
             // Held by the thread, not by the caller: a caller that goes away does not make room before the work is done.
             let _turn = turn;
-            scrypt_hash(password.as_bytes(), salt.as_bytes())
+            hash(password.as_bytes())
         });
         hashing.await.map_err(|_| PasswordError::Failed)?
     }
@@ -183,11 +217,48 @@ fn scrypt_hash(password: &[u8], salt: &[u8]) -> Result<Zeroizing<[u8; HASH_BYTES
     Ok(hash)
 }
 
-/// Salt and hash of a stored form; `None` if it is none, which then matches no password.
-fn parse_stored(stored: &str) -> Option<(&str, [u8; HASH_BYTES])> {
+fn argon2_hash(
+    password: &[u8],
+    salt: &[u8; SALT_BYTES],
+) -> Result<Zeroizing<[u8; ARGON2_HASH_BYTES]>, PasswordError> {
+    let params = argon2::Params::new(MEMORY_KIB, PASSES, LANES, Some(ARGON2_HASH_BYTES))
+        .map_err(|_| PasswordError::Failed)?;
+    let mut hash = Zeroizing::new([0; ARGON2_HASH_BYTES]);
+    argon2::Argon2::new(argon2::Algorithm::Argon2id, argon2::Version::V0x13, params)
+        .hash_password_into(password, salt, &mut *hash)
+        .map_err(|_| PasswordError::Failed)?;
+    Ok(hash)
+}
+
+/// A stored form, taken apart.
+enum Stored<'a> {
+    Scrypt {
+        salt: &'a str,
+        hash: [u8; HASH_BYTES],
+    },
+    Argon2 {
+        salt: [u8; SALT_BYTES],
+        hash: [u8; ARGON2_HASH_BYTES],
+    },
+}
+
+/// `None` if it is no stored form, which then matches no password. Argon2 with other parameters than ours is none: nobody
+/// made it here, and its memory would not be in the plan.
+fn parse_stored(stored: &str) -> Option<Stored<'_>> {
+    if let Some(rest) = stored.strip_prefix(ARGON2_PREFIX) {
+        let (salt, hash) = rest.split_once('$')?;
+        let base64 = |text: &str| data_encoding::BASE64_NOPAD.decode(text.as_bytes()).ok();
+        return Some(Stored::Argon2 {
+            salt: base64(salt)?.try_into().ok()?,
+            hash: base64(hash)?.try_into().ok()?,
+        });
+    }
     let (salt, hash) = stored.split_once(':')?;
     let hash = data_encoding::HEXLOWER_PERMISSIVE.decode(hash.as_bytes()).ok()?;
-    Some((salt, hash.try_into().ok()?))
+    Some(Stored::Scrypt {
+        salt,
+        hash: hash.try_into().ok()?,
+    })
 }
 
 /// First half of the DID's SHA-256, in hex.
@@ -249,6 +320,19 @@ mod tests {
         }
     }
 
+    // Made by the reference implementation of Argon2 (its C library): 19456 KiB, two passes, one lane, version 13.
+    const BY_ARGON2: (&str, &str) = (
+        "correct horse battery staple",
+        "$argon2id$v=19$m=19456,t=2,p=1$ABEiM0RVZneImaq7zN3u/w$zNlY8+rVrxPryRQjL30GJ7r4tOgZLsK6gVRDMWy/cD0",
+    );
+
+    #[tokio::test]
+    async fn a_hash_of_the_reference_implementation_of_argon2_verifies() {
+        let (password, stored) = BY_ARGON2;
+        assert!(passwords().verify(password, Some(stored)).await.unwrap());
+        assert!(!passwords().verify("wrong", Some(stored)).await.unwrap());
+    }
+
     #[tokio::test]
     async fn app_passwords_hash_as_on_the_reference_server() {
         let did: Did = "did:plc:ewvi7nxzyoun6zhxrhs64oiz".parse().unwrap();
@@ -266,8 +350,10 @@ mod tests {
             passwords.hash("hunter2").await.unwrap(),
             passwords.hash("hunter2").await.unwrap(),
         );
-        assert_eq!(a.len(), 32 + 1 + 128);
+        assert!(a.starts_with(ARGON2_PREFIX));
         assert_ne!(a, b);
+        assert!(!Passwords::is_outdated(&a));
+        assert!(Passwords::is_outdated(BY_NODE[0].1));
         assert!(passwords.verify("hunter2", Some(&a)).await.unwrap());
         assert!(!passwords.verify("hunter3", Some(&a)).await.unwrap());
     }
@@ -282,6 +368,11 @@ mod tests {
             Some("salt"),
             Some("salt:zz"),
             Some("00:00"),
+            Some("$argon2id$v=19$m=19456,t=2,p=1$"),
+            Some("$argon2id$v=19$m=19456,t=2,p=1$AAAA$AAAA"),
+            Some(
+                "$argon2id$v=19$m=4294967295,t=2,p=1$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA",
+            ),
         ];
         for stored in missing {
             assert!(!passwords.verify("", stored).await.unwrap());

@@ -22,6 +22,10 @@ pub struct Arguments {
 pub enum Scenario {
     /// Create records, one a request, in a closed loop.
     CreateRecord(CreateRecord),
+    /// Create records by applyWrites, many a request, in a closed loop.
+    ApplyWrites(ApplyWrites),
+    /// Create accounts, in a closed loop.
+    CreateAccount(CreateAccount),
     /// Read random records, in a closed loop.
     GetRecord(GetRecord),
     /// Download one large repo again and again.
@@ -125,6 +129,34 @@ impl CreateRecord {
     pub fn repos(&self) -> u32 {
         if self.one_repo { 1 } else { self.repos }
     }
+}
+
+/// `apply-writes`.
+#[derive(Debug, Args)]
+pub struct ApplyWrites {
+    /// Everywhere the same.
+    #[command(flatten)]
+    pub common: Common,
+    /// How long and how hard.
+    #[command(flatten)]
+    pub pace: Pace,
+    /// Repos that take turns.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub repos: u32,
+    /// Records that each request creates.
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=200))]
+    pub batch: u32,
+}
+
+/// `create-account`.
+#[derive(Debug, Args)]
+pub struct CreateAccount {
+    /// Everywhere the same.
+    #[command(flatten)]
+    pub common: Common,
+    /// How long and how hard.
+    #[command(flatten)]
+    pub pace: Pace,
 }
 
 /// `get-record`.

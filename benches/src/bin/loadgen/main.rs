@@ -59,6 +59,8 @@ fn run(arguments: Arguments) -> Result<Outcome> {
     runtime.block_on(async {
         match &arguments.scenario {
             Scenario::CreateRecord(args) => Box::pin(requests::create_record(args)).await,
+            Scenario::ApplyWrites(args) => Box::pin(requests::apply_writes(args)).await,
+            Scenario::CreateAccount(args) => Box::pin(requests::create_account(args)).await,
             Scenario::GetRecord(args) => Box::pin(requests::get_record(args)).await,
             Scenario::GetRepo(args) => Box::pin(requests::get_repo(args)).await,
             Scenario::Fill(args) => Box::pin(requests::fill(args)).await,

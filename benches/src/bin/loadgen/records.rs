@@ -107,6 +107,21 @@ pub fn batch_body(did: &str, range: std::ops::Range<u64>) -> Vec<u8> {
     json!({ "repo": did, "writes": writes }).to_string().into_bytes()
 }
 
+/// The body of an applyWrites that creates the posts of a range under keys that the server chooses.
+#[must_use]
+pub fn new_posts_body(did: &str, range: std::ops::Range<u64>) -> Vec<u8> {
+    let writes: Vec<Value> = range
+        .map(|n| {
+            json!({
+                "$type": "com.atproto.repo.applyWrites#create",
+                "collection": COLLECTION,
+                "value": post(n),
+            })
+        })
+        .collect();
+    json!({ "repo": did, "writes": writes }).to_string().into_bytes()
+}
+
 /// How many of the first `wanted` filled records a repo holds.
 ///
 /// # Errors

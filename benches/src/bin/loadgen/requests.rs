@@ -9,7 +9,7 @@ use serde_json::{Map, json};
 
 use crate::accounts::{Account, Sessions, prepare};
 use crate::api::{Api, ApiError, patiently};
-use crate::args::{Common, CreateRecord, Fill, GetRecord, GetRepo};
+use crate::args::{ApplyWrites, Common, CreateAccount, CreateRecord, Fill, GetRecord, GetRepo};
 use crate::histogram::Histogram;
 use crate::load::closed_loop;
 use crate::records::{self, COLLECTION, Numbers};
@@ -50,6 +50,106 @@ pub async fn create_record(args: &CreateRecord) -> Result<Outcome> {
         usage,
         extra: Map::new(),
     })
+}
+
+/// `apply-writes`. A request counts once; the records are told apart.
+///
+/// # Errors
+/// As [`create_record`].
+pub async fn apply_writes(args: &ApplyWrites) -> Result<Outcome> {
+    let (api, mut sessions) = open(&args.common, args.pace.connections)?;
+    let accounts = shared_accounts(&api, &args.common, &mut sessions, args.repos).await?;
+    let first = (crate::now_micros() / 1_000_000).saturating_sub(1_700_000_000);
+    let batch = u64::from(args.batch);
+    let (load_api, load_accounts) = (api.clone(), Arc::new(accounts.clone()));
+    let (tally, usage) = closed_loop(args.pace, args.common.server_pid, move |n| {
+        let (api, accounts) = (load_api.clone(), load_accounts.clone());
+        async move {
+            let account = turn(&accounts, n)?;
+            let from = first + n * batch;
+            let body = records::new_posts_body(account.did(), from..from + batch);
+            let answer = account
+                .procedure(&api, "com.atproto.repo.applyWrites", &body)
+                .await?;
+            Ok(answer.len() as u64)
+        }
+    })
+    .await?;
+    sessions.save(&accounts)?;
+    let mut extra = Map::new();
+    let records = tally.requests * batch;
+    extra.insert(
+        "records_per_second".into(),
+        per_second(records, args.pace.measured()),
+    );
+    Ok(Outcome {
+        scenario: "apply-writes",
+        parameters: json!({
+            "repos": args.repos,
+            "batch": args.batch,
+            "connections": args.pace.connections,
+            "warmup_seconds": args.pace.warmup_seconds,
+        }),
+        elapsed: args.pace.measured(),
+        tally,
+        usage,
+        extra,
+    })
+}
+
+/// `create-account`. The accounts are new in every run and their sessions are not kept.
+///
+/// # Errors
+/// The load cannot run at all; refused requests are counted instead.
+pub async fn create_account(args: &CreateAccount) -> Result<Outcome> {
+    let api = Api::new(&args.common.url, args.pace.connections)?;
+    // Different in every run: milliseconds, in base 36 so that the label stays short.
+    let run = base36(crate::now_micros() / 1000);
+    let (domain, password) = (args.common.handle_domain.clone(), args.common.password.clone());
+    let (invite, load_api) = (args.common.invite_code.clone(), api.clone());
+    let (tally, usage) = closed_loop(args.pace, args.common.server_pid, move |n| {
+        let label = format!("n{run}-{}", base36(n));
+        let mut create = json!({
+            "handle": format!("{label}.{domain}"),
+            "password": password,
+            "email": format!("{label}@example.com"),
+        });
+        if let (Some(code), Some(fields)) = (&invite, create.as_object_mut()) {
+            fields.insert("inviteCode".to_owned(), code.as_str().into());
+        }
+        let (api, body) = (load_api.clone(), create.to_string());
+        async move {
+            let answer = api
+                .procedure("com.atproto.server.createAccount", Some(body.as_bytes()), None)
+                .await?;
+            Ok(answer.len() as u64)
+        }
+    })
+    .await?;
+    Ok(Outcome {
+        scenario: "create-account",
+        parameters: json!({
+            "connections": args.pace.connections,
+            "warmup_seconds": args.pace.warmup_seconds,
+        }),
+        elapsed: args.pace.measured(),
+        tally,
+        usage,
+        extra: Map::new(),
+    })
+}
+
+/// A number in letters and digits.
+fn base36(mut n: u64) -> String {
+    let mut digits = Vec::new();
+    loop {
+        let digit = u32::try_from(n % 36).unwrap_or(0);
+        digits.push(char::from_digit(digit, 36).unwrap_or('0'));
+        n /= 36;
+        if n == 0 {
+            return digits.into_iter().rev().collect();
+        }
+    }
 }
 
 /// `get-record`.

@@ -3,7 +3,8 @@
 //! What holds:
 //!
 //! - `account.sqlite` is a fold over the log's migrations and changesets; deleting it and replaying gives equal rows.
-//! - The applied LSN is stored in the transaction of the change, so file and LSN never disagree; a file whose
+//! - The applied LSN is stored in the transaction of a change; entries without one move it in memory, and it is written when
+//!   the view is made durable or pinned. So the file may be behind what is applied, never ahead of what it holds; a file whose
 //!   [`View::applied`] lies beyond the log's end is *ahead*, and must be deleted.
 //! - Nothing becomes visible before its entry is durable: a transaction is only [prepared](Accounts::prepare), and its
 //!   changeset changes rows when the log's driver applies it.
@@ -33,7 +34,7 @@ mod writer;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -90,6 +91,8 @@ impl Default for AccountsOptions {
 #[derive(Debug)]
 pub struct AccountsView {
     handle: Accounts,
+    /// The writer has failed; it says why when it is asked.
+    stopped: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -136,7 +139,7 @@ impl AccountsView {
         let locks = Locks::new(options.transactions_max);
         let applied = Arc::new(AtomicU64::new(0));
         let writer = Writer::open(&path, log_id, Arc::clone(&locks), Arc::clone(&applied))?;
-        let revision = writer.revision();
+        let (revision, stopped) = (writer.revision(), writer.stopped());
         let readers = Readers::open(&path, options.readers, options.reads_max, options.wait)?;
         let queue = Arc::new(Queue::new(options.transactions_max));
         let for_thread = Arc::clone(&queue);
@@ -153,6 +156,7 @@ impl AccountsView {
         };
         Ok(AccountsView {
             handle,
+            stopped,
             thread: Some(thread),
         })
     }
@@ -199,27 +203,27 @@ impl AccountsView {
             .filter(|step| !present.iter().any(|name| name == step.name));
         Ok(missing.copied().collect())
     }
+}
 
-    /// Runs `job` on the writing thread and waits for its answer.
-    fn on_writer<T>(
-        &self,
-        job: impl FnOnce(&mut Writer) -> Result<T, ApplyFailure> + Send + 'static,
-    ) -> Result<T, ApplyFailure>
-    where
-        T: Send + 'static,
-    {
-        let closed = || ApplyFailure {
-            lsn: None,
-            error: AccountsError::Closed,
-        };
-        let (answer, outcome) = std::sync::mpsc::sync_channel(1);
-        let job = Box::new(move |writer: &mut Writer| {
-            // The view waits below; it cannot have gone.
-            let _ = answer.send(job(writer));
-        });
-        self.handle.queue.push_apply(job).map_err(|_| closed())?;
-        outcome.recv().map_err(|_| closed())?
-    }
+/// Runs `job` on the writer's thread, ahead of what waits to be prepared.
+fn on_writer<T>(
+    queue: &Queue,
+    job: impl FnOnce(&mut Writer) -> Result<T, ApplyFailure> + Send + 'static,
+) -> Result<T, ApplyFailure>
+where
+    T: Send + 'static,
+{
+    let closed = || ApplyFailure {
+        lsn: None,
+        error: AccountsError::Closed,
+    };
+    let (answer, outcome) = std::sync::mpsc::sync_channel(1);
+    let job = Box::new(move |writer: &mut Writer| {
+        // The caller waits below; it cannot have gone.
+        let _ = answer.send(job(writer));
+    });
+    queue.push_apply(job).map_err(|_| closed())?;
+    outcome.recv().map_err(|_| closed())?
 }
 
 impl View for AccountsView {
@@ -232,6 +236,19 @@ impl View for AccountsView {
     }
 
     fn apply(&mut self, entries: &[Entry]) -> Result<(), ViewError> {
+        // Most batches are commits of repos. They only move the position, which is written when it has to be: a file
+        // that is behind is caught up from the log.
+        let moves_only = !entries.iter().any(|entry| entry.changes.iter().any(concerns));
+        if moves_only && !self.stopped.load(Ordering::Acquire) {
+            if let Some(last) = entries.last() {
+                self.handle
+                    .queue
+                    .check_open()
+                    .map_err(|error| ViewError::store(VIEW_NAME, error))?;
+                self.handle.applied.fetch_max(last.lsn.get(), Ordering::AcqRel);
+            }
+            return Ok(());
+        }
         let batch: Vec<(Lsn, Vec<Change>)> = entries
             .iter()
             .map(|entry| {
@@ -246,7 +263,7 @@ impl View for AccountsView {
                 )
             })
             .collect();
-        self.on_writer(move |writer| {
+        on_writer(&self.handle.queue, move |writer| {
             let steps: Vec<(Lsn, Vec<Step<'_>>)> = batch
                 .iter()
                 .map(|(lsn, changes)| (*lsn, changes.iter().filter_map(step_of).collect()))
@@ -267,7 +284,7 @@ impl View for AccountsView {
     }
 
     fn persist(&mut self) -> Result<(), ViewError> {
-        self.on_writer(Writer::persist)
+        on_writer(&self.handle.queue, Writer::persist)
             .map_err(|failure| ViewError::store(VIEW_NAME, failure.error))
     }
 }
@@ -378,11 +395,13 @@ impl Accounts {
         self.readers.read_blocking(read)
     }
 
-    /// Pins what is applied now, for a checkpoint.
+    /// Pins what is applied now, for a checkpoint. Blocks until the writer has noted the position.
     ///
     /// # Errors
-    /// The database could not be opened once more.
+    /// The database could not be opened once more, or takes no more work.
     pub fn snapshot(&self) -> Result<AccountsSnapshot, AccountsError> {
+        let noted = on_writer(&self.queue, Writer::note_position);
+        noted.map_err(|failure| failure.error)?;
         AccountsSnapshot::pin(self.readers.path())
     }
 }

@@ -249,7 +249,7 @@ mod tests {
     }
 
     fn apply(view: &AccountsView, at: u64, changes: Vec<Change>) {
-        view.on_writer(move |writer| {
+        super::super::on_writer(&view.handle.queue, move |writer| {
             let steps = changes
                 .iter()
                 .filter_map(super::super::step_of)

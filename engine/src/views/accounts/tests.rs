@@ -606,3 +606,29 @@ pub(super) fn bare() -> Connection {
     }
     conn
 }
+
+#[test]
+fn entries_without_account_changes_move_the_position_which_is_written_when_it_is_needed() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut view = open(dir.path());
+    let start = view.applied();
+    let at = |n: u64| lsn(start.get() + n);
+    view.apply(&[entry(at(1).get(), vec![]), entry(at(2).get(), vec![])])
+        .unwrap();
+    assert_eq!(view.applied(), at(2));
+    // A snapshot is pinned at the position that the others of its checkpoint have.
+    assert_eq!(
+        crate::views::checkpoint::ViewSnapshot::lsn(&view.handle().snapshot().unwrap()),
+        at(2)
+    );
+    view.apply(&[entry(at(3).get(), vec![])]).unwrap();
+    view.persist().unwrap();
+    view.apply(&[entry(at(4).get(), vec![])]).unwrap();
+    drop(view);
+    // As after a crash: what was not written is behind, and comes again.
+    let mut view = AccountsView::open(dir.path(), LOG).unwrap();
+    assert_eq!(view.applied(), at(3));
+    view.apply(&[entry(at(3).get(), vec![]), entry(at(4).get(), vec![])])
+        .unwrap();
+    assert_eq!(view.applied(), at(4));
+}

@@ -19,7 +19,7 @@ use std::io::Read;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
@@ -114,7 +114,15 @@ impl Queue {
         Ok(())
     }
 
-    /// For the view driver, which waits for each answer, so this queue holds one job at most.
+    /// Whether there is still a thread behind it.
+    pub fn check_open(&self) -> Result<(), AccountsError> {
+        if self.state.lock().closed {
+            return Err(AccountsError::Closed);
+        }
+        Ok(())
+    }
+
+    /// For the view driver, which waits for each answer, so this queue holds few jobs.
     pub fn push_apply(&self, job: Job) -> Result<(), AccountsError> {
         let mut state = self.state.lock();
         if state.closed {
@@ -172,6 +180,8 @@ pub(super) struct Writer {
     /// See [`Accounts::revision`](super::Accounts::revision).
     revision: Arc<AtomicU64>,
     failed: Option<String>,
+    /// Whether it has, for those on other threads.
+    stopped: Arc<AtomicBool>,
 }
 
 impl Writer {
@@ -206,7 +216,18 @@ impl Writer {
             applied,
             revision: Arc::default(),
             failed: None,
+            stopped: Arc::default(),
         })
+    }
+
+    /// Whether the writer has failed, and takes nothing more.
+    pub fn stopped(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.stopped)
+    }
+
+    fn fail(&mut self, reason: String) {
+        self.failed = Some(reason);
+        self.stopped.store(true, Ordering::Release);
     }
 
     /// The counter that tells caches of accounts to read again.
@@ -280,7 +301,7 @@ impl Writer {
     /// marked as nobody's, so that the next start has it rebuilt.
     fn disown(&mut self) -> Result<AccountsError, AccountsError> {
         let reason = "a transaction ended itself; its changes are not in the log".to_owned();
-        self.failed = Some(reason.clone());
+        self.fail(reason.clone());
         self.apply
             .execute("UPDATE view_state SET value = x'' WHERE key = 'log_id'", [])?;
         Ok(AccountsError::Failed {
@@ -297,7 +318,7 @@ impl Writer {
         match self.apply_batch(entries) {
             Ok(()) => Ok(()),
             Err(failure) => {
-                self.failed = Some(failure.error.to_string());
+                self.fail(failure.error.to_string());
                 Err(failure)
             }
         }
@@ -365,6 +386,17 @@ impl Writer {
         Ok(())
     }
 
+    /// Writes the applied LSN, which entries without changes have moved in memory only.
+    pub fn note_position(&mut self) -> Result<(), ApplyFailure> {
+        self.refuse_if_failed()
+            .map_err(|error| ApplyFailure { lsn: None, error })?;
+        self.apply.execute(
+            "UPDATE view_state SET value = ?1 WHERE key = 'applied'",
+            [to_sqlite(self.applied())],
+        )?;
+        Ok(())
+    }
+
     /// Makes everything applied survive a power loss: a small commit with `synchronous=FULL` syncs the whole
     /// write-ahead file, all earlier commits included.
     pub fn persist(&mut self) -> Result<(), ApplyFailure> {
@@ -375,13 +407,14 @@ impl Writer {
             .pragma_update(None, "synchronous", "FULL")
             .and_then(|()| {
                 self.apply.execute(
-                    "UPDATE view_state SET value = value + 1 WHERE key = 'persisted'",
-                    [],
+                    "UPDATE view_state SET value = CASE key WHEN 'applied' THEN ?1 ELSE value + 1 END
+                     WHERE key IN ('applied', 'persisted')",
+                    [to_sqlite(self.applied())],
                 )
             })
             .and_then(|_| self.apply.pragma_update(None, "synchronous", "NORMAL"));
         if let Err(error) = &synced {
-            self.failed = Some(error.to_string());
+            self.fail(error.to_string());
         }
         Ok(synced?)
     }

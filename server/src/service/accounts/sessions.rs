@@ -4,11 +4,11 @@ use std::time::{Duration, Instant};
 
 use engine::repo::AtIdentifier;
 use engine::repo::Did;
-use engine::views::accounts::model::{RefreshToken, Rotation};
+use engine::views::accounts::model::{PasswordHash, RefreshToken, Rotation};
 use engine::views::accounts::{LockKey, queries};
 
 use super::{Account, Accounts, AccountsUnavailable, ChangeError, Status};
-use crate::auth::password::PasswordError;
+use crate::auth::password::{PasswordError, Passwords};
 use crate::auth::tokens::{
     REFRESH_LIFETIME_SECS, RefreshClaims, Scope, TokenError, hash_refresh_id, new_refresh_id,
 };
@@ -114,13 +114,18 @@ impl Accounts {
                 other => LoginError::Change(ChangeError::Internal(other.to_string())),
             })?;
         let account = account.filter(|_| right).ok_or(LoginError::Wrong)?;
+        // A hash of another server is replaced while the password is known; if that is not possible now, next time.
+        let better = match hash {
+            Some(hash) if Passwords::is_outdated(&hash) => self.inner.passwords.hash(password).await.ok(),
+            _ => None,
+        };
         if account.status == Status::TakenDown {
             if !allow_takendown {
                 return Err(LoginError::TakenDown);
             }
             return self.takendown_session(account).map_err(LoginError::from);
         }
-        self.open(account, None).await
+        self.open(account, None, better).await
     }
 
     /// A session that can only leave; its refresh token is never stored, so it can never be used.
@@ -138,7 +143,13 @@ impl Accounts {
     }
 
     /// Opens a session of an account whose owner has shown who they are.
-    async fn open(&self, account: Account, app_password: Option<String>) -> Result<Session, LoginError> {
+    /// `better` replaces the stored hash of the password that they gave.
+    async fn open(
+        &self,
+        account: Account,
+        app_password: Option<String>,
+        better: Option<String>,
+    ) -> Result<Session, LoginError> {
         let now = self.inner.now_seconds();
         let id = self.new_id()?;
         let access = self
@@ -166,6 +177,9 @@ impl Accounts {
             let still = login.map(|login| login.password.0) == proven;
             if still {
                 queries::insert_refresh_token(tx, &row)?;
+                if let Some(better) = better {
+                    queries::set_password(tx, &row.did, &PasswordHash(better))?;
+                }
             }
             Ok(still)
         });

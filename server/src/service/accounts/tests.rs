@@ -219,3 +219,32 @@ async fn a_change_of_an_account_shows_at_once_in_the_account_that_was_remembered
     assert_eq!(renamed.did, alice.did);
     assert!(renamed.is_active());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_password_hash_of_the_reference_server_is_replaced_at_login() {
+    const SCRYPT: &str = "UPDATE account SET passwordScrypt =
+        '00112233445566778899aabbccddeeff:5699cfee2c5c280e66678242092f368ce88ff05305af2c75a9e629d473deb2165b3797e0e31ec3cda30414573befb697f928384c38b187e8c176107e5be20f01'
+        WHERE did = ?1";
+    const BETTER: &str = "SELECT count(*) FROM account WHERE passwordScrypt LIKE '$argon2id$%'";
+    let server = Server::start().await;
+    let alice = server.sign_up("alice").await;
+    assert_eq!(server.count(BETTER).await, 1);
+    server.sql(SCRYPT, &alice.did).await;
+    assert_eq!(server.count(BETTER).await, 0);
+    let log_in = |password: &'static str| {
+        let server = &server;
+        async move {
+            let input = json!({ "identifier": "alice.test", "password": password });
+            server
+                .call("com.atproto.server.createSession", &input)
+                .await
+                .status
+        }
+    };
+    assert_eq!(log_in("wrong").await, 401);
+    assert_eq!(server.count(BETTER).await, 0);
+    for _ in 0..2 {
+        assert_eq!(log_in("correct horse battery staple").await, 200);
+        assert_eq!(server.count(BETTER).await, 1);
+    }
+}

@@ -30,9 +30,13 @@ e2e:
 drill count="50" seed="1":
     PDS_DRILLS={{count}} PDS_DRILL_SEED={{seed}} tests/run.sh drill
 
-# The crash simulation of the log; a failing seed replays with PDS_SIM_SEED=<seed>.
-sim count="10000":
-    PDS_SIM_SEEDS={{count}} cargo test --release -p engine --lib log::sim -- --nocapture
+# One seed of the engine's simulation, step by step.
+sim seed:
+    PDS_SIM_SEED={{seed}} cargo test --profile profiling -p engine --lib sim::whatever -- --nocapture
+
+# Many seeds: of the engine and of the log alone. Say where to begin to run others than the last time.
+sims count="10000" from="0":
+    PDS_SIM_SEEDS={{count}} PDS_SIM_FROM={{from}} cargo test --profile profiling -p engine --lib sim:: -- --nocapture
 
 # Fuzzing of one decoder (`ls tests/fuzz/targets`) for some seconds; needs `cargo install cargo-fuzz`. The instrumentation is
 # unstable in name only, so the ordinary toolchain is told to allow it.

@@ -20,6 +20,8 @@ pub mod engine;
 pub mod entry;
 pub mod log;
 pub mod repo;
+#[cfg(test)]
+mod sim;
 pub mod storage;
 pub mod views;
 

@@ -18,7 +18,7 @@
 
 mod compact;
 mod error;
-mod open;
+pub(crate) mod open;
 #[cfg(test)]
 mod tests;
 

@@ -22,7 +22,7 @@ mod ring;
 mod segment;
 mod set;
 #[cfg(test)]
-mod sim;
+pub(crate) mod sim;
 #[cfg(test)]
 mod tests;
 mod watermark;

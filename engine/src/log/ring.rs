@@ -31,6 +31,12 @@ impl Ring {
         }
     }
 
+    /// Bytes of the frames in it.
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> usize {
+        self.state.lock().bytes
+    }
+
     pub(super) fn push(&self, frames: impl IntoIterator<Item = Frame>) {
         let mut state = self.state.lock();
         for frame in frames {

@@ -67,6 +67,69 @@ struct World {
     epoch: u64,
 }
 
+/// A log's writer without its thread, for the simulation of the whole engine.
+pub(crate) struct SimLog {
+    core: LogCore,
+    pub(crate) reader: LogReader,
+    _lock: Box<dyn crate::storage::StorageLock>,
+}
+
+impl SimLog {
+    pub(crate) fn start(
+        found: Recovered,
+        clock: Arc<dyn Clock>,
+        config: &LogConfig,
+    ) -> Result<SimLog, OpenError> {
+        let (core, lock, reader) = found.into_core(clock, config)?;
+        Ok(SimLog {
+            core,
+            reader,
+            _lock: lock,
+        })
+    }
+
+    /// Gives a group its place.
+    pub(crate) fn append(&mut self, group: Vec<Draft>) -> Result<GroupLsns, Failed> {
+        let lsns = self.core.append(group);
+        // Rotation may have written what was gathered.
+        self.publish();
+        lsns
+    }
+
+    /// Writes what is gathered.
+    pub(crate) fn write(&mut self) -> Result<(), Failed> {
+        let written = self.core.write();
+        self.publish();
+        written
+    }
+
+    /// Writes what is gathered and makes it durable, up to the LSN in the answer.
+    pub(crate) fn sync(&mut self) -> Result<Lsn, Failed> {
+        self.write()?;
+        self.core.sync()
+    }
+
+    /// Seals the open segment; everything is durable then.
+    pub(crate) fn seal(&mut self) -> Result<Lsn, Failed> {
+        let sealed = self.core.seal();
+        self.publish();
+        sealed.map(|_| self.core.last())
+    }
+
+    /// Bytes that the ring keeps.
+    pub(crate) fn ring_bytes(&self) -> usize {
+        self.reader.ring.bytes()
+    }
+
+    fn publish(&mut self) {
+        let written = self.core.take_written();
+        if let Some(last) = written.last().map(Frame::lsn) {
+            self.reader.ring.push(written);
+            self.reader.appended.advance(last);
+        }
+    }
+}
+
 fn dir() -> &'static Path {
     Path::new("/log")
 }

@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{View, ViewError};
 use crate::entry::Entry;
-use crate::log::{Frame, Log, Lsn, ReadError, TailReader, Watermark};
+use crate::log::{Flags, Frame, Log, Lsn, ReadError, TailReader, Watermark};
 
 /// How many requests of [`DriverHandle::between`] may wait.
 const REQUESTS_MAX: usize = 16;
@@ -93,6 +93,8 @@ pub struct ReplayProgress {
 pub struct Fold<'v> {
     views: Vec<Box<dyn View + 'v>>,
     tail: TailReader,
+    /// The beginning of a group whose end may not be applied yet. Not more than one group, which the log bounds.
+    held: Vec<Frame>,
     config: DriverConfig,
     unpersisted: u64,
     unpersisted_since: Option<Instant>,
@@ -119,6 +121,7 @@ impl<'v> Fold<'v> {
         Fold {
             views,
             tail: tail(from),
+            held: Vec::new(),
             config,
             unpersisted: 0,
             unpersisted_since: None,
@@ -162,9 +165,23 @@ impl<'v> Fold<'v> {
         Ok(so_far)
     }
 
-    /// Applies one batch of what lies at or below `limit`.
-    fn step(&mut self, limit: Lsn) -> Result<Batch, DriverError> {
-        let frames = self.tail.next_batch(limit, self.config.batch_bytes)?;
+    /// Applies one batch of what lies at or below `limit`. It ends with a whole group, even if that takes it beyond
+    /// its bytes: nobody sees a part of one, and no durable point or checkpoint lies within (I3).
+    pub(crate) fn step(&mut self, limit: Lsn) -> Result<Batch, DriverError> {
+        let mut frames = std::mem::take(&mut self.held);
+        frames.extend(self.tail.next_batch(limit, self.config.batch_bytes)?);
+        while frames.last().is_some_and(goes_on) {
+            let more = self.tail.next_batch(limit, 1)?;
+            if more.is_empty() {
+                let whole = frames
+                    .iter()
+                    .rposition(|frame| !goes_on(frame))
+                    .map_or(0, |at| at + 1);
+                self.held = frames.split_off(whole);
+                break;
+            }
+            frames.extend(more);
+        }
         let bytes = frames.iter().map(|frame| u64::from(frame.location().len)).sum();
         let entries = frames.iter().map(decode).collect::<Result<Vec<_>, _>>()?;
         if !entries.is_empty() {
@@ -182,7 +199,7 @@ impl<'v> Fold<'v> {
     }
 
     /// One bounded piece of each view's work that changes no answer.
-    fn tidy(&mut self) -> Result<(), DriverError> {
+    pub(crate) fn tidy(&mut self) -> Result<(), DriverError> {
         let mut more = false;
         for view in &mut self.views {
             guarded(|| {
@@ -211,7 +228,7 @@ impl<'v> Fold<'v> {
             .map(|since| since + self.config.persist_after)
     }
 
-    fn persist(&mut self) -> Result<(), DriverError> {
+    pub(crate) fn persist(&mut self) -> Result<(), DriverError> {
         if self.unpersisted_since.is_some() {
             for view in &mut self.views {
                 guarded(|| view.persist())?;
@@ -223,11 +240,16 @@ impl<'v> Fold<'v> {
     }
 }
 
+/// Whether the next frame is of the same group.
+fn goes_on(frame: &Frame) -> bool {
+    frame.flags().contains(Flags::MORE)
+}
+
 /// What one step applied.
 #[derive(Clone, Copy, Debug)]
-struct Batch {
-    entries: u64,
-    bytes: u64,
+pub(crate) struct Batch {
+    pub(crate) entries: u64,
+    pub(crate) bytes: u64,
 }
 
 fn least_applied(views: &[Box<dyn View + '_>]) -> Lsn {
@@ -616,6 +638,32 @@ mod tests {
             &*marks.applied.failed().unwrap().reason,
             "the views were shut down"
         );
+    }
+
+    #[test]
+    fn no_batch_ends_within_a_group_however_small_it_is_and_wherever_the_limit_lies() {
+        let log = log();
+        let marker = || EntryDraft::marker().into_draft().unwrap();
+        append(&log);
+        let group = log.append(vec![marker(); 3]).unwrap().wait_blocking().unwrap();
+        let after = append(&log);
+        let config = DriverConfig {
+            batch_bytes: 1,
+            ..DriverConfig::default()
+        };
+        let mut fold = Fold::new(vec![Box::new(Counting::default())], |from| log.tail(from), config);
+        assert_eq!(fold.step(Lsn::MAX).unwrap().entries, 1);
+        let within = lsn(group.first.get() + 1);
+        assert_eq!(
+            fold.step(within).unwrap().entries,
+            0,
+            "the group's end may not be applied yet"
+        );
+        assert!(fold.applied() < group.first);
+        assert_eq!(fold.step(group.last).unwrap().entries, 3);
+        assert_eq!(fold.applied(), group.last);
+        assert_eq!(fold.step(Lsn::MAX).unwrap().entries, 1);
+        assert_eq!(fold.applied(), after.last);
     }
 
     #[test]

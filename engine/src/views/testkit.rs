@@ -62,6 +62,7 @@ pub struct ModelRecord {
 }
 
 /// A repo as its writer knows it: a signing key, a tree in memory, and the model of its records.
+#[derive(Clone)]
 pub struct TestRepo {
     pub did: Did,
     key: SigningKey,
@@ -82,6 +83,11 @@ impl TestRepo {
             records: BTreeMap::new(),
             stored: BTreeSet::new(),
         }
+    }
+
+    /// What its commits are verified with.
+    pub fn public_key(&self) -> crate::repo::PublicKey {
+        self.key.public_key()
     }
 
     /// An upload.

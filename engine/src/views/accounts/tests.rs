@@ -80,7 +80,7 @@ pub(crate) fn open(dir: &Path) -> AccountsView {
     view
 }
 
-pub(super) fn actor(did: &str, handle: &str) -> Actor {
+pub(crate) fn actor(did: &str, handle: &str) -> Actor {
     Actor {
         did: did.to_owned(),
         handle: Some(handle.to_owned()),
@@ -91,7 +91,7 @@ pub(super) fn actor(did: &str, handle: &str) -> Actor {
     }
 }
 
-pub(super) fn login(email: &str) -> Login {
+pub(crate) fn login(email: &str) -> Login {
     Login {
         email: email.to_owned(),
         password: PasswordHash("salt:hash".to_owned()),
@@ -135,7 +135,7 @@ pub(crate) fn dump(conn: &Connection) -> Vec<(String, Vec<Vec<Value>>)> {
     all
 }
 
-pub(super) fn dump_view(view: &AccountsView) -> Vec<(String, Vec<Vec<Value>>)> {
+pub(crate) fn dump_view(view: &AccountsView) -> Vec<(String, Vec<Vec<Value>>)> {
     view.handle()
         .read_blocking(|conn| Ok::<_, AccountsError>(dump(conn)))
         .unwrap()

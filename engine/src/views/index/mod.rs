@@ -240,7 +240,15 @@ impl IndexView {
     /// another process has the file.
     pub fn open(path: &Path, log_id: LogId, cache_bytes: usize) -> Result<IndexView, IndexError> {
         let fresh = std::fs::metadata(path).map_or(true, |file| file.len() == 0);
-        let database = Database::builder().set_cache_size(cache_bytes).create(path)?;
+        let mut builder = Database::builder();
+        builder.set_cache_size(cache_bytes);
+        #[cfg(test)]
+        let database = match crate::sim::disk::backend(path).map_err(redb::StorageError::Io)? {
+            Some(simulated) => builder.create_with_backend(simulated)?,
+            None => builder.create(path)?,
+        };
+        #[cfg(not(test))]
+        let database = builder.create(path)?;
         if fresh {
             initialize(&database, log_id)?;
         }

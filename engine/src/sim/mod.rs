@@ -1,0 +1,119 @@
+//! Simulation of the whole engine. One seed drives the disks, the clock, the faults and a workload of commits, uploads
+//! and accounts; a model in plain maps runs beside it, and what the views and the firehose answer is compared with it.
+//!
+//! The cores run on one thread: the log's writer without its thread, the fold of the views without the driver, and
+//! the same code that opens, throws away and restores views at a start. See `docs/simulation.md` for what is real here
+//! and what is not.
+//!
+//! `PDS_SIM_SEEDS` sets how many seeds run, `PDS_SIM_FROM` the first, `PDS_SIM_SEED` replays one and prints every step.
+
+mod checks;
+mod death;
+pub mod disk;
+mod model;
+mod workload;
+mod world;
+
+use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use crate::storage::Fault;
+use world::World;
+
+/// Seeds that run where nothing else is asked for.
+const SEEDS: u64 = 60;
+
+/// What happened over a run, so that a test can tell that it tested something.
+#[derive(Debug, Default)]
+struct Seen {
+    faults: BTreeSet<Fault>,
+    index_faults: u64,
+    lives: u64,
+    cuts: u64,
+    lost: u64,
+    groups: u64,
+    commits: u64,
+    accounts: u64,
+    deleted: u64,
+    seals: u64,
+    batches: u64,
+    checkpoints: u64,
+    rebuilds: u64,
+    rebuilt_views: u64,
+    spoiled: u64,
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name)
+        .ok()
+        .map(|value| value.parse::<u64>().expect(name))
+}
+
+fn run(seed: u64, verbose: bool, seen: &mut Seen) {
+    let mut world = World::new(seed, verbose);
+    for _ in 0..2 + world.below(4) {
+        world.live(true, None, seen);
+    }
+    world.conclude(seen);
+}
+
+#[test]
+fn whatever_fails_and_wherever_it_crashes_the_engine_keeps_what_it_promised() {
+    let replay = number("PDS_SIM_SEED");
+    let first = number("PDS_SIM_FROM").unwrap_or(0);
+    let mut seeds: Vec<u64> = match replay {
+        Some(seed) => vec![seed],
+        None => (first..first + number("PDS_SIM_SEEDS").unwrap_or(SEEDS)).collect(),
+    };
+    if replay.is_none() {
+        // One that nobody has run before.
+        let now = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap();
+        seeds.push(now.as_micros() as u64);
+    }
+    let mut seen = Seen::default();
+    for seed in &seeds {
+        if catch_unwind(AssertUnwindSafe(|| run(*seed, replay.is_some(), &mut seen))).is_err() {
+            panic!("seed {seed} failed; replay it with PDS_SIM_SEED={seed}");
+        }
+    }
+    println!(
+        "{} seeds, the last of them {:?}: {seen:?}",
+        seeds.len(),
+        seeds.last()
+    );
+    if seeds.len() as u64 > SEEDS {
+        assert_eq!(
+            seen.faults.len(),
+            5,
+            "every kind of fault has struck: {:?}",
+            seen.faults
+        );
+        assert!(
+            seen.index_faults > 0 && seen.cuts > 0 && seen.lost > 0 && seen.seals > 0,
+            "{seen:?}"
+        );
+        assert!(
+            seen.deleted > 0 && seen.checkpoints > 0 && seen.rebuilds > 0 && seen.spoiled > 0,
+            "{seen:?}"
+        );
+    }
+}
+
+/// Power is cut at every operation of the log's disk in turn, from the first to the last of one life.
+#[test]
+fn power_can_go_at_every_write_of_a_run() {
+    let mut seen = Seen::default();
+    for seed in 0..number("PDS_SIM_CUTS").unwrap_or(1) {
+        for spared in 0.. {
+            let mut world = World::new(seed, false);
+            let struck = world.live(false, Some(spared), &mut seen);
+            world.conclude(&mut seen);
+            if !struck {
+                assert!(spared > 0, "nothing was cut");
+                break;
+            }
+        }
+    }
+}

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use engine::clock::Clock;
@@ -85,6 +86,8 @@ pub(crate) struct Shared {
     pub(crate) links: Mutex<VecDeque<Link>>,
     pub(crate) status: Mutex<Status>,
     pub(crate) hurry: Notify,
+    /// The last LSN in the segments of the newest manifest.
+    pub(crate) covered: AtomicU64,
 }
 
 /// What the follower tells.
@@ -119,6 +122,7 @@ impl Shared {
             cut_end: None,
         };
         Shared {
+            covered: AtomicU64::new(claim.replica.manifest.covered_lsn().get()),
             requests: Requests::new(store, config.request_timeout),
             config,
             clock,
@@ -202,6 +206,12 @@ impl ShipHandle {
     #[must_use]
     pub fn remote(&self) -> &Watermark {
         &self.shared.remote
+    }
+
+    /// How far the replica has the log in whole segments that a manifest names. Compaction may go that far.
+    #[must_use]
+    pub fn covered(&self) -> Lsn {
+        Lsn::saturating(self.shared.covered.load(Ordering::Acquire))
     }
 
     /// Our reign.

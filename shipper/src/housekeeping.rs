@@ -13,6 +13,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use engine::log::{Epoch, LogId, Lsn, SegmentInfo};
 use futures_util::StreamExt;
@@ -424,6 +425,8 @@ impl Housekeeper {
                 continue;
             }
             let displaced = std::mem::replace(&mut self.manifest, next);
+            let covered_lsn = self.manifest.covered_lsn().get();
+            self.shared.covered.store(covered_lsn, Ordering::Release);
             self.delete_covered(covered, &displaced).await;
             return Ok(());
         }

@@ -154,6 +154,10 @@ pub struct Config {
     pub checkpoint_bytes: u64,
     /// `PDS_CHECKPOINT_INTERVAL_MS`.
     pub checkpoint_interval: Duration,
+    /// `PDS_COMPACTION_*`.
+    pub compaction: Compaction,
+    /// `PDS_FIREHOSE_RETENTION_HOURS`, at least [`Config::backfill_limit`].
+    pub firehose_retention: Duration,
     /// `PDS_SHUTDOWN_TIMEOUT_MS`.
     pub shutdown_timeout: Duration,
     /// `PDS_REPO_BACKFILL_LIMIT_MS`.
@@ -166,6 +170,19 @@ pub struct Config {
     pub port_file: Option<PathBuf>,
     /// `LOG_ENABLED`, `LOG_LEVEL`, `PDS_LOG_FORMAT`.
     pub logging: Logging,
+}
+
+/// When and how fast the log is compacted.
+#[derive(Clone, Copy, Debug)]
+pub struct Compaction {
+    /// `PDS_COMPACTION_ENABLED`.
+    pub enabled: bool,
+    /// `PDS_COMPACTION_BYTES_PER_SECOND`.
+    pub bytes_per_second: u64,
+    /// `PDS_COMPACTION_MIN_DEAD_PERCENT`, as a share from 0 to 1.
+    pub min_dead_share: f64,
+    /// `PDS_COMPACTION_FORCE_AFTER_DAYS`.
+    pub force_after: Duration,
 }
 
 /// What goes to the log output and how.

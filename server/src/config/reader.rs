@@ -10,7 +10,9 @@ use shipper::store::ReplicaUrl;
 
 use super::memory::{self, BudgetSource, MemoryPlan};
 use super::settings::{self, Kind, Origin, SETTINGS};
-use super::{AzureAuthSettings, AzureSettings, BlobPlace, Config, Durability, LogFormat, Logging, Replica};
+use super::{
+    AzureAuthSettings, AzureSettings, BlobPlace, Compaction, Config, Durability, LogFormat, Logging, Replica,
+};
 use crate::secrets::Secret;
 
 /// Takes values out of the environment and collects what is wrong with them.
@@ -271,6 +273,11 @@ impl Reader {
             }
         };
         let blob_upload_limit = self.number("PDS_BLOB_UPLOAD_LIMIT", 5_242_880, 1..=10_737_418_240);
+        let backfill_limit = self.millis("PDS_REPO_BACKFILL_LIMIT_MS", 259_200_000);
+        let retention =
+            Duration::from_secs(self.number("PDS_FIREHOSE_RETENTION_HOURS", 72, 0..=876_000) * 3_600);
+        let force_after =
+            Duration::from_secs(self.number("PDS_COMPACTION_FORCE_AFTER_DAYS", 30, 1..=36_500) * 86_400);
         Some(Config {
             port,
             bind,
@@ -300,8 +307,20 @@ impl Reader {
             unshipped_bytes: self.number("PDS_UNSHIPPED_BYTES", 256 << 20, 1_048_576..=1_099_511_627_776),
             checkpoint_bytes: self.number("PDS_CHECKPOINT_BYTES", 256 << 20, 1_048_576..=1_099_511_627_776),
             checkpoint_interval: self.millis("PDS_CHECKPOINT_INTERVAL_MS", 3_600_000),
+            compaction: Compaction {
+                enabled: self.flag("PDS_COMPACTION_ENABLED", true),
+                bytes_per_second: self.number(
+                    "PDS_COMPACTION_BYTES_PER_SECOND",
+                    8 << 20,
+                    65_536..=1_099_511_627_776,
+                ),
+                min_dead_share: f64::from(self.number::<u8>("PDS_COMPACTION_MIN_DEAD_PERCENT", 50, 1..=100))
+                    / 100.0,
+                force_after,
+            },
+            firehose_retention: backfill_limit.max(retention),
             shutdown_timeout: self.millis("PDS_SHUTDOWN_TIMEOUT_MS", 10_000),
-            backfill_limit: self.millis("PDS_REPO_BACKFILL_LIMIT_MS", 259_200_000),
+            backfill_limit,
             firehose_stall: self.millis("PDS_FIREHOSE_STALL_MS", 30_000),
             firehose_max_subscribers: self.number("PDS_FIREHOSE_MAX_SUBSCRIBERS", 1000, 1..=1_000_000),
             port_file: self.text("PDS_PORT_FILE").map(PathBuf::from),

@@ -396,6 +396,30 @@ pub const SETTINGS: &[Setting] = &[
         "ms after which the views are checkpointed, if the log moved",
     ),
     ours(
+        "PDS_COMPACTION_ENABLED",
+        Flag,
+        "true",
+        "rewrite the old part of the log without what is dead in it, in the background",
+    ),
+    ours(
+        "PDS_COMPACTION_BYTES_PER_SECOND",
+        Number,
+        "8388608",
+        "bytes a second that a compaction reads and writes at most",
+    ),
+    ours(
+        "PDS_COMPACTION_MIN_DEAD_PERCENT",
+        Number,
+        "50",
+        "share of the bytes behind the firehose's retention that must be dead for a compaction, in percent",
+    ),
+    ours(
+        "PDS_COMPACTION_FORCE_AFTER_DAYS",
+        Number,
+        "30",
+        "days behind the retention after which the log is compacted in any case, so that what was deleted is gone",
+    ),
+    ours(
         "PDS_REPO_CACHE_BYTES",
         Number,
         "",
@@ -413,6 +437,12 @@ pub const SETTINGS: &[Setting] = &[
         Number,
         "259200000",
         "how far back in ms a firehose cursor reaches (the reference: 24 h)",
+    ),
+    ours(
+        "PDS_FIREHOSE_RETENTION_HOURS",
+        Number,
+        "72",
+        "hours of events that compaction leaves in the log; never less than PDS_REPO_BACKFILL_LIMIT_MS",
     ),
     ours(
         "PDS_FIREHOSE_MAX_LAG_BYTES",

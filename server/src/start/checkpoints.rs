@@ -22,6 +22,8 @@ pub(super) async fn checkpoints(app: Arc<App>, stop: CancellationToken) {
             () = tokio::time::sleep(CHECKPOINT_LOOK) => {}
         }
         let (applied, bytes) = (app.engine.applied().get(), app.engine.log_bytes());
+        // A compaction makes the log shorter.
+        last.2 = last.2.min(bytes);
         let grown = bytes.saturating_sub(last.2) >= app.config.checkpoint_bytes;
         let aged = last.0.elapsed() >= app.config.checkpoint_interval && applied > last.1;
         if !grown && !aged {
@@ -45,7 +47,8 @@ pub(super) async fn checkpoints(app: Arc<App>, stop: CancellationToken) {
     }
 }
 
-async fn ship_checkpoint(app: &App, dir: &Path, lsn: Lsn) -> Result<(), String> {
+/// Waits until the replica has everything up to the checkpoint, and ships it.
+pub(super) async fn ship_checkpoint(app: &App, dir: &Path, lsn: Lsn) -> Result<(), String> {
     let (Some(shipper), Some(remote)) = (&app.shipper, app.engine.remote()) else {
         return Ok(());
     };

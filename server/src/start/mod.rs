@@ -5,6 +5,7 @@
 //! persist the views → end. Whoever fences us, or a failing log, ends the process: it answers errors until it is gone.
 
 mod checkpoints;
+mod compaction;
 mod compose;
 
 use std::net::SocketAddr;
@@ -29,6 +30,7 @@ use crate::service::core::Core;
 use crate::service::mail::Mailer;
 use crate::telemetry;
 use checkpoints::checkpoints;
+use compaction::compaction;
 use compose::{agree, compose, open_engine, open_store};
 
 /// Why the server did not start, or stopped.
@@ -242,6 +244,7 @@ impl Running {
         let firehose = tokio::spawn(app.firehose.clone().run());
         tasks.spawn(telemetry::metrics::upkeep(background.clone()));
         tasks.spawn(checkpoints(app.clone(), background.clone()));
+        tasks.spawn(compaction(app.clone(), background.clone()));
         gate.open(app.clone());
         Ok(Running {
             app,

@@ -1,0 +1,181 @@
+//! Compaction in the background: whenever it pays, at a pace that leaves the disk to those who wait for it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use engine::clock::{Clock, SystemClock};
+use engine::compact::{CompactError, CompactOptions, Pace, Plan, Policy, Stopped};
+use engine::engine::Removal;
+use engine::log::Lsn;
+use tokio_util::sync::CancellationToken;
+
+use super::checkpoints::ship_checkpoint;
+use super::millis;
+use crate::app::App;
+
+/// How often it is looked whether there is something to do.
+const LOOK: Duration = Duration::from_secs(60);
+/// How long files that were replaced stay for those who have only a location in hand.
+const GRACE: Duration = Duration::from_secs(60);
+/// Logs with less to free than this are left alone.
+const MIN_DEAD_BYTES: u64 = 32 << 20;
+/// Memory for pages of the index that a compaction builds.
+const INDEX_CACHE_BYTES: usize = 16 << 20;
+
+/// Looks now and then, and compacts when it pays.
+pub(super) async fn compaction(app: Arc<App>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(LOOK) => {}
+        }
+        match app.engine.end_compaction(GRACE).await {
+            Ok(Removal::Removed { bytes }) => {
+                metrics::counter!("pds_compaction_freed_bytes_total").increment(bytes);
+                tracing::info!(bytes, "what a compaction replaced is removed");
+            }
+            Ok(Removal::Nothing) => {}
+            Ok(Removal::InUse) => continue,
+            Err(error) => {
+                tracing::warn!(error = %with_causes(&error), "what a compaction replaced is still there");
+                continue;
+            }
+        }
+        let Some(plan) = plan(&app).await.filter(|plan| plan.due) else {
+            continue;
+        };
+        run(&app, plan, &stop).await;
+    }
+}
+
+async fn plan(app: &Arc<App>) -> Option<Plan> {
+    let settings = app.config.compaction;
+    let now = SystemClock.now_micros();
+    let before = |age: Duration| {
+        let age = u64::try_from(age.as_micros()).unwrap_or(u64::MAX);
+        Lsn::saturating(now.saturating_sub(age))
+    };
+    let shipped = app.shipper.as_ref().map_or(Lsn::MAX, |shipper| shipper.covered());
+    let policy = Policy {
+        limit: before(app.config.firehose_retention).min(shipped),
+        min_dead_share: if settings.enabled {
+            settings.min_dead_share
+        } else {
+            f64::INFINITY
+        },
+        min_dead_bytes: MIN_DEAD_BYTES,
+        force_before: if settings.enabled {
+            before(app.config.firehose_retention.saturating_add(settings.force_after))
+        } else {
+            Lsn::ZERO
+        },
+    };
+    let engine = app.engine.clone();
+    let planned = tokio::task::spawn_blocking(move || engine.plan_compaction(&policy)).await;
+    match planned {
+        Ok(Ok(plan)) => {
+            metrics::gauge!("pds_compaction_eligible_bytes").set(plan.map_or(0, |plan| plan.bytes) as f64);
+            metrics::gauge!("pds_compaction_dead_bytes").set(plan.map_or(0, |plan| plan.freed()) as f64);
+            plan
+        }
+        Ok(Err(error)) => {
+            tracing::warn!(error = %with_causes(&error), "the log's dead bytes cannot be counted");
+            None
+        }
+        Err(_) => None,
+    }
+}
+
+async fn run(app: &Arc<App>, plan: Plan, stop: &CancellationToken) {
+    tracing::info!(
+        through = plan.through.get(),
+        segments = plan.segments,
+        bytes = plan.bytes,
+        dead = plan.freed(),
+        "a compaction begins"
+    );
+    let started = Instant::now();
+    let options = CompactOptions {
+        segment_bytes: app.config.log_segment_bytes,
+        index_cache_bytes: INDEX_CACHE_BYTES,
+        pace: pace(app.config.compaction.bytes_per_second, stop.clone()),
+    };
+    match app.engine.compact(plan.through, options).await {
+        Ok(done) => {
+            metrics::counter!("pds_compactions_total", "outcome" => "done").increment(1);
+            metrics::histogram!("pds_compaction_seconds").record(started.elapsed().as_secs_f64());
+            tracing::info!(
+                number = done.compaction,
+                before = done.bytes_before,
+                after = done.bytes_after,
+                records = done.records,
+                ms = millis(started.elapsed()),
+                "a compaction took effect"
+            );
+            // The replica names no checkpoint until there is one of the new segments.
+            if let Some(lsn) = newest_checkpoint(app) {
+                let dir = app.engine.checkpoints().dir_of(lsn);
+                if let Err(error) = ship_checkpoint(app, &dir, lsn).await {
+                    tracing::warn!(%error, "the checkpoint after a compaction was not shipped; the next one is");
+                }
+            }
+        }
+        Err(CompactError::Stopped(_)) => tracing::info!("a compaction was given up because the server stops"),
+        Err(error) => {
+            metrics::counter!("pds_compactions_total", "outcome" => "failed").increment(1);
+            tracing::error!(error = %with_causes(&error), "a compaction failed; no entry is lost by it");
+        }
+    }
+}
+
+fn newest_checkpoint(app: &App) -> Option<Lsn> {
+    app.engine.checkpoints().list().ok()?.into_iter().next()
+}
+
+/// At most so many bytes a second are read and written, counted from the first. Is called on a thread for blocking work.
+fn pace(bytes_per_second: u64, stop: CancellationToken) -> Pace {
+    let (begun, done) = (Instant::now(), AtomicU64::new(0));
+    let runtime = tokio::runtime::Handle::current();
+    Arc::new(move |bytes| {
+        let so_far = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let due = Duration::from_secs_f64(so_far as f64 / bytes_per_second.max(1) as f64);
+        let early = due.saturating_sub(begun.elapsed());
+        let stopped = stop.is_cancelled()
+            || !early.is_zero()
+                && runtime.block_on(async { tokio::time::timeout(early, stop.cancelled()).await.is_ok() });
+        if stopped { Err(Stopped) } else { Ok(()) }
+    })
+}
+
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_pace_holds_up_and_ends_when_the_server_stops() {
+        let stop = CancellationToken::new();
+        let slow = pace(1_000, stop.clone());
+        let begun = Instant::now();
+        let slow = tokio::task::spawn_blocking(move || {
+            slow(50).unwrap();
+            slow
+        });
+        let slow = slow.await.unwrap();
+        assert!(begun.elapsed() >= Duration::from_millis(45));
+        let held = tokio::task::spawn_blocking(move || slow(1_000_000));
+        stop.cancel();
+        assert_eq!(held.await.unwrap(), Err(Stopped));
+        assert!(begun.elapsed() < Duration::from_secs(30));
+    }
+}

@@ -262,6 +262,11 @@ impl Server {
 
     /// Ends in order and starts on the same directory.
     pub async fn restart(self) -> Server {
+        self.restart_after(|_| ()).await
+    }
+
+    /// As [`Server::restart`], with something done to the data directory in between.
+    pub async fn restart_after(self, change: impl FnOnce(&std::path::Path)) -> Server {
         let engine = self.app.engine.clone();
         self.stop.cancel();
         self.firehose.await.unwrap().unwrap();
@@ -271,6 +276,7 @@ impl Server {
         };
         engine.shutdown(drain).await.unwrap();
         drop((engine, self.router, self.app));
+        change(&self.dir.path().join("data"));
         Server::open(self.options, self.clock, self.plc, self.dir).await
     }
 

@@ -41,10 +41,11 @@ use crate::log::{
     Epoch, Failed, GroupLsns, Location, Log, LogConfig, LogId, LogReader, Lsn, Pending, ReadError,
     SegmentInfo, TailReader, Watermark,
 };
+use crate::repo::Did;
 use crate::views::accounts::{Accounts, AccountsOptions};
 use crate::views::checkpoint::{Checkpoint, CheckpointError, Checkpoints, ViewSnapshot};
 use crate::views::driver::{DriverConfig, DriverError, DriverHandle};
-use crate::views::index::{IndexError, IndexReader, IndexSource};
+use crate::views::index::{IndexError, IndexReader, IndexSource, Rebuilt};
 
 /// When a write is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -298,6 +299,15 @@ impl Engine {
     /// The database failed.
     pub fn reader(&self) -> Result<IndexReader, IndexError> {
         self.inner.index.reader()
+    }
+
+    /// Builds the nodes of a repo's tree in the index anew from its records: for one that is found missing or damaged.
+    /// Blocks for as long as that takes, and the views with it.
+    ///
+    /// # Errors
+    /// The database failed or is damaged.
+    pub fn rebuild_nodes(&self, did: &Did) -> Result<Rebuilt, IndexError> {
+        self.inner.index.rebuild_nodes(did)
     }
 
     /// The account database.

@@ -9,29 +9,31 @@
 //! holds is visible to anyone before the log says so, and if the log fails, all of it is thrown away with the process.
 //! The state changes only after the log has taken the entry, so a refused append leaves it as it was.
 
-use std::cell::OnceCell;
-use std::collections::{HashSet, VecDeque};
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use engine::repo::mst::{NodeSource, NodeSourceError, Tree};
 use engine::repo::{Cid, Did, SigningKey};
-use engine::views::index::{IndexError, RepoNodes};
+use engine::views::index::{IndexError, Rebuilt, RepoNodes};
 use futures_util::FutureExt;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
 use super::build::{self, Applied, Head};
 use super::{MAX_WRITES, Shared, Write, WriteError, WriteResult, Written};
-use crate::service::core::Core;
 
 /// Size of a tree in memory above which the actor forgets what it can read again.
 const TRIM_BYTES: usize = 1 << 20;
 
 /// Bytes of records that requests are put together up to; the rest of an event's 2 MB is for the nodes of the tree.
 const TOGETHER_BYTES: usize = 1_000_000;
+
+/// How long after a repo's nodes were built anew they are not built again.
+const HEAL_AGAIN: Duration = Duration::from_secs(60);
 
 /// Who waits for the outcome of a request.
 type Reply = oneshot::Sender<Result<Written, WriteError>>;
@@ -297,7 +299,7 @@ impl Task {
             return Ok(());
         };
         let engine = &self.shared.engine;
-        let source = Nodes::new(engine, &self.did);
+        let source = Nodes::new(&self.shared, &self.did);
         let (tree, applied) = self.gather(repo, &source, waiting, members);
         if members.is_empty() {
             return Ok(());
@@ -386,31 +388,87 @@ impl Together {
 
 /// The stored nodes of the repo, out of a snapshot that is taken when the first one is asked for: a repo that was written to
 /// lately has what it needs in memory.
+///
+/// A node that is missing or wrong is no reason to refuse the write: the records are the truth, and the nodes are built
+/// from them anew, once in a while at most.
 struct Nodes<'a> {
-    engine: &'a Core,
+    shared: &'a Shared,
     did: &'a Did,
-    snapshot: OnceCell<RepoNodes>,
+    snapshot: RefCell<Option<RepoNodes>>,
 }
 
 impl<'a> Nodes<'a> {
-    fn new(engine: &'a Core, did: &'a Did) -> Nodes<'a> {
+    fn new(shared: &'a Shared, did: &'a Did) -> Nodes<'a> {
         Nodes {
-            engine,
+            shared,
             did,
-            snapshot: OnceCell::new(),
+            snapshot: RefCell::default(),
+        }
+    }
+
+    fn stored(&self, cid: &Cid) -> Result<bytes::Bytes, NodeSourceError> {
+        let mut snapshot = self.snapshot.borrow_mut();
+        if let Some(nodes) = &*snapshot {
+            return nodes.node(cid);
+        }
+        let io = |error: IndexError| NodeSourceError::Io(error.to_string());
+        let reader = self.shared.engine.reader().map_err(io)?;
+        let nodes = reader.nodes(self.did).map_err(io)?;
+        snapshot.insert(nodes.ok_or(NodeSourceError::Missing)?).node(cid)
+    }
+
+    /// Whether the nodes are there again.
+    fn heal(&self, damage: &NodeSourceError) -> bool {
+        if !self.shared.healing.may(self.did) {
+            return false;
+        }
+        tracing::error!(did = %self.did, %damage, "a node of a repo's tree is damaged; its nodes are built anew");
+        metrics::counter!("pds_trees_rebuilt_total").increment(1);
+        match self.shared.engine.rebuild_nodes(self.did) {
+            Ok(Rebuilt::Sound) => {
+                *self.snapshot.borrow_mut() = None;
+                true
+            }
+            Ok(found) => {
+                tracing::error!(
+                    did = %self.did, ?found,
+                    "the records of a repo do not give the tree that was signed; it takes no writes: delete the index, or restore"
+                );
+                false
+            }
+            Err(error) => {
+                tracing::error!(did = %self.did, %error, "the nodes of a repo cannot be built anew");
+                false
+            }
         }
     }
 }
 
 impl NodeSource for Nodes<'_> {
     fn node(&self, cid: &Cid) -> Result<bytes::Bytes, NodeSourceError> {
-        if let Some(nodes) = self.snapshot.get() {
-            return nodes.node(cid);
+        match self.stored(cid) {
+            Err(damage @ (NodeSourceError::Missing | NodeSourceError::Corrupt(_))) if self.heal(&damage) => {
+                self.stored(cid)
+            }
+            outcome => outcome,
         }
-        let io = |error: IndexError| NodeSourceError::Io(error.to_string());
-        let nodes = self.engine.reader().map_err(io)?.nodes(self.did).map_err(io)?;
-        let nodes = nodes.ok_or(NodeSourceError::Missing)?;
-        self.snapshot.get_or_init(|| nodes).node(cid)
+    }
+}
+
+/// Which repos had their nodes built anew lately, so that a repo that cannot be healed does not cost a pass over its
+/// records with each request.
+#[derive(Default)]
+pub(super) struct Healing(Mutex<HashMap<Did, Instant>>);
+
+impl Healing {
+    fn may(&self, did: &Did) -> bool {
+        let mut tried = self.0.lock();
+        tried.retain(|_, at| at.elapsed() < HEAL_AGAIN);
+        if tried.contains_key(did) {
+            return false;
+        }
+        tried.insert(did.clone(), Instant::now());
+        true
     }
 }
 

@@ -7,6 +7,8 @@
 mod actor;
 mod build;
 pub mod export;
+#[cfg(test)]
+mod heal_tests;
 pub mod import;
 pub mod prepare;
 pub mod read;
@@ -26,7 +28,7 @@ use tokio::sync::oneshot;
 
 use crate::service::core::{Core, Unconfirmed};
 use crate::service::keys::SigningKeys;
-use actor::{Actor, Job, Room};
+use actor::{Actor, Healing, Job, Room};
 use prepare::PreparedRecord;
 
 pub use build::{Genesis, genesis};
@@ -198,6 +200,7 @@ struct Shared {
     engine: Core,
     keys: SigningKeys,
     tids: Tids,
+    healing: Healing,
 }
 
 impl Repos {
@@ -230,6 +233,7 @@ impl Repos {
                 last: AtomicU64::new(0),
                 clock_id,
             },
+            healing: Healing::default(),
         };
         let inner = Inner {
             shared: Arc::new(shared),

@@ -20,6 +20,7 @@ pub mod dev;
 pub mod firehose;
 pub mod http;
 pub mod identity;
+pub mod listen;
 pub mod pages;
 pub mod plc;
 pub mod secrets;

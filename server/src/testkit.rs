@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, Method, Request, StatusCode};
 use engine::blobs::disk::DiskBlobs;
@@ -23,7 +22,6 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tower::ServiceExt;
 
 use crate::app::App;
 use crate::auth::admin::AdminAuth;
@@ -32,6 +30,7 @@ use crate::auth::tokens::SessionTokens;
 use crate::client::plc::{PlcClient, PlcError, SharedPlc};
 use crate::config::Config;
 use crate::firehose::{Firehose, FirehoseSettings};
+use crate::http::Routes;
 use crate::plc::directory::PlcDirectory;
 use crate::plc::op::{Operation, PlcState};
 use crate::secrets::KeyWrap;
@@ -178,7 +177,8 @@ impl Default for Options {
             firehose: FirehoseSettings {
                 max_lag_bytes: 1 << 20,
                 stall: Duration::from_secs(10),
-                max_subscribers: 10,
+                max_subscribers: 1000,
+                max_per_address: 1000,
                 backfill: Duration::from_secs(24 * 3600),
             },
         }
@@ -191,7 +191,7 @@ pub struct Server {
     pub plc: Arc<ScriptedPlc>,
     pub clock: Arc<ShiftedClock>,
     pub dir: Arc<tempfile::TempDir>,
-    router: Router,
+    routes: Routes,
     stop: CancellationToken,
     firehose: tokio::task::JoinHandle<Result<(), engine::log::ReadError>>,
     options: Arc<Options>,
@@ -275,7 +275,7 @@ impl Server {
             checkpoint: false,
         };
         engine.shutdown(drain).await.unwrap();
-        drop((engine, self.router, self.app));
+        drop((engine, self.routes, self.app));
         change(&self.dir.path().join("data"));
         Server::open(self.options, self.clock, self.plc, self.dir).await
     }
@@ -331,7 +331,12 @@ impl Server {
         let app = Arc::new(App {
             mailer,
             blobs: Blobs::new(core.clone(), store, config.blob_upload_limit),
-            firehose: Firehose::new(core.clone(), options.firehose, stop.clone()),
+            firehose: Firehose::new(
+                core.clone(),
+                options.firehose,
+                tokio::runtime::Handle::current(),
+                stop.clone(),
+            ),
             admin: AdminAuth::new(Some(&config.admin_password)),
             bodies: crate::xrpc::room::BodyRoom::new(16 << 20),
             exports: Exports::new(4),
@@ -346,7 +351,7 @@ impl Server {
         });
         let firehose = tokio::spawn(app.firehose.clone().run());
         Server {
-            router: crate::http::routes(app.clone()),
+            routes: Routes::new(app.clone()),
             app,
             plc,
             clock,
@@ -360,7 +365,7 @@ impl Server {
     /// Sends any request.
     pub async fn send(&self, request: Request<Body>) -> Answer {
         let answering = async {
-            let response = self.router.clone().oneshot(request).await.unwrap();
+            let response = self.routes.answer(request).await;
             let (parts, body) = response.into_parts();
             let body = axum::body::to_bytes(body, usize::MAX).await.unwrap();
             Answer {

@@ -8,9 +8,8 @@
 //! | syncing the directories     | the blob for good                                                   |
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, IoSlice, Write};
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -18,7 +17,6 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
-use tokio::io::AsyncWriteExt;
 
 use super::{BlobError, BlobReader, BlobStore, BlobStream, BlobUpload, UploadMeter};
 use crate::repo::{Cid, Did};
@@ -28,6 +26,9 @@ const TEMPORARY: &str = "tempt";
 
 /// The piece in which a blob is read, in bytes.
 const READ_BYTES: u64 = 256 << 10;
+
+/// The piece in which an upload is written, in bytes; a little more where chunks do not fit evenly.
+const WRITE_BYTES: usize = 256 << 10;
 
 /// Media in files below one directory. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -109,7 +110,9 @@ impl BlobStore for DiskBlobs {
         };
         let file = blocking(create).await?;
         Ok(Box::new(DiskUpload {
-            file: tokio::fs::File::from_std(file),
+            file: Some(file),
+            pending: Vec::new(),
+            pending_bytes: 0,
             temporary: Temporary(path),
             meter: UploadMeter::new(max_bytes),
             directory: self.root.join(did.as_str()),
@@ -166,43 +169,66 @@ impl BlobStore for DiskBlobs {
 }
 
 struct DiskUpload {
-    file: tokio::fs::File,
+    /// Away while it is written to.
+    file: Option<File>,
+    /// What waits to be written in one piece.
+    pending: Vec<Bytes>,
+    pending_bytes: usize,
     temporary: Temporary,
     meter: UploadMeter,
     directory: PathBuf,
     root: Arc<Path>,
 }
 
+impl DiskUpload {
+    /// The file and what it still lacks; an upload that failed has none.
+    fn take(&mut self) -> Result<(File, Vec<Bytes>), BlobError> {
+        self.pending_bytes = 0;
+        let file = self.file.take().ok_or_else(|| BlobError::Failed {
+            detail: "the upload has failed before".to_owned(),
+        })?;
+        Ok((file, std::mem::take(&mut self.pending)))
+    }
+}
+
 #[async_trait]
 impl BlobUpload for DiskUpload {
     async fn write(&mut self, bytes: Bytes) -> Result<(), BlobError> {
         self.meter.count(bytes.len())?;
-        self.file
-            .write_all(&bytes)
-            .await
-            .map_err(|error| failed(&self.temporary.0, &error))
+        self.pending_bytes += bytes.len();
+        self.pending.push(bytes);
+        if self.pending_bytes < WRITE_BYTES {
+            return Ok(());
+        }
+        let (file, pending) = self.take()?;
+        let path = self.temporary.0.clone();
+        let written = blocking(move || {
+            write_all(&file, &pending).map_err(|error| failed(&path, &error))?;
+            Ok(file)
+        });
+        self.file = Some(written.await?);
+        Ok(())
     }
 
     fn written(&self) -> u64 {
         self.meter.written()
     }
 
-    async fn finish(self: Box<Self>, cid: &Cid) -> Result<u64, BlobError> {
+    async fn finish(mut self: Box<Self>, cid: &Cid) -> Result<u64, BlobError> {
+        let (file, pending) = self.take()?;
         let upload = *self;
         let DiskUpload {
-            mut file,
             temporary,
             meter,
             directory,
             root,
+            ..
         } = upload;
-        file.flush().await.map_err(|error| failed(&temporary.0, &error))?;
-        file.sync_all()
-            .await
-            .map_err(|error| failed(&temporary.0, &error))?;
         let target = directory.join(cid.to_string());
         blocking(move || {
             let settle = || -> io::Result<()> {
+                write_all(&file, &pending)?;
+                file.sync_all()?;
                 fs::create_dir_all(&directory)?;
                 // Replaces a blob of the same name by the same bytes.
                 fs::rename(&temporary.0, &target)?;
@@ -214,6 +240,21 @@ impl BlobUpload for DiskUpload {
         .await?;
         Ok(meter.written())
     }
+}
+
+fn write_all(mut file: &File, pieces: &[Bytes]) -> io::Result<()> {
+    let mut slices: Vec<IoSlice<'_>> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
+    let mut left = &mut slices[..];
+    while !left.is_empty() {
+        let written = match file.write_vectored(left) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => written,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        IoSlice::advance_slices(&mut left, written);
+    }
+    Ok(())
 }
 
 /// The file of an upload under way, removed unless it got another name.
@@ -237,18 +278,35 @@ fn pieces(file: File, range: Range<u64>) -> BlobStream {
             let end = range.end.min(range.start + READ_BYTES);
             let start = range.start;
             let piece = blocking(move || {
-                let mut piece = vec![0; usize::try_from(end - start).unwrap_or_default()];
-                file.read_exact_at(&mut piece, start)
-                    .map_err(|error| BlobError::Failed {
-                        detail: error.to_string(),
-                    })?;
-                Ok(Bytes::from(piece))
+                let read = read_piece(&file, start..end);
+                read.map(Bytes::from).map_err(|error| BlobError::Failed {
+                    detail: error.to_string(),
+                })
             })
             .await?;
             Ok(Some((piece, end..range.end)))
         }
     })
     .boxed()
+}
+
+/// Reads into memory that was not cleared first, which would cost as much as the copy itself.
+fn read_piece(file: &File, range: Range<u64>) -> io::Result<Vec<u8>> {
+    let len = usize::try_from(range.end - range.start).unwrap_or_default();
+    let mut piece = Vec::with_capacity(len);
+    while piece.len() < len {
+        let at = range.start + piece.len() as u64;
+        let read = match rustix::io::pread(file, rustix::buffer::spare_capacity(&mut piece), at) {
+            Err(rustix::io::Errno::INTR) => continue,
+            read => read?,
+        };
+        if read == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    // The allocator may have given more room than was asked for.
+    piece.truncate(len);
+    Ok(piece)
 }
 
 fn sweep(temporary: &Path, older_than: Duration) -> io::Result<usize> {

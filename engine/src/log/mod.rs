@@ -10,6 +10,7 @@
 //! group that `local` had reached, and of later ones a prefix; never half a group. `engine/FORMAT.md` draws every byte.
 
 mod append;
+mod blocks;
 mod compaction;
 mod draft;
 mod frame;
@@ -29,6 +30,7 @@ mod watermark;
 mod writer;
 
 pub use append::GroupLsns;
+pub use blocks::BlockReader;
 pub use compaction::{CompactionError, compaction_of, live_segments};
 pub(crate) use compaction::{CompactionWriter, WrittenCompaction};
 pub use draft::{Draft, Place, Stamp};

@@ -13,10 +13,12 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use axum::http::HeaderName;
 use engine::repo::Did;
 use memory::MemoryPlan;
 use reader::Reader;
 
+use crate::listen::Limits;
 use crate::secrets::Secret;
 
 /// Where the log is replicated to.
@@ -166,6 +168,12 @@ pub struct Config {
     pub firehose_stall: Duration,
     /// `PDS_FIREHOSE_MAX_SUBSCRIBERS`.
     pub firehose_max_subscribers: usize,
+    /// `PDS_FIREHOSE_MAX_PER_ADDRESS`.
+    pub firehose_max_per_address: usize,
+    /// `PDS_HTTP_MAX_CONNECTIONS` and the other settings of the listener.
+    pub http: Limits,
+    /// `PDS_CLIENT_ADDRESS_HEADER`, lower-case.
+    pub client_address_header: Option<HeaderName>,
     /// `PDS_PORT_FILE`.
     pub port_file: Option<PathBuf>,
     /// `LOG_ENABLED`, `LOG_LEVEL`, `PDS_LOG_FORMAT`.

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use axum::http::HeaderName;
 use engine::repo::Did;
 use shipper::store::ReplicaUrl;
 
@@ -13,6 +14,7 @@ use super::settings::{self, Kind, Origin, SETTINGS};
 use super::{
     AzureAuthSettings, AzureSettings, BlobPlace, Compaction, Config, Durability, LogFormat, Logging, Replica,
 };
+use crate::listen::Limits;
 use crate::secrets::Secret;
 
 /// Takes values out of the environment and collects what is wrong with them.
@@ -262,6 +264,15 @@ impl Reader {
         let blobs = self.blobs(&data_dir, replica.as_ref());
         let replica_in_flight = self.number("PDS_REPLICA_IN_FLIGHT", 4, 1..=16);
         let memory = self.memory(replica.as_ref().map_or(0, |_| replica_in_flight as u64))?;
+        let firehose_max_subscribers = self.number("PDS_FIREHOSE_MAX_SUBSCRIBERS", 1000, 1..=1_000_000);
+        let client_address_header = self.text("PDS_CLIENT_ADDRESS_HEADER").and_then(|name| {
+            let parsed = name.parse::<HeaderName>();
+            if parsed.is_err() {
+                self.problems
+                    .push(format!("PDS_CLIENT_ADDRESS_HEADER: {name:?} is no header's name"));
+            }
+            parsed.ok()
+        });
         let format = match self.text("PDS_LOG_FORMAT").as_deref() {
             None => None,
             Some("text") => Some(LogFormat::Text),
@@ -322,7 +333,19 @@ impl Reader {
             shutdown_timeout: self.millis("PDS_SHUTDOWN_TIMEOUT_MS", 10_000),
             backfill_limit,
             firehose_stall: self.millis("PDS_FIREHOSE_STALL_MS", 30_000),
-            firehose_max_subscribers: self.number("PDS_FIREHOSE_MAX_SUBSCRIBERS", 1000, 1..=1_000_000),
+            firehose_max_subscribers,
+            firehose_max_per_address: self.number(
+                "PDS_FIREHOSE_MAX_PER_ADDRESS",
+                firehose_max_subscribers,
+                1..=1_000_000,
+            ),
+            http: Limits {
+                connections: self.number("PDS_HTTP_MAX_CONNECTIONS", 10_000, 1..=1_000_000),
+                per_address: self.number("PDS_HTTP_MAX_CONNECTIONS_PER_ADDRESS", 10_000, 1..=1_000_000),
+                idle: self.millis("PDS_HTTP_IDLE_MS", 75_000),
+                write_stall: self.millis("PDS_HTTP_WRITE_STALL_MS", 60_000),
+            },
+            client_address_header,
             port_file: self.text("PDS_PORT_FILE").map(PathBuf::from),
             logging: Logging {
                 enabled: self.flag("LOG_ENABLED", true),

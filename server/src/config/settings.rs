@@ -462,6 +462,43 @@ pub const SETTINGS: &[Setting] = &[
         "1000",
         "firehose connections at once",
     ),
+    ours(
+        "PDS_FIREHOSE_MAX_PER_ADDRESS",
+        Number,
+        "PDS_FIREHOSE_MAX_SUBSCRIBERS",
+        "firehose connections of one client address at once; behind a proxy set PDS_CLIENT_ADDRESS_HEADER first",
+    ),
+    // Connections.
+    ours(
+        "PDS_HTTP_MAX_CONNECTIONS",
+        Number,
+        "10000",
+        "connections at once; more are closed",
+    ),
+    ours(
+        "PDS_HTTP_MAX_CONNECTIONS_PER_ADDRESS",
+        Number,
+        "10000",
+        "connections at once of one address, which behind a proxy is the proxy's",
+    ),
+    ours(
+        "PDS_HTTP_IDLE_MS",
+        Number,
+        "75000",
+        "ms that a connection may wait for the whole head of a request; longer than a proxy in front keeps connections",
+    ),
+    ours(
+        "PDS_HTTP_WRITE_STALL_MS",
+        Number,
+        "60000",
+        "ms for which a client may take nothing of an answer before its connection is broken",
+    ),
+    ours(
+        "PDS_CLIENT_ADDRESS_HEADER",
+        Text,
+        "unset: the connection's",
+        "header in which a trusted proxy names the client's address, such as x-forwarded-for; its last entry counts",
+    ),
     meaningless(
         "PDS_MAX_SUBSCRIPTION_BUFFER",
         "consumers are bounded by bytes: PDS_FIREHOSE_MAX_LAG_BYTES",

@@ -1,20 +1,24 @@
 //! One subscriber: cursor rules, backfill, live, and the rules by which it is dropped.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use axum::Extension;
 use axum::extract::State;
 use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, WebSocketUpgrade, close_code};
-use axum::http::{Response, Uri};
+use axum::http::{HeaderMap, Response, Uri};
 use axum::response::IntoResponse;
 use engine::log::{Lsn, ReadError};
 use futures_util::stream::SplitStream;
 use futures_util::{Sink, SinkExt, StreamExt};
 
+use tokio::time::{Instant, interval_at};
+
+use super::places::{Full, Place};
 use super::ring::{Event, Found};
-use super::{Firehose, Inner, READ_BYTES, error_message, read, to_event};
+use super::{BACKFILL_BYTES, Inner, READ_BYTES, error_message, read, to_event};
 use crate::app::App;
+use crate::listen::Peer;
 use crate::xrpc::error::XrpcError;
 use crate::xrpc::params::Params;
 
@@ -30,7 +34,9 @@ const MAX_INCOMING_BYTES: usize = 4096;
 /// `GET /xrpc/com.atproto.sync.subscribeRepos`.
 pub async fn subscribe(
     State(app): State<Arc<App>>,
+    peer: Option<Extension<Peer>>,
     uri: Uri,
+    headers: HeaderMap,
     upgrade: Result<WebSocketUpgrade, axum::extract::ws::rejection::WebSocketUpgradeRejection>,
 ) -> Response<axum::body::Body> {
     let cursor = match Params::parse(uri.query()).and_then(|params| params.parsed_optional::<u64>("cursor")) {
@@ -41,33 +47,32 @@ pub async fn subscribe(
         return not_a_subscription().await;
     };
     let inner = app.firehose.inner.clone();
-    if inner.subscribers.fetch_add(1, Ordering::AcqRel) >= inner.settings.max_subscribers {
-        inner.subscribers.fetch_sub(1, Ordering::AcqRel);
-        return XrpcError::unavailable("Too many firehose subscribers", 30).into_http();
-    }
-    let place = Place(Firehose { inner });
+    let address = crate::listen::client_address(&app.config, peer.map(|Extension(peer)| peer), &headers);
+    let place = match inner.places.take(address) {
+        Ok(place) => place,
+        Err(Full::All) => return XrpcError::unavailable("Too many firehose subscribers", 30).into_http(),
+        Err(Full::Address) => {
+            return XrpcError::unavailable("Too many firehose subscribers from this address", 30).into_http();
+        }
+    };
     upgrade
         .max_message_size(MAX_INCOMING_BYTES)
         // Subscribers say next to nothing; the default of 128 KiB each would be most of what they cost.
         .read_buffer_size(MAX_INCOMING_BYTES)
         .max_frame_size(MAX_INCOMING_BYTES)
         .write_buffer_size(64 << 10)
-        .on_upgrade(move |socket| async move { serve(place, socket, cursor).await })
+        .on_upgrade(move |socket| async move {
+            inner
+                .runtime
+                .clone()
+                .spawn(async move { serve(&inner, &place, socket, cursor).await });
+        })
         .into_response()
 }
 
 /// The path with another verb, or without an upgrade.
 pub async fn not_a_subscription() -> Response<axum::body::Body> {
     XrpcError::invalid("com.atproto.sync.subscribeRepos is a WebSocket").into_http()
-}
-
-/// A subscriber's place in the count; leaving gives it back.
-struct Place(Firehose);
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.inner.subscribers.fetch_sub(1, Ordering::AcqRel);
-    }
 }
 
 /// Where a subscriber's messages go: its socket, or a test's channel.
@@ -85,11 +90,10 @@ pub(super) enum End {
     Error(&'static str, &'static str),
 }
 
-async fn serve(place: Place, socket: WebSocket, cursor: Option<u64>) {
-    let inner = &place.0.inner;
+async fn serve(inner: &Inner, place: &Place, socket: WebSocket, cursor: Option<u64>) {
     let (mut sink, mut stream) = socket.split();
     let end = tokio::select! {
-        end = feed(inner, &mut sink, cursor) => end,
+        end = feed(inner, place, &mut sink, cursor) => end,
         end = listen(&mut stream) => end,
         () = inner.stop.cancelled() => End::Stopping,
     };
@@ -126,16 +130,17 @@ async fn listen(stream: &mut SplitStream<WebSocket>) -> End {
 }
 
 /// Sends events from the cursor on, until something ends it.
-pub(super) async fn feed<S: EventSink>(inner: &Inner, sink: &mut S, cursor: Option<u64>) -> End {
+pub(super) async fn feed<S: EventSink>(
+    inner: &Inner,
+    place: &Place,
+    sink: &mut S,
+    cursor: Option<u64>,
+) -> End {
     let newest = inner.ring.newest();
     let mut position = match start(inner, cursor, newest).await {
         Start::At(position) => position,
         Start::Outdated(position) => {
-            let info = engine::repo::event::encode_info(
-                "OutdatedCursor",
-                Some("Requested cursor exceeded limit. Possibly missing events"),
-            );
-            if send(inner, sink, Message::Binary(info.into())).await.is_err() {
+            if outdated(inner, sink).await.is_err() {
                 return End::Gone;
             }
             position
@@ -143,10 +148,13 @@ pub(super) async fn feed<S: EventSink>(inner: &Inner, sink: &mut S, cursor: Opti
         Start::Future => return End::Error("FutureCursor", "Cursor in the future."),
     };
     let mut watch = inner.ring.watch();
+    let mut pings = interval_at(Instant::now() + PING_EVERY, PING_EVERY);
     let mut live = false;
+    let mut sent = false;
     let mut tail = None;
     loop {
-        watch.borrow_and_update();
+        let newest = *watch.borrow_and_update();
+        place.at(position);
         match inner.ring.after(position, SEND_BYTES) {
             Found::Events(events) => {
                 tail = None;
@@ -158,9 +166,10 @@ pub(super) async fn feed<S: EventSink>(inner: &Inner, sink: &mut S, cursor: Opti
             Found::CaughtUp => {
                 tail = None;
                 live = true;
+                place.at(newest);
                 tokio::select! {
                     changed = watch.changed() => if changed.is_err() { return End::Stopping },
-                    () = tokio::time::sleep(PING_EVERY) => {
+                    _ = pings.tick() => {
                         if send(inner, sink, Message::Ping(axum::body::Bytes::new())).await.is_err() {
                             return End::Gone;
                         }
@@ -172,9 +181,11 @@ pub(super) async fn feed<S: EventSink>(inner: &Inner, sink: &mut S, cursor: Opti
                 return End::Error("ConsumerTooSlow", "Stream consumer too slow");
             }
             Found::Behind => {
+                // Held until what was read is sent, so that it bounds the memory too. It is never closed.
+                let _turn = inner.backfills.acquire().await;
                 let reader = tail.take().unwrap_or_else(|| inner.engine.tail(position));
                 let limit = inner.ring.newest();
-                match read(reader, limit, READ_BYTES).await {
+                match read(reader, limit, BACKFILL_BYTES).await {
                     Ok((reader, batch)) => {
                         let through = if batch.is_empty() {
                             limit
@@ -186,7 +197,16 @@ pub(super) async fn feed<S: EventSink>(inner: &Inner, sink: &mut S, cursor: Opti
                         if let Err(end) = send_all(inner, sink, events, &mut position).await {
                             return end;
                         }
+                        sent = true;
                         position = position.max(through);
+                    }
+                    // What was the oldest when the cursor was looked at has gone meanwhile.
+                    Err(ReadError::Trimmed { oldest }) if !sent => {
+                        if outdated(inner, sink).await.is_err() {
+                            return End::Gone;
+                        }
+                        sent = true;
+                        position = position.max(Lsn::saturating(oldest.get().saturating_sub(1)));
                     }
                     Err(ReadError::Trimmed { .. }) => {
                         return End::Error("ConsumerTooSlow", "The cursor fell out of what is retained");
@@ -199,6 +219,15 @@ pub(super) async fn feed<S: EventSink>(inner: &Inner, sink: &mut S, cursor: Opti
             }
         }
     }
+}
+
+/// Tells a subscriber that it missed something.
+async fn outdated<S: EventSink>(inner: &Inner, sink: &mut S) -> Result<(), ()> {
+    let info = engine::repo::event::encode_info(
+        "OutdatedCursor",
+        Some("Requested cursor exceeded limit. Possibly missing events"),
+    );
+    send(inner, sink, Message::Binary(info.into())).await
 }
 
 /// Where a subscriber begins.

@@ -24,7 +24,9 @@ impl Subscriber {
     fn connect(server: &Server, cursor: Option<u64>, room: usize) -> Subscriber {
         let (sender, messages) = mpsc::channel(room);
         let inner = server.app.firehose.inner.clone();
-        let feed = tokio::spawn(async move { feed(&inner, &mut PollSender::new(sender), cursor).await });
+        let place = inner.places.take(None).unwrap();
+        let feed =
+            tokio::spawn(async move { feed(&inner, &place, &mut PollSender::new(sender), cursor).await });
         Subscriber { messages, feed }
     }
 

@@ -13,6 +13,7 @@ use shipper::start::{StartOptions, Started, begin};
 use shipper::store::ReplicaStore;
 use shipper::store::azure::{AzureAuth, AzureConfig, AzureStore};
 use shipper::store::directory::DirectoryStore;
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -200,6 +201,7 @@ pub(super) async fn compose(
     doors: &Doors,
     tasks: &TaskTracker,
     background: &CancellationToken,
+    firehose_threads: Handle,
 ) -> Result<Arc<App>, ServerError> {
     let other = |error: &dyn std::fmt::Display| ServerError::Other(error.to_string());
     let wrap = KeyWrap::from_config(config.key_encryption_key.as_ref(), Some(&config.plc_rotation_key))
@@ -255,11 +257,17 @@ pub(super) async fn compose(
         max_lag_bytes: bytes(config.memory.firehose_ring),
         stall: config.firehose_stall,
         max_subscribers: config.firehose_max_subscribers,
+        max_per_address: config.firehose_max_per_address,
         backfill: config.backfill_limit,
     };
     Ok(Arc::new(App {
         blobs: Blobs::new(core.clone(), blob_store, config.blob_upload_limit),
-        firehose: Firehose::new(core.clone(), firehose_settings, background.clone()),
+        firehose: Firehose::new(
+            core.clone(),
+            firehose_settings,
+            firehose_threads,
+            background.clone(),
+        ),
         admin: AdminAuth::new(Some(&config.admin_password)),
         bodies: BodyRoom::new(bytes(config.memory.bodies)),
         exports: Exports::new(config.memory.exports_at_once()),

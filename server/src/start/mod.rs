@@ -26,6 +26,7 @@ use tokio_util::task::TaskTracker;
 use crate::app::App;
 use crate::config::{Config, ConfigError};
 use crate::http::Gate;
+use crate::listen;
 use crate::service::core::Core;
 use crate::service::mail::Mailer;
 use crate::telemetry;
@@ -121,6 +122,7 @@ where
         signal.cancel();
     });
 
+    allow_many_connections();
     let address = SocketAddr::new(config.bind, config.port);
     let listener = TcpListener::bind(address)
         .await
@@ -133,12 +135,8 @@ where
     let gate = Gate::default();
     let http_stop = CancellationToken::new();
     let http = tokio::spawn({
-        let (router, http_stop) = (gate.router(), http_stop.clone());
-        async move {
-            axum::serve(listener, router)
-                .with_graceful_shutdown(http_stop.cancelled_owned())
-                .await
-        }
+        let (gate, limits, http_stop) = (gate.clone(), config.http, http_stop.clone());
+        async move { listen::serve(listener, gate, limits, http_stop).await }
     });
     if let Some(file) = config.port_file.clone() {
         write_port_file(&file, port)?;
@@ -157,6 +155,16 @@ where
     running.stop(failure, http_stop, http).await
 }
 
+/// Lets this process have as many files and sockets as the system allows it; the usual default is a thousand.
+fn allow_many_connections() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+}
+
 /// The doors to time, chance, the disk and people's mail.
 struct Doors {
     clock: Arc<dyn Clock>,
@@ -173,6 +181,37 @@ struct Running {
     shipping: Option<tokio::task::JoinHandle<ShipEnd>>,
     shipping_stop: CancellationToken,
     firehose: tokio::task::JoinHandle<Result<(), engine::log::ReadError>>,
+    _threads: FirehoseThreads,
+}
+
+/// The threads of the firehose. They end with this, without being waited for: their work is all in the log.
+struct FirehoseThreads(Option<tokio::runtime::Runtime>, tokio::runtime::Handle);
+
+impl FirehoseThreads {
+    fn new() -> Result<FirehoseThreads, ServerError> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads((cores / 2).clamp(1, 8))
+            .max_blocking_threads(8)
+            .thread_name("firehose")
+            .enable_all()
+            .build()
+            .map_err(|error| ServerError::io("the firehose's threads", error))?;
+        let handle = runtime.handle().clone();
+        Ok(FirehoseThreads(Some(runtime), handle))
+    }
+
+    fn handle(&self) -> tokio::runtime::Handle {
+        self.1.clone()
+    }
+}
+
+impl Drop for FirehoseThreads {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 impl Running {
@@ -229,7 +268,18 @@ impl Running {
 
         let tasks = TaskTracker::new();
         let background = CancellationToken::new();
-        let app = compose(config, core, handle, store, &doors, &tasks, &background).await?;
+        let threads = FirehoseThreads::new()?;
+        let app = compose(
+            config,
+            core,
+            handle,
+            store,
+            &doors,
+            &tasks,
+            &background,
+            threads.handle(),
+        )
+        .await?;
         let buried = app
             .accounts
             .bury_abandoned()
@@ -241,8 +291,8 @@ impl Running {
         app.imports
             .give_up_unfinished()
             .map_err(|error| ServerError::Other(error.to_string()))?;
-        let firehose = tokio::spawn(app.firehose.clone().run());
         tasks.spawn(telemetry::metrics::upkeep(background.clone()));
+        let firehose = threads.handle().spawn(app.firehose.clone().run());
         tasks.spawn(checkpoints(app.clone(), background.clone()));
         tasks.spawn(compaction(app.clone(), background.clone()));
         gate.open(app.clone());
@@ -253,6 +303,7 @@ impl Running {
             shipping,
             shipping_stop,
             firehose,
+            _threads: threads,
         })
     }
 
@@ -298,7 +349,7 @@ impl Running {
         self,
         failure: Option<ServerError>,
         http_stop: CancellationToken,
-        http: tokio::task::JoinHandle<std::io::Result<()>>,
+        http: tokio::task::JoinHandle<()>,
     ) -> Result<(), ServerError> {
         let started = Instant::now();
         let limit = self.app.config.shutdown_timeout;

@@ -38,7 +38,7 @@ enum Verb {
 }
 
 /// One row of the table.
-struct Row {
+pub struct Row {
     nsid: &'static str,
     verb: Verb,
     /// Whether the answer depends on who asks, so that no shared cache may keep it.
@@ -90,16 +90,39 @@ static METHODS: &[Row] = rows! {
     "com.atproto.sync.listBlobs" Query private sync::list_blobs;
 };
 
-/// `/xrpc/{nsid}` with any verb.
-pub async fn dispatch(
-    State(app): State<Arc<App>>,
-    nsid: Result<Path<String>, PathRejection>,
-    request: axum::extract::Request,
-) -> Response<Body> {
-    let Ok(Path(nsid)) = nsid else {
-        return invalid_path().into_http();
-    };
-    let (answer, private) = answer(app, &nsid, request).await;
+impl Row {
+    /// The method's name.
+    #[must_use]
+    pub fn nsid(&self) -> &'static str {
+        self.nsid
+    }
+
+    /// Its place in the table.
+    #[must_use]
+    pub fn at(&'static self) -> usize {
+        METHODS
+            .iter()
+            .position(|row| std::ptr::eq(row, self))
+            .unwrap_or(METHODS.len())
+    }
+}
+
+/// How many methods there are.
+#[must_use]
+pub fn methods() -> usize {
+    METHODS.len()
+}
+
+/// The method at a request's path, if it is spelled as in the table.
+#[must_use]
+pub fn find(path: &str) -> Option<&'static Row> {
+    let nsid = path.strip_prefix("/xrpc/")?;
+    METHODS.iter().find(|row| row.nsid == nsid)
+}
+
+/// Calls a method.
+pub async fn call(app: Arc<App>, row: &'static Row, request: axum::extract::Request) -> Response<Body> {
+    let (answer, private) = answer(app, row, request).await;
     let mut response = answer.unwrap_or_else(XrpcError::into_http);
     if private {
         let headers = response.headers_mut();
@@ -109,25 +132,27 @@ pub async fn dispatch(
     response
 }
 
-/// The label of a method in metrics: its name, or one word for everything unknown, so that labels stay bounded.
-#[must_use]
-pub fn metric_label(path: &str) -> &'static str {
-    let nsid = path.strip_prefix("/xrpc/").unwrap_or_default();
-    METHODS
-        .iter()
-        .find(|row| row.nsid == nsid)
-        .map_or("other", |row| row.nsid)
+/// `/xrpc/{nsid}` with any verb, for what [`find`] does not know: other spellings, and mistakes.
+pub async fn dispatch(
+    State(app): State<Arc<App>>,
+    nsid: Result<Path<String>, PathRejection>,
+    request: axum::extract::Request,
+) -> Response<Body> {
+    let Ok(Path(nsid)) = nsid else {
+        return invalid_path().into_http();
+    };
+    match METHODS.iter().find(|row| row.nsid == nsid) {
+        Some(row) => call(app, row, request).await,
+        None => unknown(&nsid, request.method()).into_http(),
+    }
 }
 
 async fn answer(
     app: Arc<App>,
-    nsid: &str,
+    row: &Row,
     request: axum::extract::Request,
 ) -> (XrpcResult<Response<Body>>, bool) {
     let (parts, body) = request.into_parts();
-    let Some(row) = METHODS.iter().find(|row| row.nsid == nsid) else {
-        return (Err(unknown(nsid, &parts.method)), false);
-    };
     if let Err(error) = check_verb(row, &parts.method) {
         return (Err(error), false);
     }

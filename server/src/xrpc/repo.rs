@@ -231,12 +231,17 @@ pub async fn get_record(app: Arc<App>, mut request: Request) -> XrpcResult<Respo
     let record = found
         .filter(|record| cid.is_none_or(|wanted| wanted == record.cid))
         .ok_or_else(missing)?;
-    Ok(json_bytes(record_json(
+    let mut out = Vec::with_capacity(record.block.len() + record.block.len() / 4 + 256);
+    let (collection, rkey) = (&path.collection, &path.rkey);
+    write_record_json(
         &account.did,
-        &path,
+        collection,
+        rkey,
         record.cid,
         &record.block,
-    )?))
+        &mut out,
+    )?;
+    Ok(json_bytes(out))
 }
 
 /// `listRecords`.
@@ -262,13 +267,14 @@ pub async fn list_records(app: Arc<App>, mut request: Request) -> XrpcResult<Res
             limit,
         };
         let records = read::list(&app.engine, &did, &collection, &page)?;
-        let mut out = br#"{"records":["#.to_vec();
+        let blocks: usize = records.iter().map(|(_, record)| record.block.len() + 192).sum();
+        let mut out = Vec::with_capacity(64 + blocks + blocks / 4);
+        out.extend_from_slice(br#"{"records":["#);
         for (at, (rkey, record)) in records.iter().enumerate() {
             if at > 0 {
                 out.push(b',');
             }
-            let path = RepoPath::new(collection.clone(), rkey.clone());
-            out.extend(record_json(&did, &path, record.cid, &record.block)?);
+            write_record_json(&did, &collection, rkey, record.cid, &record.block, &mut out)?;
         }
         out.push(b']');
         if let Some((rkey, _)) = records.last() {
@@ -417,17 +423,31 @@ fn receipt(did: &Did, path: &RepoPath, cid: Cid, commit: Option<&CommitMeta>, va
     Value::Object(answer)
 }
 
-/// `{uri, cid, value}` with the record transcoded in one pass.
-fn record_json(did: &Did, path: &RepoPath, cid: Cid, block: &[u8]) -> XrpcResult<Vec<u8>> {
-    let mut out = Vec::with_capacity(block.len() * 2 + 256);
-    out.extend_from_slice(br#"{"uri":"#);
-    out.extend(serde_json::to_vec(&uri(did, path)).map_err(XrpcError::internal)?);
+/// Appends `{uri, cid, value}` with the record transcoded in one pass.
+fn write_record_json(
+    did: &Did,
+    collection: &Nsid,
+    rkey: &RecordKey,
+    cid: Cid,
+    block: &[u8],
+    out: &mut Vec<u8>,
+) -> XrpcResult<()> {
+    // No character of a DID, an NSID, a record key or a CID needs an escape in JSON.
+    out.extend_from_slice(br#"{"uri":"at://"#);
+    for (part, end) in [
+        (did.as_str(), b"/"),
+        (collection.as_str(), b"/"),
+        (rkey.as_str(), b"\""),
+    ] {
+        out.extend_from_slice(part.as_bytes());
+        out.extend_from_slice(end);
+    }
     out.extend_from_slice(br#","cid":""#);
-    out.extend_from_slice(cid.to_string().as_bytes());
+    out.extend_from_slice(&cid.to_text());
     out.extend_from_slice(br#"","value":"#);
-    engine::repo::json::cbor_to_json(block, &mut out).map_err(XrpcError::internal)?;
+    engine::repo::json::cbor_to_json(block, out).map_err(XrpcError::internal)?;
     out.push(b'}');
-    Ok(out)
+    Ok(())
 }
 
 /// Tells an explicit `null` from an absent field.

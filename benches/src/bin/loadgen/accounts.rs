@@ -73,6 +73,12 @@ impl Account {
         }
     }
 
+    /// The token that requests carry now.
+    #[must_use]
+    pub fn access(&self) -> String {
+        self.session().access_jwt.clone()
+    }
+
     fn session(&self) -> Arc<Session> {
         self.session
             .lock()

@@ -172,6 +172,19 @@ impl Api {
         body(accepted(authorized(request, bearer).send().await?).await?).await
     }
 
+    /// Uploads a blob and takes the whole answer.
+    ///
+    /// # Errors
+    /// See [`ApiError`].
+    pub async fn upload(&self, bytes: &[u8], media_type: &str, bearer: &str) -> Result<Vec<u8>, ApiError> {
+        let request = self
+            .http
+            .post(self.url("com.atproto.repo.uploadBlob"))
+            .header(CONTENT_TYPE, media_type)
+            .body(bytes.to_vec());
+        body(accepted(authorized(request, Some(bearer)).send().await?).await?).await
+    }
+
     fn url(&self, nsid: &str) -> String {
         format!("{}/xrpc/{nsid}", self.base)
     }

@@ -28,6 +28,19 @@ pub enum Scenario {
     CreateAccount(CreateAccount),
     /// Read random records, in a closed loop.
     GetRecord(GetRecord),
+    /// Read pages of 100 records, in a closed loop.
+    ListRecords(GetRecord),
+    /// Read random records with their proofs, as CAR, in a closed loop.
+    SyncGetRecord(GetRecord),
+    /// Upload media, in a closed loop; nothing references it, so the server may drop it later.
+    UploadBlob(Blobs),
+    /// Download one piece of media again and again, in a closed loop.
+    GetBlob(Blobs),
+    /// What the HTTP stack alone can do here: a server of one handler that answers from memory, in a process of its own.
+    Trivial(Trivial),
+    /// The server of `trivial`.
+    #[command(hide = true)]
+    ServeTrivial,
     /// Download one large repo again and again.
     GetRepo(GetRepo),
     /// Bring repos up to a number of records, by applyWrites; what is there already stays.
@@ -174,6 +187,28 @@ pub struct GetRecord {
     /// Records that each of them is filled with first.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=9_999_999))]
     pub records: u64,
+}
+
+/// `upload-blob` and `get-blob`.
+#[derive(Debug, Args)]
+pub struct Blobs {
+    /// Everywhere the same.
+    #[command(flatten)]
+    pub common: Common,
+    /// How long and how hard.
+    #[command(flatten)]
+    pub pace: Pace,
+    /// Size of each, in bytes.
+    #[arg(long, default_value_t = 1 << 20, value_parser = clap::value_parser!(u64).range(16..=100_000_000))]
+    pub bytes: u64,
+}
+
+/// `trivial`.
+#[derive(Debug, Args)]
+pub struct Trivial {
+    /// How long and how hard.
+    #[command(flatten)]
+    pub pace: Pace,
 }
 
 /// `get-repo`.

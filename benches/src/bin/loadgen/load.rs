@@ -14,6 +14,25 @@ use crate::report::{Tally, Usage, sample, sample_after};
 /// Pause of a connection after a failed request, so that a server that refuses everything is not drowned by it.
 pub const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(20);
 
+/// One connection of a closed loop.
+pub trait Caller: Send + 'static {
+    /// Sends the nth request, counted over all connections, and gives the bytes of its answer.
+    fn call(&mut self, n: u64) -> impl Future<Output = Result<u64, ApiError>> + Send;
+}
+
+/// A connection that is a function, whose client finds the connections itself.
+struct Function<C>(C);
+
+impl<C, F> Caller for Function<C>
+where
+    C: Fn(u64) -> F + Send + Sync + 'static,
+    F: Future<Output = Result<u64, ApiError>> + Send,
+{
+    async fn call(&mut self, n: u64) -> Result<u64, ApiError> {
+        (self.0)(n).await
+    }
+}
+
 /// Runs `call` in a closed loop. It gets the number of the request, counted over all connections, and gives the bytes of
 /// the answer. Only what is answered inside the measured window counts.
 ///
@@ -24,17 +43,29 @@ where
     C: Fn(u64) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Result<u64, ApiError>> + Send,
 {
+    closed_loop_of(pace, server_pid, || Ok(Function(call.clone()))).await
+}
+
+/// As [`closed_loop`], with a connection of its own for each.
+///
+/// # Errors
+/// As [`closed_loop`], or a connection cannot be made.
+pub async fn closed_loop_of<C: Caller>(
+    pace: Pace,
+    server_pid: Option<u32>,
+    connection: impl Fn() -> Result<C, ApiError>,
+) -> Result<(Tally, Option<Usage>)> {
     let from = Instant::now() + pace.warmup();
     let until = from + pace.measured();
     let counter = Arc::new(AtomicU64::new(0));
     let mut connections = JoinSet::new();
     for _ in 0..pace.connections {
-        let (counter, call) = (counter.clone(), call.clone());
+        let (counter, mut caller) = (counter.clone(), connection()?);
         connections.spawn(async move {
             let mut tally = Tally::default();
             while Instant::now() < until {
                 let started = Instant::now();
-                let outcome = call(counter.fetch_add(1, Ordering::Relaxed)).await;
+                let outcome = caller.call(counter.fetch_add(1, Ordering::Relaxed)).await;
                 let answered = Instant::now();
                 let failed = outcome.is_err();
                 if (from..until).contains(&answered) {

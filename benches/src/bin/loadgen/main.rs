@@ -19,9 +19,12 @@ mod firehose;
 mod frame;
 mod histogram;
 mod load;
+mod raw;
+mod reads;
 mod records;
 mod report;
 mod requests;
+mod trivial;
 
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -34,7 +37,8 @@ use report::Outcome;
 
 fn main() -> ExitCode {
     match run(Arguments::parse()) {
-        Ok(outcome) => {
+        Ok(None) => ExitCode::SUCCESS,
+        Ok(Some(outcome)) => {
             println!("{}", outcome.to_json());
             if outcome.tally.errors == 0 {
                 ExitCode::SUCCESS
@@ -49,7 +53,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: Arguments) -> Result<Outcome> {
+fn run(arguments: Arguments) -> Result<Option<Outcome>> {
     // The HTTP client wants a TLS provider even where no TLS is spoken; one that is there already will do.
     let _already_installed = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -57,16 +61,26 @@ fn run(arguments: Arguments) -> Result<Outcome> {
         .build()
         .context("the runtime cannot start")?;
     runtime.block_on(async {
-        match &arguments.scenario {
+        let outcome = match &arguments.scenario {
             Scenario::CreateRecord(args) => Box::pin(requests::create_record(args)).await,
             Scenario::ApplyWrites(args) => Box::pin(requests::apply_writes(args)).await,
             Scenario::CreateAccount(args) => Box::pin(requests::create_account(args)).await,
-            Scenario::GetRecord(args) => Box::pin(requests::get_record(args)).await,
+            Scenario::GetRecord(args) => Box::pin(reads::get_record(args)).await,
+            Scenario::ListRecords(args) => Box::pin(reads::list_records(args)).await,
+            Scenario::SyncGetRecord(args) => Box::pin(reads::sync_get_record(args)).await,
+            Scenario::UploadBlob(args) => Box::pin(reads::upload_blob(args)).await,
+            Scenario::GetBlob(args) => Box::pin(reads::get_blob(args)).await,
+            Scenario::Trivial(args) => Box::pin(trivial::measure(args)).await,
+            Scenario::ServeTrivial => {
+                trivial::serve().await?;
+                return Ok(None);
+            }
             Scenario::GetRepo(args) => Box::pin(requests::get_repo(args)).await,
             Scenario::Fill(args) => Box::pin(requests::fill(args)).await,
             Scenario::FirehoseReplay(args) => Box::pin(firehose::replay(args)).await,
             Scenario::FanOut(args) => Box::pin(firehose::fan_out(args)).await,
-        }
+        };
+        outcome.map(Some)
     })
 }
 

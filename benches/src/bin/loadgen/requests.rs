@@ -9,10 +9,10 @@ use serde_json::{Map, json};
 
 use crate::accounts::{Account, Sessions, prepare};
 use crate::api::{Api, ApiError, patiently};
-use crate::args::{ApplyWrites, Common, CreateAccount, CreateRecord, Fill, GetRecord, GetRepo};
+use crate::args::{ApplyWrites, Common, CreateAccount, CreateRecord, Fill, GetRepo};
 use crate::histogram::Histogram;
 use crate::load::closed_loop;
-use crate::records::{self, COLLECTION, Numbers};
+use crate::records;
 use crate::report::{Outcome, Tally, Usage, millis, per_second, sample, sample_after};
 
 /// `create-record`.
@@ -150,52 +150,6 @@ fn base36(mut n: u64) -> String {
             return digits.into_iter().rev().collect();
         }
     }
-}
-
-/// `get-record`.
-///
-/// # Errors
-/// The repos cannot be filled, or the load cannot run at all; refused requests are counted instead.
-pub async fn get_record(args: &GetRecord) -> Result<Outcome> {
-    let (api, mut sessions) = open(&args.common, args.pace.connections)?;
-    let accounts = shared_accounts(&api, &args.common, &mut sessions, args.repos).await?;
-    let parallel = usize::try_from(args.pace.connections.min(16)).unwrap_or(1);
-    stream::iter(&accounts)
-        .map(|account| records::fill(&api, account, args.records))
-        .buffer_unordered(parallel)
-        .try_for_each(|_had| std::future::ready(Ok(())))
-        .await?;
-    let (load_api, load_accounts, count) = (api.clone(), Arc::new(accounts.clone()), args.records);
-    let (tally, usage) = closed_loop(args.pace, args.common.server_pid, move |n| {
-        let (api, accounts) = (load_api.clone(), load_accounts.clone());
-        async move {
-            let mut numbers = Numbers::new(n);
-            let account = turn(&accounts, numbers.next())?;
-            let key = records::key(numbers.below(count));
-            let params = [
-                ("repo", account.did()),
-                ("collection", COLLECTION),
-                ("rkey", &key),
-            ];
-            let answer = api.query("com.atproto.repo.getRecord", &params, None).await?;
-            Ok(answer.len() as u64)
-        }
-    })
-    .await?;
-    sessions.save(&accounts)?;
-    Ok(Outcome {
-        scenario: "get-record",
-        parameters: json!({
-            "repos": args.repos,
-            "records": args.records,
-            "connections": args.pace.connections,
-            "warmup_seconds": args.pace.warmup_seconds,
-        }),
-        elapsed: args.pace.measured(),
-        tally,
-        usage,
-        extra: Map::new(),
-    })
 }
 
 /// `get-repo`.

@@ -18,6 +18,7 @@
 //! | flush | `flush` | the changed nodes |
 //! | covering proof, inversion | `proof`, `invert` | the paths to the keys and their neighbours |
 //! | walk, entries | `walk` | the nodes passed; memory of one path |
+//! | stream from a store's records | `stream` | inner nodes, one pass over the records; memory of one path and one leaf |
 //! | build from sorted records | `build` | all nodes; memory of one path |
 
 mod build;
@@ -27,6 +28,7 @@ mod invert;
 mod key;
 mod node;
 mod proof;
+mod stream;
 #[cfg(test)]
 mod tests;
 mod walk;
@@ -37,6 +39,7 @@ pub use flush::Flushed;
 pub use invert::{Change, InvertError, invert};
 pub use key::{MAX_KEY_BYTES, is_valid_key, key_layer};
 pub use proof::PathProof;
+pub use stream::{StreamError, StreamItem, StreamRecord, stream};
 pub use walk::{Entries, Walk, WalkItem};
 pub use wire::{EntryData, NodeData, NodeError, encode_leaf};
 

@@ -17,6 +17,7 @@ mod nodes;
 mod reader;
 mod relocate;
 mod rows;
+mod scan;
 mod segments;
 mod sweep;
 #[cfg(test)]
@@ -36,6 +37,7 @@ pub use reader::{BlockPlace, IndexReader, ListOrder, RecordItem, Records, RepoCo
 pub use relocate::Places;
 pub(crate) use relocate::{Moved, RelocateError, Walk};
 pub use rows::{BlobRow, RecordRow};
+pub use scan::RecordRows;
 pub use segments::SegmentUse;
 
 use crate::entry::{Change, Entry};

@@ -5,6 +5,7 @@ mod hostile;
 mod interop;
 mod model;
 mod proofs;
+mod stream;
 
 use super::*;
 use std::sync::LazyLock;

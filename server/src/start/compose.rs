@@ -192,6 +192,16 @@ pub(super) async fn open_engine(
     Ok((engine, shipper))
 }
 
+/// What runs beside the requests.
+pub(super) struct Background {
+    /// Tasks that the end of the server waits for.
+    pub(super) tasks: TaskTracker,
+    /// Tells them, and subscribers, to end.
+    pub(super) stop: CancellationToken,
+    /// The threads of the firehose.
+    pub(super) firehose: Handle,
+}
+
 /// Puts the services together.
 pub(super) async fn compose(
     config: Arc<Config>,
@@ -199,9 +209,7 @@ pub(super) async fn compose(
     shipper: Option<ShipHandle>,
     store: Option<Arc<dyn ReplicaStore>>,
     doors: &Doors,
-    tasks: &TaskTracker,
-    background: &CancellationToken,
-    firehose_threads: Handle,
+    background: &Background,
 ) -> Result<Arc<App>, ServerError> {
     let other = |error: &dyn std::fmt::Display| ServerError::Other(error.to_string());
     let wrap = KeyWrap::from_config(config.key_encryption_key.as_ref(), Some(&config.plc_rotation_key))
@@ -213,8 +221,13 @@ pub(super) async fn compose(
         )
         .map_err(|e| other(&e))?,
     );
-    let names =
-        Names::new(&config, plc.clone(), doors.clock.clone(), tasks.clone()).map_err(|e| other(&e))?;
+    let names = Names::new(
+        &config,
+        plc.clone(),
+        doors.clock.clone(),
+        background.tasks.clone(),
+    )
+    .map_err(|e| other(&e))?;
     let wrap = Arc::new(wrap);
     let keys = SigningKeys::new(core.clone(), wrap.clone());
     let mut clock_id = [0u8; 1];
@@ -265,8 +278,8 @@ pub(super) async fn compose(
         firehose: Firehose::new(
             core.clone(),
             firehose_settings,
-            firehose_threads,
-            background.clone(),
+            background.firehose.clone(),
+            background.stop.clone(),
         ),
         admin: AdminAuth::new(Some(&config.admin_password)),
         bodies: BodyRoom::new(bytes(config.memory.bodies)),

@@ -32,7 +32,7 @@ use crate::service::mail::Mailer;
 use crate::telemetry;
 use checkpoints::checkpoints;
 use compaction::compaction;
-use compose::{agree, compose, open_engine, open_store};
+use compose::{Background, agree, compose, open_engine, open_store};
 
 /// Why the server did not start, or stopped.
 #[derive(Debug, thiserror::Error)]
@@ -269,17 +269,12 @@ impl Running {
         let tasks = TaskTracker::new();
         let background = CancellationToken::new();
         let threads = FirehoseThreads::new()?;
-        let app = compose(
-            config,
-            core,
-            handle,
-            store,
-            &doors,
-            &tasks,
-            &background,
-            threads.handle(),
-        )
-        .await?;
+        let beside = Background {
+            tasks: tasks.clone(),
+            stop: background.clone(),
+            firehose: threads.handle(),
+        };
+        let app = compose(config, core, handle, store, &doors, &beside).await?;
         let buried = app
             .accounts
             .bury_abandoned()

@@ -146,6 +146,8 @@ pub struct Config {
     pub replica_in_flight: usize,
     /// `PDS_REPLICA_MIN_INTERVAL_MS`.
     pub replica_min_interval: Duration,
+    /// `PDS_REPLICA_ADDED_LATENCY_MS`; zero outside development mode.
+    pub replica_added_latency: Duration,
     /// `PDS_LOG_SEGMENT_BYTES`.
     pub log_segment_bytes: u64,
     /// `PDS_MEMORY_BUDGET` and the settings that name a part of it.

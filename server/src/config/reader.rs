@@ -263,6 +263,13 @@ impl Reader {
         };
         let blobs = self.blobs(&data_dir, replica.as_ref());
         let replica_in_flight = self.number("PDS_REPLICA_IN_FLIGHT", 4, 1..=16);
+        let replica_added_latency = self.millis("PDS_REPLICA_ADDED_LATENCY_MS", 0);
+        let dev_mode = self.flag("PDS_DEV_MODE", false);
+        if !replica_added_latency.is_zero() && !dev_mode {
+            self.problems.push(
+                "PDS_REPLICA_ADDED_LATENCY_MS is for measurements and needs PDS_DEV_MODE=true".to_owned(),
+            );
+        }
         let memory = self.memory(replica.as_ref().map_or(0, |_| replica_in_flight as u64))?;
         let firehose_max_subscribers = self.number("PDS_FIREHOSE_MAX_SUBSCRIBERS", 1000, 1..=1_000_000);
         let client_address_header = self.text("PDS_CLIENT_ADDRESS_HEADER").and_then(|name| {
@@ -299,7 +306,7 @@ impl Reader {
             privacy_policy: self.text("PDS_PRIVACY_POLICY_URL"),
             terms_of_service: self.text("PDS_TERMS_OF_SERVICE_URL"),
             contact_email: self.text("PDS_CONTACT_EMAIL_ADDRESS"),
-            dev_mode: self.flag("PDS_DEV_MODE", false),
+            dev_mode,
             invite_required: self.flag("PDS_INVITE_REQUIRED", true),
             recovery_did_key: self.text("PDS_RECOVERY_DID_KEY"),
             did_doc_with_session: self.flag("PDS_ENABLE_DID_DOC_WITH_SESSION", false),
@@ -313,6 +320,7 @@ impl Reader {
             write_timeout: self.millis("PDS_WRITE_TIMEOUT_MS", 30_000),
             replica_in_flight,
             replica_min_interval: self.millis("PDS_REPLICA_MIN_INTERVAL_MS", 0),
+            replica_added_latency,
             log_segment_bytes: self.number("PDS_LOG_SEGMENT_BYTES", 64 << 20, 65_536..=4_294_967_296),
             memory,
             unshipped_bytes: self.number("PDS_UNSHIPPED_BYTES", 256 << 20, 1_048_576..=1_099_511_627_776),

@@ -340,6 +340,12 @@ pub const SETTINGS: &[Setting] = &[
         "log chunks uploaded at once, 1 to 16",
     ),
     ours(
+        "PDS_REPLICA_ADDED_LATENCY_MS",
+        Number,
+        "0",
+        "ms by which every request to the replica is delayed, to measure on one machine what a distant store costs; development mode only",
+    ),
+    ours(
         "PDS_REPLICA_MIN_INTERVAL_MS",
         Number,
         "0",

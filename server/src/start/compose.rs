@@ -12,6 +12,7 @@ use shipper::ship::{ShipConfig, ShipHandle, Shipper};
 use shipper::start::{StartOptions, Started, begin};
 use shipper::store::ReplicaStore;
 use shipper::store::azure::{AzureAuth, AzureConfig, AzureStore};
+use shipper::store::delayed::DelayedStore;
 use shipper::store::directory::DirectoryStore;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -45,8 +46,9 @@ fn bytes(size: u64) -> usize {
 /// Opens the replica store and makes sure that its container is there.
 pub(super) async fn open_store(
     replica: &Replica,
-    timeout: Duration,
+    config: &Config,
 ) -> Result<Arc<dyn ReplicaStore>, ServerError> {
+    let (timeout, latency) = (config.replica_timeout, config.replica_added_latency);
     let store: Arc<dyn ReplicaStore> = match replica {
         Replica::Directory(dir) => Arc::new(DirectoryStore::open(dir)?),
         Replica::Azure(settings) => {
@@ -54,6 +56,11 @@ pub(super) async fn open_store(
             store.ensure_container().await?;
             Arc::new(store)
         }
+    };
+    let store = if latency.is_zero() {
+        store
+    } else {
+        Arc::new(DelayedStore::new(store, latency))
     };
     tracing::info!(store = store.describe(), "replica");
     Ok(store)

@@ -228,7 +228,7 @@ impl Running {
             None => None,
             Some(replica) => {
                 gate.phase("reaching the replica");
-                Some(open_store(replica, config.replica_timeout).await?)
+                Some(open_store(replica, &config).await?)
             }
         };
         let agreed = match &store {

@@ -14,6 +14,7 @@
 
 pub mod azure;
 pub mod contract;
+pub mod delayed;
 pub mod directory;
 pub mod faulty;
 pub mod memory;

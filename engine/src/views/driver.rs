@@ -35,7 +35,7 @@ impl Default for DriverConfig {
     fn default() -> DriverConfig {
         DriverConfig {
             batch_bytes: 4 << 20,
-            persist_bytes: 64 << 20,
+            persist_bytes: 16 << 20,
             persist_after: Duration::from_secs(60),
         }
     }

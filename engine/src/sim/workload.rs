@@ -163,6 +163,10 @@ impl World {
             Ok::<_, AccountsError>(())
         }));
         let prepared = outcome.expect("a transaction on an account that nothing else changes");
+        if prepared.changeset.is_empty() {
+            // The handle that it has already: there is nothing to log, and its keys are free again.
+            return Ok(());
+        }
         let change = Change::AccountsChangeset {
             bytes: prepared.changeset,
         };

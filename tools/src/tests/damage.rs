@@ -284,13 +284,13 @@ fn a_newer_format_is_refused_by_name() {
     let (dir, _) = stopped();
     let path = &segments(dir.path())[0];
     let mut bytes = std::fs::read(path).unwrap();
-    bytes[8] = 2;
+    bytes[8] = 3;
     let crc = crc32(&bytes[..60]);
     bytes[60..64].copy_from_slice(&crc.to_le_bytes());
     std::fs::write(path, bytes).unwrap();
     for command in ["verify", "inspect"] {
         let (outcome, _) = tool(&[command, dir.path().to_str().unwrap()]);
-        assert!(outcome.unwrap_err().contains("version 2"), "{command}");
+        assert!(outcome.unwrap_err().contains("version 3"), "{command}");
     }
 }
 

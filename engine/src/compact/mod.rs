@@ -9,15 +9,15 @@
 //! What is written is what the same code that always folds the log made of it, at exactly `through`: whoever replays the
 //! compacted segments stands where whoever replayed the original ones stood there, and everything after them is replayed
 //! as ever (I4). Superseded nodes and commits, deleted records and accounts, sweeps and events are not in that state, so
-//! they are not in the segments (I8). [`rewrite`] does this; memory is bounded by the caches of the scratch views.
+//! they are not in the segments (I8). `rewrite` does this; memory is bounded by the caches of the scratch views.
 //!
 //! No record is lost by it, because before anything counts
 //! - each block is compared with its CID, and each repo's records are built into a tree whose root is compared with the
 //!   signed commit;
 //! - each segment is read back and checked byte by byte;
-//! - every row of the live index that points into the replaced segments is found in the new ones ([`check`]).
+//! - every row of the live index that points into the replaced segments is found in the new ones (`check`).
 //!
-//! And before anything is removed, the index says that nothing points there any more ([`follow`]), durably.
+//! And before anything is removed, the index says that nothing points there any more (`follow`), durably.
 
 mod offline;
 mod plan;

@@ -39,9 +39,9 @@ sims count="10000" from="0":
     PDS_SIM_SEEDS={{count}} PDS_SIM_FROM={{from}} cargo test --profile profiling -p engine --lib sim:: -- --nocapture
 
 # Fuzzing of one decoder (`ls tests/fuzz/targets`) for some seconds; needs `cargo install cargo-fuzz`. The instrumentation is
-# unstable in name only, so the ordinary toolchain is told to allow it.
+# unstable in name only, so the ordinary toolchain is told to allow it. Without `--sanitizer none` it also needs a sanitizer.
 fuzz target seconds="60":
-    cd tests/fuzz && RUSTC_BOOTSTRAP=1 cargo fuzz run --fuzz-dir . {{target}} -- -max_total_time={{seconds}} -rss_limit_mb=2048 -timeout=10
+    cd tests/fuzz && RUSTC_BOOTSTRAP=1 cargo fuzz run --fuzz-dir . --sanitizer none {{target}} -- -max_total_time={{seconds}} -rss_limit_mb=2048 -timeout=10
 
 # Micro-benchmarks.
 bench *arguments:

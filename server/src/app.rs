@@ -131,6 +131,7 @@ impl App {
             }
         }
         metrics::gauge!("pds_log_backlog_bytes").set(engine.backlog_bytes as f64);
+        self.repos.observe_gauges();
         metrics::gauge!("pds_firehose_subscribers").set(self.firehose.subscribers() as f64);
         metrics::gauge!("pds_firehose_lag_seconds_max").set(self.firehose.lag_seconds());
         if let Some(shipper) = &self.shipper {

@@ -40,9 +40,9 @@ use crate::service::core::Core;
 use crate::service::keys::SigningKeys;
 use crate::service::mail::Mailer;
 use crate::service::names::Names;
-use crate::service::repos::Repos;
 use crate::service::repos::export::Exports;
 use crate::service::repos::import::Imports;
+use crate::service::repos::{Limits, Repos};
 
 /// How long a write may take in a test before it is answered as unconfirmed.
 const WRITE_LIMIT: std::time::Duration = std::time::Duration::from_secs(30);
@@ -165,6 +165,8 @@ pub struct Options {
     pub vars: Vec<(&'static str, String)>,
     /// How many repos stay in memory.
     pub max_actors: usize,
+    /// Bytes that their trees may take.
+    pub tree_bytes: usize,
     /// Bounds of the firehose.
     pub firehose: FirehoseSettings,
 }
@@ -174,6 +176,7 @@ impl Default for Options {
         Options {
             vars: Vec::new(),
             max_actors: 1000,
+            tree_bytes: 64 << 20,
             firehose: FirehoseSettings {
                 max_lag_bytes: 1 << 20,
                 stall: Duration::from_secs(10),
@@ -312,7 +315,12 @@ impl Server {
         let names = Names::new(&config, shared.clone(), clock.clone(), TaskTracker::new()).unwrap();
         let wrap = Arc::new(KeyWrap::from_config(None, Some(&config.plc_rotation_key)).unwrap());
         let keys = SigningKeys::new(core.clone(), wrap.clone());
-        let repos = Repos::with_max_actors(core.clone(), keys, options.max_actors, 16 << 20, 7);
+        let limits = Limits {
+            tree_bytes: options.tree_bytes,
+            actors: options.max_actors,
+            waiting_bytes: 16 << 20,
+        };
+        let repos = Repos::new(core.clone(), keys, limits, 7);
         let tokens = Arc::new(SessionTokens::new(&config.jwt_secret, &config.service_did));
         let mailer = Arc::new(Mailer::page());
         let accounts = Accounts::new(Parts {
@@ -330,7 +338,7 @@ impl Server {
         let store = Arc::new(DiskBlobs::open(dir.path().join("blobs")).unwrap());
         let app = Arc::new(App {
             mailer,
-            blobs: Blobs::new(core.clone(), store, config.blob_upload_limit),
+            blobs: Blobs::new(core.clone(), repos.clone(), store, config.blob_upload_limit),
             firehose: Firehose::new(
                 core.clone(),
                 options.firehose,

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use axum::body::Bytes;
 use engine::blobs::{BlobError as StoreError, BlobStore, BlobUpload};
-use engine::engine::AppendError;
 use engine::entry::{Change, EntryDraft};
 use engine::repo::cid::{CidHasher, Codec};
 use engine::repo::{Cid, Did, Tid};
@@ -13,6 +12,7 @@ use futures_util::{Stream, StreamExt};
 use tokio::time::Instant;
 
 use crate::service::core::{Core, Unconfirmed};
+use crate::service::repos::{Repos, WriteError};
 use crate::xrpc::error::XrpcError;
 
 /// Bytes from a blob's beginning that are enough to tell its type.
@@ -42,6 +42,9 @@ pub enum BlobError {
     /// The request is not acceptable.
     #[error("{0}")]
     Invalid(String),
+    /// Its repo is not here any more.
+    #[error("Could not find repo: {0}")]
+    RepoNotFound(Did),
     /// It is not here, or no record references it.
     #[error("Blob not found")]
     NotFound,
@@ -141,6 +144,7 @@ impl Hashing {
 #[derive(Clone)]
 pub struct Blobs {
     engine: Core,
+    repos: Repos,
     store: Arc<dyn BlobStore>,
     limit: u64,
 }
@@ -148,8 +152,13 @@ pub struct Blobs {
 impl Blobs {
     /// Blobs in `store`, of at most `limit` bytes each.
     #[must_use]
-    pub fn new(engine: Core, store: Arc<dyn BlobStore>, limit: u64) -> Blobs {
-        Blobs { engine, store, limit }
+    pub fn new(engine: Core, repos: Repos, store: Arc<dyn BlobStore>, limit: u64) -> Blobs {
+        Blobs {
+            engine,
+            repos,
+            store,
+            limit,
+        }
     }
 
     /// Takes a blob. It stays temporary until a record references it.
@@ -231,7 +240,7 @@ impl Blobs {
             return Ok(Uploaded { cid, mime, size });
         }
         let change = Change::BlobStored {
-            did,
+            did: did.clone(),
             cid,
             mime: mime.clone(),
             size,
@@ -240,19 +249,13 @@ impl Blobs {
         let deadline = Instant::now() + LOG_WAIT;
         // The bytes cannot be taken back if the log is full: another upload of the same content may own them by now.
         let receipt = loop {
-            match self
-                .engine
-                .append(vec![EntryDraft::private(vec![change.clone()])])
-            {
+            let draft = EntryDraft::private(vec![change.clone()]);
+            match self.repos.append_for(&did, draft) {
                 Ok(receipt) => break receipt,
-                Err(AppendError::Busy) if Instant::now() < deadline => {
+                Err(WriteError::Busy) if Instant::now() < deadline => {
                     tokio::time::sleep(LOG_WAIT / 50).await;
                 }
-                Err(AppendError::Busy) => return Err(BlobError::Busy),
-                Err(error @ AppendError::Invalid { .. }) => {
-                    return Err(BlobError::Internal(error.to_string()));
-                }
-                Err(other) => return Err(BlobError::Closed(other.to_string())),
+                Err(error) => return Err(error.into()),
             }
         };
         let durable = self.engine.in_time(receipt.durable()).await?;
@@ -334,6 +337,17 @@ impl From<StoreError> for BlobError {
     }
 }
 
+impl From<WriteError> for BlobError {
+    fn from(error: WriteError) -> BlobError {
+        match error {
+            WriteError::RepoNotFound(did) => BlobError::RepoNotFound(did),
+            WriteError::Busy => BlobError::Busy,
+            WriteError::Closed(cause) => BlobError::Closed(cause),
+            other => BlobError::Internal(other.to_string()),
+        }
+    }
+}
+
 impl From<BlobError> for XrpcError {
     fn from(error: BlobError) -> XrpcError {
         match error {
@@ -345,6 +359,7 @@ impl From<BlobError> for XrpcError {
             BlobError::Broken(_) | BlobError::Invalid(_) | BlobError::NotFound => {
                 XrpcError::invalid(error.to_string())
             }
+            BlobError::RepoNotFound(_) => XrpcError::bad("RepoNotFound", error.to_string()),
             BlobError::Unavailable(_) => {
                 tracing::warn!(%error, "blob store");
                 XrpcError::unavailable("The blob store cannot be reached now", 5)

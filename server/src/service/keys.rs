@@ -1,6 +1,7 @@
 //! The repos' signing keys: wrapped in the account database, unwrapped in a bounded cache.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use engine::repo::Did;
 use engine::repo::SigningKey;
@@ -47,6 +48,8 @@ pub struct SigningKeys {
     engine: Core,
     wrap: Arc<KeyWrap>,
     cache: Arc<Cache<Did, Arc<SigningKey>>>,
+    /// How often keys were forgotten.
+    forgotten: Arc<AtomicU64>,
 }
 
 impl SigningKeys {
@@ -57,6 +60,7 @@ impl SigningKeys {
             engine,
             wrap,
             cache: Arc::new(Cache::new(CACHED_KEYS)),
+            forgotten: Arc::default(),
         }
     }
 
@@ -68,6 +72,7 @@ impl SigningKeys {
         if let Some(key) = self.cache.get(did) {
             return Ok(Some(key));
         }
+        let forgotten = self.forgotten.load(Ordering::Acquire);
         let wanted = did.clone();
         let row = self
             .engine
@@ -92,6 +97,16 @@ impl SigningKeys {
             .ok_or_else(|| KeyError::Malformed { did: did.clone() })?;
         let key = Arc::new(key);
         self.cache.insert(did.clone(), key.clone());
+        // What was read before a key was forgotten may be that key.
+        if self.forgotten.load(Ordering::Acquire) != forgotten {
+            self.cache.remove(did);
+        }
         Ok(Some(key))
+    }
+
+    /// The repo of `did` is gone: if it gets another, that has a key of its own.
+    pub fn forget(&self, did: &Did) {
+        self.forgotten.fetch_add(1, Ordering::AcqRel);
+        self.cache.remove(did);
     }
 }

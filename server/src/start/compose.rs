@@ -33,9 +33,9 @@ use crate::service::blobs::Blobs;
 use crate::service::core::Core;
 use crate::service::keys::SigningKeys;
 use crate::service::names::Names;
-use crate::service::repos::Repos;
 use crate::service::repos::export::Exports;
 use crate::service::repos::import::Imports;
+use crate::service::repos::{Limits, Repos};
 use crate::xrpc::room::BodyRoom;
 
 /// A size of the memory plan as the machine counts; what does not fit is as much as there is.
@@ -245,8 +245,7 @@ pub(super) async fn compose(
     let repos = Repos::new(
         core.clone(),
         keys,
-        bytes(config.memory.trees),
-        bytes(config.memory.bodies),
+        Limits::new(bytes(config.memory.trees), bytes(config.memory.bodies)),
         u16::from(clock_id[0] % 32),
     );
     let tokens = Arc::new(SessionTokens::new(&config.jwt_secret, &config.service_did));
@@ -281,7 +280,7 @@ pub(super) async fn compose(
         backfill: config.backfill_limit,
     };
     Ok(Arc::new(App {
-        blobs: Blobs::new(core.clone(), blob_store, config.blob_upload_limit),
+        blobs: Blobs::new(core.clone(), repos.clone(), blob_store, config.blob_upload_limit),
         firehose: Firehose::new(
             core.clone(),
             firehose_settings,

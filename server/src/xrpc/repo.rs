@@ -470,6 +470,12 @@ impl From<WriteError> for XrpcError {
             WriteError::Closed(_) | WriteError::Unconfirmed(_) => {
                 XrpcError::unavailable(error.to_string(), 5)
             }
+            // The cause is in the log already, with what the operator can do.
+            WriteError::Damaged(_) => XrpcError::new(
+                axum::http::StatusCode::INTERNAL_SERVER_ERROR,
+                "RepoDamaged",
+                error.to_string(),
+            ),
             WriteError::Internal(cause) => XrpcError::internal(cause),
         }
     }

@@ -9,31 +9,25 @@
 //! holds is visible to anyone before the log says so, and if the log fails, all of it is thrown away with the process.
 //! The state changes only after the log has taken the entry, so a refused append leaves it as it was.
 
-use std::cell::RefCell;
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use engine::repo::mst::{NodeSource, NodeSourceError, Tree};
+use engine::repo::mst::{NodeSourceError, Tree};
 use engine::repo::{Cid, Did, SigningKey};
-use engine::views::index::{IndexError, Rebuilt, RepoNodes};
 use futures_util::FutureExt;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
 use super::build::{self, Applied, Head};
+use super::heal::{Nodes, heal};
+use super::trees::Charge;
 use super::{MAX_WRITES, Shared, Write, WriteError, WriteResult, Written};
-
-/// Size of a tree in memory above which the actor forgets what it can read again.
-const TRIM_BYTES: usize = 1 << 20;
 
 /// Bytes of records that requests are put together up to; the rest of an event's 2 MB is for the nodes of the tree.
 const TOGETHER_BYTES: usize = 1_000_000;
-
-/// How long after a repo's nodes were built anew they are not built again.
-const HEAL_AGAIN: Duration = Duration::from_secs(60);
 
 /// Who waits for the outcome of a request.
 type Reply = oneshot::Sender<Result<Written, WriteError>>;
@@ -63,6 +57,8 @@ pub(super) struct Actor {
     pub(super) used_at: AtomicU64,
     /// Requests that were sent and are not answered, the ones whose commit is on its way included.
     pending: Arc<AtomicUsize>,
+    /// Its memory.
+    pub(super) charge: Arc<Charge>,
 }
 
 impl Actor {
@@ -94,6 +90,7 @@ struct Task {
     did: Did,
     shared: Arc<Shared>,
     pending: Arc<AtomicUsize>,
+    charge: Arc<Charge>,
     repo: Option<Repo>,
     /// The newest commit that was handed to the log.
     last: Option<Arc<Mutex<Fate>>>,
@@ -123,10 +120,12 @@ struct Member {
 pub(super) fn spawn(did: Did, shared: Arc<Shared>, mailbox: usize, now: u64) -> Actor {
     let (sender, mut receiver) = mpsc::channel::<Job>(mailbox);
     let pending = Arc::new(AtomicUsize::new(0));
+    let charge = Charge::new(&shared.trees);
     let mut task = Task {
         did,
         shared,
         pending: pending.clone(),
+        charge: charge.clone(),
         repo: None,
         last: None,
     };
@@ -151,6 +150,7 @@ pub(super) fn spawn(did: Did, shared: Arc<Shared>, mailbox: usize, now: u64) -> 
         mailbox: sender,
         used_at: AtomicU64::new(now),
         pending,
+        charge,
     }
 }
 
@@ -186,31 +186,38 @@ impl Task {
                 }
             }
         }
+        let mut may_heal = true;
         while !waiting.is_empty() {
-            self.commit_next(waiting);
+            if let Some(damage) = self.commit_next(waiting, may_heal) {
+                may_heal = heal(&self.shared, &self.did, &damage).await;
+            }
             if !waiting.is_empty() {
                 tokio::task::yield_now().await;
             }
         }
     }
 
-    /// Makes one commit of the requests at the front that fit into one, and hands it to the log.
-    fn commit_next(&mut self, waiting: &mut VecDeque<Job>) {
+    /// Makes one commit of the requests at the front that fit into one, and hands it to the log. Where a node is damaged and
+    /// that `may_heal`, nothing is done, and the damage is the answer.
+    fn commit_next(&mut self, waiting: &mut VecDeque<Job>, may_heal: bool) -> Option<NodeSourceError> {
         let mut members = Vec::new();
         // The state changes in one step after the log has taken the entry, so it is sound even after a panic.
-        let staged = catch_unwind(AssertUnwindSafe(|| self.stage(waiting, &mut members)));
-        match staged.unwrap_or_else(|_| Err(panicked())) {
-            Ok(()) => {}
-            Err(_) if members.len() > 1 => {
-                for mut member in members.into_iter().rev() {
-                    member.job.alone = true;
-                    waiting.push_front(member.job);
-                }
+        let staged = catch_unwind(AssertUnwindSafe(|| self.stage(waiting, &mut members, may_heal)));
+        match staged.unwrap_or_else(|_| Err(panicked().into())) {
+            Ok(()) => None,
+            Err(Unstaged::Damage(damage)) => {
+                back_to_front(waiting, members, false);
+                Some(damage)
             }
-            Err(error) => {
+            Err(Unstaged::Error(_)) if members.len() > 1 => {
+                back_to_front(waiting, members, true);
+                None
+            }
+            Err(Unstaged::Error(error)) => {
                 for member in members {
                     tell(&self.pending, member.job.reply, Err(error.clone()));
                 }
+                None
             }
         }
     }
@@ -220,10 +227,11 @@ impl Task {
     fn gather(
         &self,
         repo: &Repo,
-        source: &dyn NodeSource,
+        source: &Nodes<'_>,
         waiting: &mut VecDeque<Job>,
         members: &mut Vec<Member>,
-    ) -> (Tree, Applied) {
+        may_heal: bool,
+    ) -> Result<(Tree, Applied), Unstaged> {
         let (mut tree, mut applied) = (repo.tree.clone(), Applied::default());
         let mut together = Together::default();
         while let Some(next) = waiting.front() {
@@ -245,6 +253,7 @@ impl Task {
             });
             let Some(member) = members.last_mut() else { break };
             let outcome = build::apply(&mut tree, &mut applied, &member.job.writes, swap, source);
+            let outcome = self.damaged(outcome, source, may_heal)?;
             let nothing_done = applied.mark() == before && !member.job.writes.is_empty();
             match outcome {
                 Ok(results) if !nothing_done => {
@@ -264,7 +273,21 @@ impl Task {
                 }
             }
         }
-        (tree, applied)
+        Ok((tree, applied))
+    }
+
+    /// The outcome of what has read nodes, when one of them may have been damaged.
+    fn damaged<T>(
+        &self,
+        outcome: Result<T, WriteError>,
+        source: &Nodes<'_>,
+        may_heal: bool,
+    ) -> Result<Result<T, WriteError>, Unstaged> {
+        match (outcome, source.take_damage()) {
+            (Err(_), Some(damage)) if may_heal => Err(Unstaged::Damage(damage)),
+            (Err(_), Some(_)) => Ok(Err(WriteError::Damaged(self.did.clone()))),
+            (outcome, _) => Ok(outcome),
+        }
     }
 
     /// Answers a request that had nothing to do, when all that it saw is durable.
@@ -286,21 +309,27 @@ impl Task {
         tell(&self.pending, reply, decided.map(|()| written));
     }
 
-    fn stage(&mut self, waiting: &mut VecDeque<Job>, members: &mut Vec<Member>) -> Result<(), WriteError> {
+    fn stage(
+        &mut self,
+        waiting: &mut VecDeque<Job>,
+        members: &mut Vec<Member>,
+        may_heal: bool,
+    ) -> Result<(), Unstaged> {
         let Some(repo) = self.repo.as_mut() else {
-            return Err(WriteError::Internal("the repo was not loaded".to_owned()));
+            return Err(WriteError::Internal("the repo was not loaded".to_owned()).into());
         };
         // All that is pending is in our hands, so everything that is forgotten can be read again from the index.
         let quiet = self.pending.load(Ordering::Acquire) == waiting.len();
-        if quiet && repo.tree.memory_bytes() > TRIM_BYTES {
+        if quiet && self.shared.trees.should_trim(repo.tree.memory_bytes()) {
             repo.tree.trim();
+            self.charge.tree(repo.tree.memory_bytes());
         }
         let Some(repo) = self.repo.as_ref() else {
             return Ok(());
         };
         let engine = &self.shared.engine;
         let source = Nodes::new(&self.shared, &self.did);
-        let (tree, applied) = self.gather(repo, &source, waiting, members);
+        let (tree, applied) = self.gather(repo, &source, waiting, members, may_heal)?;
         if members.is_empty() {
             return Ok(());
         }
@@ -309,7 +338,8 @@ impl Task {
             .tids
             .next(engine.now_micros().max(repo.head.rev.micros() + 1));
         let started = Instant::now();
-        let built = build::commit(&self.did, &repo.key, &repo.head, rev, tree, &applied, &source)?;
+        let built = build::commit(&self.did, &repo.key, &repo.head, rev, tree, &applied, &source);
+        let built = self.damaged(built, &source, may_heal)??;
         metrics::histogram!("pds_commit_build_seconds").record(started.elapsed().as_secs_f64());
         let answers = members.drain(..).map(|member| Answer {
             reply: member.job.reply,
@@ -332,12 +362,33 @@ impl Task {
         }
         self.last = Some(fate);
         if let Some(repo) = self.repo.as_mut() {
+            self.charge.tree(built.tree.memory_bytes());
             repo.tree = built.tree;
             repo.head = built.head;
         }
         metrics::counter!("pds_commits_total").increment(1);
         metrics::counter!("pds_commit_requests_total").increment(requests as u64);
         Ok(())
+    }
+}
+
+/// Why no commit was made.
+enum Unstaged {
+    /// A node is damaged that may be healed: nothing was decided.
+    Damage(NodeSourceError),
+    Error(WriteError),
+}
+
+impl From<WriteError> for Unstaged {
+    fn from(error: WriteError) -> Unstaged {
+        Unstaged::Error(error)
+    }
+}
+
+fn back_to_front(waiting: &mut VecDeque<Job>, members: Vec<Member>, alone: bool) {
+    for mut member in members.into_iter().rev() {
+        member.job.alone |= alone;
+        waiting.push_front(member.job);
     }
 }
 
@@ -383,92 +434,6 @@ impl Together {
         self.writes += job.writes.len();
         self.bytes += job.record_bytes();
         self.closed |= job.alone;
-    }
-}
-
-/// The stored nodes of the repo, out of a snapshot that is taken when the first one is asked for: a repo that was written to
-/// lately has what it needs in memory.
-///
-/// A node that is missing or wrong is no reason to refuse the write: the records are the truth, and the nodes are built
-/// from them anew, once in a while at most.
-struct Nodes<'a> {
-    shared: &'a Shared,
-    did: &'a Did,
-    snapshot: RefCell<Option<RepoNodes>>,
-}
-
-impl<'a> Nodes<'a> {
-    fn new(shared: &'a Shared, did: &'a Did) -> Nodes<'a> {
-        Nodes {
-            shared,
-            did,
-            snapshot: RefCell::default(),
-        }
-    }
-
-    fn stored(&self, cid: &Cid) -> Result<bytes::Bytes, NodeSourceError> {
-        let mut snapshot = self.snapshot.borrow_mut();
-        if let Some(nodes) = &*snapshot {
-            return nodes.node(cid);
-        }
-        let io = |error: IndexError| NodeSourceError::Io(error.to_string());
-        let reader = self.shared.engine.reader().map_err(io)?;
-        let nodes = reader.nodes(self.did).map_err(io)?;
-        snapshot.insert(nodes.ok_or(NodeSourceError::Missing)?).node(cid)
-    }
-
-    /// Whether the nodes are there again.
-    fn heal(&self, damage: &NodeSourceError) -> bool {
-        if !self.shared.healing.may(self.did) {
-            return false;
-        }
-        tracing::error!(did = %self.did, %damage, "a node of a repo's tree is damaged; its nodes are built anew");
-        metrics::counter!("pds_trees_rebuilt_total").increment(1);
-        match self.shared.engine.rebuild_nodes(self.did) {
-            Ok(Rebuilt::Sound) => {
-                *self.snapshot.borrow_mut() = None;
-                true
-            }
-            Ok(found) => {
-                tracing::error!(
-                    did = %self.did, ?found,
-                    "the records of a repo do not give the tree that was signed; it takes no writes: delete the index, or restore"
-                );
-                false
-            }
-            Err(error) => {
-                tracing::error!(did = %self.did, %error, "the nodes of a repo cannot be built anew");
-                false
-            }
-        }
-    }
-}
-
-impl NodeSource for Nodes<'_> {
-    fn node(&self, cid: &Cid) -> Result<bytes::Bytes, NodeSourceError> {
-        match self.stored(cid) {
-            Err(damage @ (NodeSourceError::Missing | NodeSourceError::Corrupt(_))) if self.heal(&damage) => {
-                self.stored(cid)
-            }
-            outcome => outcome,
-        }
-    }
-}
-
-/// Which repos had their nodes built anew lately, so that a repo that cannot be healed does not cost a pass over its
-/// records with each request.
-#[derive(Default)]
-pub(super) struct Healing(Mutex<HashMap<Did, Instant>>);
-
-impl Healing {
-    fn may(&self, did: &Did) -> bool {
-        let mut tried = self.0.lock();
-        tried.retain(|_, at| at.elapsed() < HEAL_AGAIN);
-        if tried.contains_key(did) {
-            return false;
-        }
-        tried.insert(did.clone(), Instant::now());
-        true
     }
 }
 

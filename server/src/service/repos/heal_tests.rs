@@ -91,7 +91,12 @@ async fn lost_nodes_are_built_anew_and_a_repo_whose_records_are_lost_alone_refus
         })
         .await;
     for _ in 0..2 {
-        assert_eq!(put(&server, &alice, "0031again").await, 500);
+        let input =
+            json!({"repo": alice.did, "collection": POST, "rkey": "0031again", "record": {"text": ""}});
+        let answer = server
+            .call_as(&alice.access, "com.atproto.repo.putRecord", &input)
+            .await;
+        assert_eq!(answer.error(), (500, "RepoDamaged".to_owned()));
     }
     assert_eq!(put(&server, &bob, "0031again").await, 200);
     assert_eq!(server.repo(&bob.did).await.records.len(), 62);

@@ -6,19 +6,23 @@
 
 mod actor;
 mod build;
+mod closing;
 pub mod export;
+mod heal;
 #[cfg(test)]
 mod heal_tests;
 pub mod import;
 pub mod prepare;
 pub mod read;
 #[cfg(test)]
+mod removal_tests;
+#[cfg(test)]
 mod tests;
+mod trees;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
 
 use engine::engine::AppendError;
 use engine::repo::{Cid, Did, RepoPath, Tid};
@@ -28,8 +32,11 @@ use tokio::sync::oneshot;
 
 use crate::service::core::{Core, Unconfirmed};
 use crate::service::keys::SigningKeys;
-use actor::{Actor, Healing, Job, Room};
+use actor::{Actor, Job, Room};
+use closing::Closing;
+use heal::Healing;
 use prepare::PreparedRecord;
+use trees::{ACTOR_BYTES, Trees};
 
 pub use build::{Genesis, genesis};
 
@@ -37,12 +44,10 @@ pub use build::{Genesis, genesis};
 pub const MAX_WRITES: usize = 200;
 /// References to blobs of one request that are looked up without going to another thread.
 const BLOBS_INLINE: usize = 8;
-/// How long a repo that is to be replaced is waited for.
-const CLOSE_WAIT: Duration = Duration::from_secs(30);
 /// Requests of one repo that may wait for its actor.
 const MAILBOX: usize = 256;
-/// Memory that one active repo takes at least: its tree's touched paths, its key, its mailbox.
-const BYTES_PER_ACTOR: usize = 24 << 10;
+/// Least time between two looks for repos to forget when there are too many bytes of trees, microseconds.
+const FORGET_EVERY_MICROS: u64 = 10_000;
 
 /// Why a write was refused or failed.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -85,6 +90,10 @@ pub enum WriteError {
     /// It is in the log and not known to be durable yet.
     #[error(transparent)]
     Unconfirmed(#[from] Unconfirmed),
+    /// The index has lost what it had of this repo, and its records do not give the tree that was signed. Others are not
+    /// concerned. The log says what the operator can do.
+    #[error("what this server stores of {0} is damaged; its operator has to repair it")]
+    Damaged(Did),
     /// Our mistake or a damaged store.
     #[error("{0}")]
     Internal(String),
@@ -178,6 +187,29 @@ pub enum WriteResult {
     Unchanged,
 }
 
+/// What all repos together may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Bytes of the trees of repos that were written to lately, and of their actors.
+    pub tree_bytes: usize,
+    /// Repos that stay in memory.
+    pub actors: usize,
+    /// Bytes of writes that wait for their repo.
+    pub waiting_bytes: usize,
+}
+
+impl Limits {
+    /// As many repos as fit into `tree_bytes` without their trees, and 16 at least.
+    #[must_use]
+    pub fn new(tree_bytes: usize, waiting_bytes: usize) -> Limits {
+        Limits {
+            tree_bytes,
+            actors: (tree_bytes / ACTOR_BYTES).max(16),
+            waiting_bytes,
+        }
+    }
+}
+
 /// All repos of this server; cheap to clone.
 #[derive(Clone)]
 pub struct Repos {
@@ -187,9 +219,13 @@ pub struct Repos {
 struct Inner {
     shared: Arc<Shared>,
     actors: Mutex<HashMap<Did, Arc<Actor>>>,
-    /// Repos that take no writes now. Locked only while `actors` is.
-    closed: Mutex<HashSet<Did>>,
+    /// Repos that take no writes now. Whoever needs both locks takes that of `actors` first.
+    closed: Mutex<HashMap<Did, Arc<Closing>>>,
+    /// How many repos were removed since the start.
+    removals: AtomicU64,
     max_actors: usize,
+    /// When repos were last forgotten for the sake of their trees' bytes, microseconds since 1970.
+    forgot_at: AtomicU64,
     /// Bytes of writes that wait for their repo.
     waiting: Arc<AtomicUsize>,
     waiting_max: usize,
@@ -201,31 +237,13 @@ struct Shared {
     keys: SigningKeys,
     tids: Tids,
     healing: Healing,
+    trees: Arc<Trees>,
 }
 
 impl Repos {
-    /// Repos over `engine`, with at most `cache_bytes` for those that are active and `waiting_bytes` of writes that wait for
-    /// their repo.
+    /// Repos over `engine`.
     #[must_use]
-    pub fn new(
-        engine: Core,
-        keys: SigningKeys,
-        cache_bytes: usize,
-        waiting_bytes: usize,
-        clock_id: u16,
-    ) -> Repos {
-        let max_actors = (cache_bytes / BYTES_PER_ACTOR).max(16);
-        Repos::with_max_actors(engine, keys, max_actors, waiting_bytes, clock_id)
-    }
-
-    /// As [`Repos::new`], with the number of repos that stay in memory.
-    pub(crate) fn with_max_actors(
-        engine: Core,
-        keys: SigningKeys,
-        max_actors: usize,
-        waiting_max: usize,
-        clock_id: u16,
-    ) -> Repos {
+    pub fn new(engine: Core, keys: SigningKeys, limits: Limits, clock_id: u16) -> Repos {
         let shared = Shared {
             engine,
             keys,
@@ -234,14 +252,17 @@ impl Repos {
                 clock_id,
             },
             healing: Healing::default(),
+            trees: Trees::new(limits.tree_bytes),
         };
         let inner = Inner {
             shared: Arc::new(shared),
             actors: Mutex::new(HashMap::new()),
             closed: Mutex::default(),
-            max_actors,
+            removals: AtomicU64::new(0),
+            max_actors: limits.actors,
+            forgot_at: AtomicU64::new(0),
             waiting: Arc::default(),
-            waiting_max,
+            waiting_max: limits.waiting_bytes,
         };
         Repos {
             inner: Arc::new(inner),
@@ -292,59 +313,42 @@ impl Repos {
         answered.map_err(|_| WriteError::Closed("the repo's actor ended".to_owned()))?
     }
 
-    /// Sends the repo's actor away when it has done what it was asked, and lets no other come until the answer is dropped.
-    async fn close_to_writes(&self, did: &Did) -> Result<Closed, WriteError> {
-        let actor = {
-            let mut actors = self.inner.actors.lock();
-            if !self.inner.closed.lock().insert(did.clone()) {
-                return Err(WriteError::Busy);
-            }
-            actors.remove(did)
-        };
-        let closed = Closed {
-            repos: self.clone(),
-            did: did.clone(),
-        };
-        if let Some(actor) = actor {
-            let deadline = Instant::now() + CLOSE_WAIT;
-            // Whoever still holds it may send to it.
-            while Arc::strong_count(&actor) > 1 || !actor.is_idle() {
-                if Instant::now() > deadline {
-                    self.inner.actors.lock().insert(did.clone(), actor);
-                    return Err(WriteError::Busy);
-                }
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        }
-        Ok(closed)
-    }
-
     /// The actor of a repo; `None` while the repo takes no writes.
     fn actor(&self, did: &Did) -> Option<Arc<Actor>> {
-        let now = self.inner.shared.engine.now_micros();
+        let shared = &self.inner.shared;
+        let now = shared.engine.now_micros();
         let mut actors = self.inner.actors.lock();
-        if self.inner.closed.lock().contains(did) {
+        if self.inner.closed.lock().contains_key(did) {
             return None;
         }
-        if let Some(actor) = actors.get(did) {
+        let actor = if let Some(actor) = actors.get(did) {
             actor.used_at.store(now, Ordering::Relaxed);
-            return Some(actor.clone());
-        }
-        if actors.len() >= self.inner.max_actors {
-            let mut by_age: Vec<(u64, Did)> = actors
-                .iter()
-                .filter(|(_, actor)| Arc::strong_count(actor) == 1 && actor.is_idle())
-                .map(|(did, actor)| (actor.used_at.load(Ordering::Relaxed), did.clone()))
-                .collect();
-            by_age.sort_unstable_by_key(|(used, _)| *used);
-            by_age.truncate(actors.len() / 10 + 1);
-            for (_, idle) in by_age {
-                actors.remove(&idle);
+            actor.clone()
+        } else {
+            if actors.len() >= self.inner.max_actors {
+                let share = actors.len() / 10 + 1;
+                forget_oldest(&mut actors, |gone, _| gone >= share);
             }
+            let actor = Arc::new(actor::spawn(did.clone(), shared.clone(), MAILBOX, now));
+            actors.insert(did.clone(), actor.clone());
+            actor
+        };
+        let excess = shared.trees.excess();
+        if excess > 0
+            && now.saturating_sub(self.inner.forgot_at.load(Ordering::Relaxed)) >= FORGET_EVERY_MICROS
+        {
+            self.inner.forgot_at.store(now, Ordering::Relaxed);
+            forget_oldest(&mut actors, |_, bytes| bytes >= excess);
         }
-        let actor = Arc::new(actor::spawn(did.clone(), self.inner.shared.clone(), MAILBOX, now));
-        actors.insert(did.clone(), actor.clone());
         Some(actor)
+    }
+
+    /// Sets the gauges of the repos in memory.
+    #[expect(clippy::cast_precision_loss, reason = "gauges are floating point")]
+    pub fn observe_gauges(&self) {
+        let actors = self.inner.actors.lock().len();
+        metrics::gauge!("pds_repos_in_memory").set(actors as f64);
+        metrics::gauge!("pds_repo_tree_bytes").set(self.inner.shared.trees.used() as f64);
     }
 
     /// Every referenced blob must be here, and while it is temporary the reference must describe it truly.
@@ -371,16 +375,26 @@ impl Repos {
     }
 }
 
-/// A repo that takes no writes. It takes them again when this is dropped.
-struct Closed {
-    repos: Repos,
-    did: Did,
-}
-
-impl Drop for Closed {
-    fn drop(&mut self) {
-        let _actors = self.repos.inner.actors.lock();
-        self.repos.inner.closed.lock().remove(&self.did);
+/// Forgets repos that nobody uses now, those first that were not used for longest, until `enough` says so of how many went
+/// and how many bytes they took.
+fn forget_oldest(actors: &mut HashMap<Did, Arc<Actor>>, enough: impl Fn(usize, usize) -> bool) {
+    let mut by_age: Vec<(u64, Did)> = actors
+        .iter()
+        .filter(|(_, actor)| Arc::strong_count(actor) == 1 && actor.is_idle())
+        .map(|(did, actor)| (actor.used_at.load(Ordering::Relaxed), did.clone()))
+        .collect();
+    by_age.sort_unstable_by_key(|(used, _)| *used);
+    let (mut gone, mut bytes) = (0, 0);
+    for (_, idle) in by_age {
+        if enough(gone, bytes) {
+            break;
+        }
+        if let Some(actor) = actors.remove(&idle) {
+            gone += 1;
+            bytes += actor.charge.bytes();
+            // Its task ends a moment later.
+            actor.charge.release();
+        }
     }
 }
 

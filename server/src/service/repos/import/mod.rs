@@ -276,9 +276,9 @@ async fn replace(
     let shared = &repos.inner.shared;
     let engine = &shared.engine;
     let imported = spool.commit(did)?;
+    let closed = repos.close_to_writes(did).await?;
     let key = shared.keys.get(did).await.map_err(internal)?;
     let key = key.ok_or_else(|| ImportError::RepoNotFound(did.clone()))?;
-    let closed = repos.close_to_writes(did).await?;
     let reader = engine.reader().map_err(internal)?;
     let head = reader.repo(did).map_err(internal)?;
     let head = head.ok_or_else(|| ImportError::RepoNotFound(did.clone()))?;
@@ -299,6 +299,7 @@ async fn replace(
         generation,
         rev,
         data: imported.data(),
+        closing: closed.closing(),
         runtime: tokio::runtime::Handle::current(),
     };
     let staged = tokio::task::spawn_blocking(move || job.run(&spool)).await;

@@ -1,6 +1,7 @@
 //! From a spool to staged rows: walks the tree, checks every record, and hands pieces to the log.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Instant;
 
 use engine::engine::{AppendError, Receipt};
@@ -12,6 +13,7 @@ use engine::repo::{Cid, Codec, Did, RepoPath, Tid};
 use super::spool::{Spool, io};
 use super::{ImportError, LOOK, PATIENCE};
 use crate::service::core::Core;
+use crate::service::repos::closing::Closing;
 
 /// Bytes of records in one entry.
 const PIECE_BYTES: usize = 1 << 20;
@@ -28,6 +30,8 @@ pub(super) struct Job {
     pub(super) rev: Tid,
     /// The root of the tree in the spool.
     pub(super) data: Cid,
+    /// Tells when it is to end because the repo is to be removed.
+    pub(super) closing: Arc<Closing>,
     pub(super) runtime: tokio::runtime::Handle,
 }
 
@@ -120,6 +124,9 @@ impl Pieces<'_> {
 
     fn send(&mut self) -> Result<(), ImportError> {
         self.wait(PIECES_AHEAD - 1)?;
+        if self.job.closing.is_unwanted() {
+            return Err(ImportError::RepoNotFound(self.job.did.clone()));
+        }
         let rows = std::mem::take(&mut self.rows);
         self.bytes = 0;
         let draft = EntryDraft::private(vec![Change::RepoRows {

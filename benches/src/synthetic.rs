@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use engine::clock::SeededEntropy;
-use engine::entry::{Change, EntryDraft};
+use engine::entry::EntryDraft;
 use engine::repo::car::{write_block, write_header};
 use engine::repo::cbor::Writer;
 use engine::repo::event::{CommitEvent, OpAction, RepoOp, encode_commit};
@@ -246,20 +246,12 @@ impl CommitParts<'_> {
             ops: self.ops,
             blocks: &car,
         })?;
-        let mut changes = Vec::new();
-        if !flushed.dropped.is_empty() {
-            let cids = flushed.dropped.iter().map(|cid| *cid.digest()).collect();
-            changes.push(Change::NodesDropped {
-                did: self.did.clone(),
-                cids,
-            });
-        }
         let head = Head {
             commit: commit.cid(),
             rev: self.rev,
             data,
         };
-        Ok((EntryDraft::commit(event, changes), head))
+        Ok((EntryDraft::commit(event, Vec::new()), head))
     }
 }
 

@@ -35,8 +35,7 @@ pub fn dids(entry: &Entry) -> Vec<Did> {
     let mut dids: Vec<Did> = public.into_iter().collect();
     for change in &entry.changes {
         let did = match change {
-            Change::NodesDropped { did, .. }
-            | Change::BlobStored { did, .. }
+            Change::BlobStored { did, .. }
             | Change::RepoRemoved { did }
             | Change::RepoRows { did, .. }
             | Change::RowsGone { did, .. }
@@ -107,7 +106,6 @@ fn change_line(change: &Change) -> String {
             }
             Err(error) => format!("accounts: a changeset that does not decode: {error}"),
         },
-        Change::NodesDropped { cids, .. } => format!("{} nodes dropped", cids.len()),
         Change::BlobStored { cid, size, mime, .. } => format!("blob {cid}, {size} bytes, {mime}"),
         Change::RepoRemoved { did } => format!("repo {did} removed"),
         Change::RepoRows { generation, rows, .. } => {
@@ -320,13 +318,6 @@ fn change_json(change: &Change) -> Value {
             }
             Err(error) => json!({ "accounts": null, "bytes": bytes.len(), "error": error.to_string() }),
         },
-        Change::NodesDropped { did, cids } => {
-            let cids: Vec<String> = cids
-                .iter()
-                .map(|digest| Cid::from_digest(engine::repo::Codec::DagCbor, *digest).to_string())
-                .collect();
-            json!({ "nodesDropped": cids, "did": did.as_str() })
-        }
         Change::BlobStored {
             did,
             cid,

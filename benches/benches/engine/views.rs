@@ -1,6 +1,7 @@
 //! The index over a real log: finding records and blocks, and exporting a repo as a server does.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use benches::synthetic::SyntheticRepo;
 use criterion::{Criterion, Throughput};
@@ -92,10 +93,13 @@ pub fn lookups(c: &mut Criterion) {
             fixture.log.read_at(row.location).expect("there")
         });
     });
-    group.bench_function("block by CID", |b| {
+    group.sample_size(20);
+    group.bench_function("50 blocks by CID, a pass over the repo", |b| {
         b.iter(|| {
             let reader = fixture.index.reader().expect("open");
-            reader.find_block(did, &next().1).expect("sound").expect("there")
+            let wanted: Vec<Cid> = (0..50).map(|_| next().1).collect();
+            let until = Instant::now() + Duration::from_secs(60);
+            reader.find_blocks(did, &wanted, until).expect("sound").len()
         });
     });
     group.finish();

@@ -11,7 +11,7 @@ use crate::engine::{Durability, Engine, EngineConfig, EnginePrelude, Removal, Sh
 use crate::entry::{Change, EntryDraft};
 use crate::log::{LogConfig, SegmentInfo};
 use crate::repo::Cid;
-use crate::repo::mst::{NodeSource, NodeSourceError};
+use crate::repo::mst::{NodePlace, NodeSource, NodeSourceError};
 use crate::storage::{Fault, FaultyStorage, MemoryStorage, Storage};
 use crate::views::View;
 use crate::views::accounts::{AccountsError, AccountsView, LockKey};
@@ -34,7 +34,7 @@ fn wait<F: Future>(future: F) -> F::Output {
 struct NoNodes;
 
 impl NodeSource for NoNodes {
-    fn node(&self, _: &Cid) -> Result<bytes::Bytes, NodeSourceError> {
+    fn node(&self, _: &Cid, _: &NodePlace<'_>) -> Result<bytes::Bytes, NodeSourceError> {
         Err(NodeSourceError::Missing)
     }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::*;
 use crate::clock::{SeededEntropy, SystemClock};
-use crate::repo::mst::{NodeSource, NodeSourceError};
+use crate::repo::mst::{NodePlace, NodeSource, NodeSourceError};
 use crate::repo::{Cid, Did};
 use crate::storage::OsStorage;
 use crate::views::testkit::{TestRepo, Writes, record};
@@ -16,7 +16,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 struct NoNodes;
 
 impl NodeSource for NoNodes {
-    fn node(&self, _: &Cid) -> Result<Bytes, NodeSourceError> {
+    fn node(&self, _: &Cid, _: &NodePlace<'_>) -> Result<Bytes, NodeSourceError> {
         Err(NodeSourceError::Missing)
     }
 }

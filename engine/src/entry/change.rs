@@ -30,13 +30,6 @@ pub enum Change {
         /// The changeset, verbatim.
         bytes: Vec<u8>,
     },
-    /// MST nodes that this entry's commit superseded.
-    NodesDropped {
-        /// The repo.
-        did: Did,
-        /// SHA-256 digests of the nodes (their codec is always dag-cbor).
-        cids: Vec<[u8; 32]>,
-    },
     /// A blob was uploaded. It is temporary until a record references it.
     BlobStored {
         /// The repo that owns the blob.
@@ -125,8 +118,6 @@ enum WireChange<'a> {
     AccountsMigration { name: &'a str, sql: &'a str },
     #[wincode(tag = 2)]
     AccountsChangeset { bytes: &'a [u8] },
-    #[wincode(tag = 3)]
-    NodesDropped { did: &'a str, cids: Vec<[u8; 32]> },
     #[wincode(tag = 4)]
     BlobStored {
         did: &'a str,
@@ -175,10 +166,6 @@ impl<'a> WireChange<'a> {
         Ok(match change {
             Change::AccountsMigration { name, sql } => WireChange::AccountsMigration { name, sql },
             Change::AccountsChangeset { bytes } => WireChange::AccountsChangeset { bytes },
-            Change::NodesDropped { did, cids } => WireChange::NodesDropped {
-                did: did.as_str(),
-                cids: cids.clone(),
-            },
             Change::BlobStored {
                 did,
                 cid,
@@ -249,10 +236,6 @@ impl<'a> WireChange<'a> {
             },
             WireChange::AccountsChangeset { bytes } => Change::AccountsChangeset {
                 bytes: bytes.to_vec(),
-            },
-            WireChange::NodesDropped { did, cids } => Change::NodesDropped {
-                did: did.parse()?,
-                cids,
             },
             WireChange::BlobStored {
                 did,

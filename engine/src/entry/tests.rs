@@ -20,10 +20,6 @@ fn samples() -> Vec<Change> {
         Change::AccountsChangeset {
             bytes: vec![0x54, 0x01],
         },
-        Change::NodesDropped {
-            did: did(),
-            cids: vec![[7; 32], [9; 32]],
-        },
         Change::BlobStored {
             did: did(),
             cid: Cid::for_raw(b"blob"),
@@ -85,11 +81,6 @@ fn each_change_has_the_bytes_it_always_had() {
     let golden = [
         "0101000000000000000103000000000000003030310800000000000000".to_owned() + "53454c4543542031",
         "01010000000000000002020000000000000054".to_owned() + "01",
-        format!(
-            "01010000000000000003{did_hex}0200000000000000{}{}",
-            "07".repeat(32),
-            "09".repeat(32)
-        ),
         format!(
             "01010000000000000004{did_hex}01551220{digest}0900000000000000696d6167652f706e67{}{}",
             "0400000000000000", "0040204648470600"
@@ -183,8 +174,6 @@ fn any_change() -> impl Strategy<Value = Change> {
     prop_oneof![
         (".{0,20}", ".{0,200}").prop_map(|(name, sql)| Change::AccountsMigration { name, sql }),
         proptest::collection::vec(any::<u8>(), 0..500).prop_map(|bytes| Change::AccountsChangeset { bytes }),
-        (did.clone(), proptest::collection::vec(any::<[u8; 32]>(), 0..20))
-            .prop_map(|(did, cids)| Change::NodesDropped { did, cids }),
         (
             did.clone(),
             any::<[u8; 8]>(),

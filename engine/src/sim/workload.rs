@@ -8,7 +8,7 @@ use super::world::{End, Life, NAMES, World};
 use crate::entry::{Change, EntryDraft, EntryKind};
 use crate::log::{Epoch, Lsn};
 use crate::repo::event::{AccountStatus, encode_account, encode_identity};
-use crate::repo::mst::{NodeSource, NodeSourceError, Tree};
+use crate::repo::mst::{NodePlace, NodeSource, NodeSourceError, Tree};
 use crate::repo::{Cid, Did, Tid};
 use crate::views::accounts::tests::{actor, login};
 use crate::views::accounts::{self, AccountsError, LockKey, queries};
@@ -22,10 +22,10 @@ const COLLECTIONS: [&str; 3] = ["app.test.like", "app.test.post", "com.example.t
 struct Nodes(Option<RepoNodes>);
 
 impl NodeSource for Nodes {
-    fn node(&self, cid: &Cid) -> Result<bytes::Bytes, NodeSourceError> {
+    fn node(&self, cid: &Cid, place: &NodePlace<'_>) -> Result<bytes::Bytes, NodeSourceError> {
         self.0
             .as_ref()
-            .map_or(Err(NodeSourceError::Missing), |nodes| nodes.node(cid))
+            .map_or(Err(NodeSourceError::Missing), |nodes| nodes.node(cid, place))
     }
 }
 

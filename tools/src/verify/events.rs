@@ -79,7 +79,6 @@ impl Events {
                 },
                 Change::AccountsMigration { .. }
                 | Change::AccountsChangeset { .. }
-                | Change::NodesDropped { .. }
                 | Change::BlobStored { .. }
                 | Change::RowsGone { .. }
                 | Change::GenerationSwept { .. }

@@ -41,7 +41,7 @@ pub use key::{MAX_KEY_BYTES, is_valid_key, key_layer};
 pub use proof::PathProof;
 pub use stream::{StreamError, StreamItem, StreamRecord, stream};
 pub use walk::{Entries, Walk, WalkItem};
-pub use wire::{EntryData, NodeData, NodeError, encode_leaf};
+pub use wire::{EntryData, NodeData, NodeError, encode_leaf, encode_passing_on};
 
 use crate::repo::cid::Cid;
 use bytes::Bytes;
@@ -52,11 +52,31 @@ use std::sync::Arc;
 
 /// Where nodes that are not in memory come from. What it gives is checked, so it may be a peer's archive.
 pub trait NodeSource {
-    /// The bytes of the node with this CID.
+    /// The bytes of the node with this CID, which hangs at `place`. A store by CID need not look at the place.
     ///
     /// # Errors
     /// See [`NodeSourceError`].
-    fn node(&self, cid: &Cid) -> Result<Bytes, NodeSourceError>;
+    fn node(&self, cid: &Cid, place: &NodePlace<'_>) -> Result<Bytes, NodeSourceError>;
+}
+
+/// Where in its tree a node hangs, as far as its parents tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NodePlace<'a> {
+    /// Its layer, 0 for a leaf; `None` for the root, which has no parent to tell.
+    pub layer: Option<u8>,
+    /// All keys in and below the node are greater.
+    pub low: Option<&'a str>,
+    /// All keys in and below the node are smaller.
+    pub high: Option<&'a str>,
+}
+
+impl NodePlace<'_> {
+    /// The root's place.
+    pub const ROOT: NodePlace<'static> = NodePlace {
+        layer: None,
+        low: None,
+        high: None,
+    };
 }
 
 /// Why a [`NodeSource`] gave no bytes.
@@ -74,13 +94,13 @@ pub enum NodeSourceError {
 }
 
 impl<S: BuildHasher> NodeSource for HashMap<Cid, Bytes, S> {
-    fn node(&self, cid: &Cid) -> Result<Bytes, NodeSourceError> {
+    fn node(&self, cid: &Cid, _: &NodePlace<'_>) -> Result<Bytes, NodeSourceError> {
         self.get(cid).cloned().ok_or(NodeSourceError::Missing)
     }
 }
 
 impl NodeSource for BTreeMap<Cid, Bytes> {
-    fn node(&self, cid: &Cid) -> Result<Bytes, NodeSourceError> {
+    fn node(&self, cid: &Cid, _: &NodePlace<'_>) -> Result<Bytes, NodeSourceError> {
         self.get(cid).cloned().ok_or(NodeSourceError::Missing)
     }
 }

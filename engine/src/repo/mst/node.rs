@@ -1,7 +1,7 @@
 //! A node in memory: children are there, or are stubs that know their CID.
 
 use super::wire::{NodeData, NodeError, encode_node};
-use super::{NodeSource, TreeError};
+use super::{NodePlace, NodeSource, TreeError};
 use crate::repo::cid::{Cid, Codec};
 use std::sync::Arc;
 
@@ -76,7 +76,7 @@ impl Node {
 
     /// Reads the root, which alone may be empty and alone defines its own layer.
     pub(super) fn load_root(cid: &Cid, source: &dyn NodeSource) -> Result<Node, TreeError> {
-        let data = fetch(cid, source)?;
+        let data = fetch(cid, &NodePlace::ROOT, source)?;
         if data.entries.is_empty() && data.left.is_some() {
             return Err(TreeError::corrupt(cid, NodeError::Hollow));
         }
@@ -86,7 +86,12 @@ impl Node {
 
     /// Reads a node below the root, and checks that it fits there.
     fn load(cid: &Cid, layer: u8, bounds: Bounds<'_>, source: &dyn NodeSource) -> Result<Node, TreeError> {
-        let data = fetch(cid, source)?;
+        let place = NodePlace {
+            layer: Some(layer),
+            low: bounds.low,
+            high: bounds.high,
+        };
+        let data = fetch(cid, &place, source)?;
         match data.layer() {
             Some(found) if found != layer => {
                 return Err(TreeError::corrupt(cid, NodeError::Layer { entry: 0 }));
@@ -211,9 +216,9 @@ impl Link {
     }
 }
 
-fn fetch(cid: &Cid, source: &dyn NodeSource) -> Result<NodeData, TreeError> {
+fn fetch(cid: &Cid, place: &NodePlace<'_>, source: &dyn NodeSource) -> Result<NodeData, TreeError> {
     let bytes = source
-        .node(cid)
+        .node(cid, place)
         .map_err(|error| TreeError::from_source(cid, error))?;
     if cid.codec() != Codec::DagCbor || !cid.matches(&bytes) {
         return Err(TreeError::corrupt(cid, NodeError::Hash));

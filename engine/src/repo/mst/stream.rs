@@ -3,7 +3,7 @@
 //! [`Tree::walk`](super::Tree::walk) asks for every node. Three quarters of them are leaves, which such a store builds from
 //! its records; and the records are passed once more for themselves. Here one pass over the records gives both.
 
-use super::{NodeData, NodeError, NodeSource, TreeError, encode_leaf};
+use super::{NodeData, NodeError, NodePlace, NodeSource, TreeError, encode_leaf};
 use crate::repo::cid::Cid;
 
 /// A record as a store has it; `place` is what it knows beyond the protocol.
@@ -64,11 +64,11 @@ pub fn stream<P, E>(
         take,
     };
     streamer.advance()?;
-    let bytes = streamer.fetch(root)?;
+    let bytes = streamer.fetch(root, &NodePlace::ROOT)?;
     let data = decode(root, &bytes)?;
     match data.layer() {
         None | Some(0) => streamer.leaf(root, None)?,
-        Some(layer) => streamer.inner(root, &bytes, &data, layer, None)?,
+        Some(layer) => streamer.inner(root, &bytes, &data, layer, (None, None))?,
     }
     match streamer.next {
         None => Ok(()),
@@ -99,10 +99,10 @@ where
         Ok(std::mem::replace(&mut self.next, next))
     }
 
-    fn fetch(&self, cid: &Cid) -> Result<bytes::Bytes, TreeError> {
+    fn fetch(&self, cid: &Cid, place: &NodePlace<'_>) -> Result<bytes::Bytes, TreeError> {
         let bytes = self
             .nodes
-            .node(cid)
+            .node(cid, place)
             .map_err(|error| TreeError::from_source(cid, error))?;
         if cid.matches(&bytes) {
             Ok(bytes)
@@ -115,12 +115,22 @@ where
         (self.take)(item).map_err(StreamError::Other)
     }
 
-    /// The subtree at `cid`, whose node is of `layer` and whose keys all lie before `high`.
-    fn subtree(&mut self, cid: &Cid, layer: u8, high: Option<&str>) -> Result<(), StreamError<E>> {
+    /// The subtree at `cid`, whose node is of `layer` and whose keys all lie between `low` and `high`.
+    fn subtree(
+        &mut self,
+        cid: &Cid,
+        layer: u8,
+        (low, high): (Option<&str>, Option<&str>),
+    ) -> Result<(), StreamError<E>> {
         if layer == 0 {
             return self.leaf(cid, high);
         }
-        let bytes = self.fetch(cid)?;
+        let place = NodePlace {
+            layer: Some(layer),
+            low,
+            high,
+        };
+        let bytes = self.fetch(cid, &place)?;
         let data = decode(cid, &bytes)?;
         if data.layer().is_some_and(|found| found != layer) {
             return Err(TreeError::corrupt(cid, NodeError::Layer { entry: 0 }).into());
@@ -128,7 +138,7 @@ where
         if data.entries.is_empty() && data.left.is_none() {
             return Err(TreeError::corrupt(cid, NodeError::Hollow).into());
         }
-        self.inner(cid, &bytes, &data, layer, high)
+        self.inner(cid, &bytes, &data, layer, (low, high))
     }
 
     fn inner(
@@ -137,13 +147,13 @@ where
         bytes: &[u8],
         data: &NodeData,
         layer: u8,
-        high: Option<&str>,
+        (low, high): (Option<&str>, Option<&str>),
     ) -> Result<(), StreamError<E>> {
         self.give(StreamItem::Node { cid, bytes })?;
-        let mut child = data.left;
+        let (mut child, mut low) = (data.left, low);
         for entry in &data.entries {
             if let Some(child) = child {
-                self.subtree(&child, layer - 1, Some(&entry.key))?;
+                self.subtree(&child, layer - 1, (low, Some(&entry.key)))?;
             }
             let wrong = || StreamError::Records(entry.key.to_string());
             let record = self.advance()?.ok_or_else(wrong)?;
@@ -151,10 +161,10 @@ where
                 return Err(wrong());
             }
             self.give(StreamItem::Record(&record))?;
-            child = entry.right;
+            (child, low) = (entry.right, Some(&*entry.key));
         }
         match child {
-            Some(child) => self.subtree(&child, layer - 1, high),
+            Some(child) => self.subtree(&child, layer - 1, (low, high)),
             None => Ok(()),
         }
     }

@@ -84,6 +84,19 @@ impl NodeData {
     /// Anything but the canonical encoding of a possible node. Never [`NodeError::Hash`], [`NodeError::Bounds`] or
     /// [`NodeError::Hollow`], which need the place of the node.
     pub fn decode(bytes: &[u8]) -> Result<NodeData, NodeError> {
+        NodeData::read(bytes, true)
+    }
+
+    /// Reads bytes of a node that somebody has checked before: that all keys are of the first one's layer, which takes a
+    /// hash for each, is believed.
+    ///
+    /// # Errors
+    /// As [`NodeData::decode`].
+    pub fn decode_checked_before(bytes: &[u8]) -> Result<NodeData, NodeError> {
+        NodeData::read(bytes, false)
+    }
+
+    fn read(bytes: &[u8], every_layer: bool) -> Result<NodeData, NodeError> {
         let mut reader = Reader::new(bytes);
         let mut keys = reader.map()?;
         keys.expect(&mut reader, "e")?;
@@ -117,9 +130,11 @@ impl NodeData {
                 return Err(NodeError::Key { entry });
             }
             let key = std::str::from_utf8(&key).map_err(|_| NodeError::Key { entry })?;
-            let at = key_layer(key);
-            if *layer.get_or_insert(at) != at {
-                return Err(NodeError::Layer { entry });
+            if every_layer || layer.is_none() {
+                let at = key_layer(key);
+                if *layer.get_or_insert(at) != at {
+                    return Err(NodeError::Layer { entry });
+                }
             }
             entries.push(EntryData {
                 key: key.into(),
@@ -165,8 +180,15 @@ fn child(reader: &mut Reader<'_>) -> Result<Option<Cid>, NodeError> {
     }
 }
 
+/// The bytes of a node without entries, which only passes on to the one below it. With them an index need not store such
+/// nodes.
+#[must_use]
+pub fn encode_passing_on(below: &Cid) -> Vec<u8> {
+    encode_node(Some(*below), std::iter::empty())
+}
+
 /// The bytes of a node of layer 0 with these records, which have to be in key order. With them an index need not store
-/// leaves: it reads the records from the leaf's first key on, up to the first key of a higher layer.
+/// leaves: it reads the records in the leaf's place.
 pub fn encode_leaf<'a, I>(entries: I) -> Vec<u8>
 where
     I: IntoIterator<Item = (&'a str, &'a Cid)>,

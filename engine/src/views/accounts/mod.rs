@@ -297,8 +297,7 @@ fn step_of(change: &Change) -> Option<Step<'_>> {
     match change {
         Change::AccountsMigration { name, sql } => Some(Step::Migration { name, sql }),
         Change::AccountsChangeset { bytes } => Some(Step::Changeset(bytes)),
-        Change::NodesDropped { .. }
-        | Change::BlobStored { .. }
+        Change::BlobStored { .. }
         | Change::RepoRemoved { .. }
         | Change::ReposNumbered { .. }
         | Change::RepoRows { .. }

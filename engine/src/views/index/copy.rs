@@ -6,8 +6,8 @@ use redb::{Database, Key, ReadTransaction, ReadableTable, TableDefinition, Value
 
 use super::reader::IndexReader;
 use super::{
-    BLOB_REFS, BLOBS, COLLECTIONS, DEAD, GENERATIONS, HEADS, IndexError, META, NODES, RECORD_BLOBS,
-    RECORD_CIDS, RECORDS, REPOS, SEGMENTS,
+    BLOB_REFS, BLOBS, COLLECTIONS, DEAD, GENERATIONS, HEADS, IndexError, META, NODES, RECORD_BLOBS, RECORDS,
+    REPOS, SEGMENTS,
 };
 
 /// Memory that a copy's new file may cache, bytes. Rows are written in order, so little of it is read again.
@@ -34,7 +34,6 @@ impl IndexReader {
         copy(source, &target, REPOS)?;
         copy(source, &target, HEADS)?;
         copy(source, &target, RECORDS)?;
-        copy(source, &target, RECORD_CIDS)?;
         copy(source, &target, NODES)?;
         copy(source, &target, BLOBS)?;
         copy(source, &target, BLOB_REFS)?;

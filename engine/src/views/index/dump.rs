@@ -10,7 +10,7 @@ use super::rows::{
     BlobRow, CommitRow, HeadRow, NUMBER_BYTES, PREFIX_BYTES, RecordRow, RepoKey, after_prefix, cid_in_key,
     text_in_key,
 };
-use super::{BLOBS, DEAD, GENERATIONS, HEADS, IndexError, META, META_NEXT_REPO, RECORDS};
+use super::{BLOBS, DEAD, GENERATIONS, HEADS, IndexError, META, META_NEXT_REPO, RECORDS, RecordBytes};
 use crate::log::Location;
 use crate::repo::{Cid, Did, Tid};
 
@@ -45,6 +45,7 @@ pub(crate) struct RecordDump {
 }
 
 type Rows = Range<'static, &'static [u8], &'static [u8]>;
+type RecordRows = Range<'static, &'static [u8], RecordBytes>;
 
 impl IndexReader {
     /// The number that the next new repo gets.
@@ -100,7 +101,7 @@ impl IndexReader {
         number: u32,
     ) -> Result<impl Iterator<Item = Result<RecordDump, IndexError>> + use<>, IndexError> {
         let (from, to) = all_generations(number);
-        let rows: Rows = self
+        let rows: RecordRows = self
             .transaction()
             .open_table(RECORDS)?
             .range(from.as_slice()..to.as_slice())?;

@@ -10,9 +10,11 @@
 
 mod apply;
 mod blobs;
+mod changed;
 mod compare;
 mod copy;
 mod dump;
+mod find;
 mod nodes;
 mod reader;
 mod relocate;
@@ -30,10 +32,12 @@ use parking_lot::Mutex;
 use redb::{Database, Durability, ReadableDatabase, TableDefinition};
 
 pub use blobs::{BlobItem, MissingBlob};
+pub use changed::{ChangedBlock, Stop};
 pub use compare::{Difference, DifferenceKind};
 pub(crate) use dump::RepoDump;
+pub use find::{BlockPlace, FindError};
 pub use nodes::RepoNodes;
-pub use reader::{BlockPlace, IndexReader, ListOrder, RecordItem, Records, RepoCounts, RepoHead};
+pub use reader::{IndexReader, ListOrder, RecordItem, Records, RepoCounts, RepoHead};
 pub use relocate::Places;
 pub(crate) use relocate::{Moved, RelocateError, Walk};
 pub use rows::{BlobRow, RecordRow};
@@ -50,18 +54,18 @@ pub const NAME: &str = "index";
 /// The index's file name, among the live views and in a checkpoint.
 pub const FILE_NAME: &str = "index.redb";
 /// The layout this program reads and writes; any other is rebuilt from the log.
-const FORMAT: u32 = 3;
+const FORMAT: u32 = 4;
 
 /// Rows that one piece of a sweep takes away: a few milliseconds, for which a batch may have to wait.
 const SWEEP_ROWS: usize = 500;
 
 type Bytes = &'static [u8];
+type RecordBytes = &'static [u8; rows::RECORD_ROW_BYTES];
 
 const META: TableDefinition<&str, Bytes> = TableDefinition::new("meta");
 const REPOS: TableDefinition<&str, u32> = TableDefinition::new("repos");
 const HEADS: TableDefinition<u32, Bytes> = TableDefinition::new("heads");
-const RECORDS: TableDefinition<Bytes, Bytes> = TableDefinition::new("records");
-const RECORD_CIDS: TableDefinition<Bytes, ()> = TableDefinition::new("record_cids");
+const RECORDS: TableDefinition<Bytes, RecordBytes> = TableDefinition::new("records");
 const NODES: TableDefinition<Bytes, Bytes> = TableDefinition::new("nodes");
 const BLOBS: TableDefinition<Bytes, Bytes> = TableDefinition::new("blobs");
 const BLOB_REFS: TableDefinition<Bytes, u64> = TableDefinition::new("blob_refs");
@@ -410,7 +414,6 @@ fn create_tables(transaction: &redb::WriteTransaction) -> Result<(), IndexError>
     transaction.open_table(REPOS)?;
     transaction.open_table(HEADS)?;
     transaction.open_table(RECORDS)?;
-    transaction.open_table(RECORD_CIDS)?;
     transaction.open_table(NODES)?;
     transaction.open_table(BLOBS)?;
     transaction.open_table(BLOB_REFS)?;

@@ -3,17 +3,15 @@
 use std::ops::Bound;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use redb::{AccessGuard, Range, ReadTransaction, ReadableTable};
 
 use super::nodes::RepoNodes;
 use super::rows::{
-    HeadRow, PREFIX_BYTES, RecordRow, RepoKey, after_prefix, collection_of, record_digest, text, text_in_key,
+    HeadRow, PREFIX_BYTES, RecordRow, RepoKey, after_prefix, collection_of, text, text_in_key,
 };
-use super::{COLLECTIONS, GENERATIONS, HEADS, IndexError, META, META_APPLIED, RECORD_CIDS, RECORDS, REPOS};
+use super::{COLLECTIONS, GENERATIONS, HEADS, IndexError, META, META_APPLIED, RECORDS, REPOS, RecordBytes};
 use crate::log::{Location, Lsn};
-use crate::repo::mst::{NodeSource, NodeSourceError};
-use crate::repo::{Cid, Codec, Did, Nsid, RecordKey, RepoPath, Tid};
+use crate::repo::{Cid, Did, Nsid, RecordKey, RepoPath, Tid};
 
 /// A snapshot of the index. Cheap to take and to clone; holds back the reuse of pages while it lives, so do not keep it
 /// over a slow client.
@@ -81,19 +79,8 @@ pub struct RecordItem {
     pub row: RecordRow,
 }
 
-/// Where a block's bytes are.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum BlockPlace {
-    /// A record, in the log.
-    Record(Location),
-    /// A node of the tree, whole.
-    Node(Bytes),
-    /// The current commit, in the log.
-    Commit(Location),
-}
-
 /// A repo's records in path order; see [`IndexReader::records_from`].
-pub struct Records(Option<Range<'static, &'static [u8], &'static [u8]>>);
+pub struct Records(Option<Range<'static, &'static [u8], RecordBytes>>);
 
 impl std::fmt::Debug for Records {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -115,7 +102,7 @@ impl Iterator for Records {
     }
 }
 
-type Row<'a> = (AccessGuard<'a, &'static [u8]>, AccessGuard<'a, &'static [u8]>);
+type Row<'a> = (AccessGuard<'a, &'static [u8]>, AccessGuard<'a, RecordBytes>);
 
 impl IndexReader {
     pub(super) fn new(transaction: ReadTransaction, held: Arc<()>) -> Result<IndexReader, IndexError> {
@@ -329,72 +316,6 @@ impl IndexReader {
         )))
     }
 
-    /// Where the block `cid` of this repo is, or `None` if it has no such block now: superseded nodes and commits and
-    /// deleted records are gone.
-    ///
-    /// # Errors
-    /// See [`IndexReader::repo`].
-    pub fn find_block(&self, did: &Did, cid: &Cid) -> Result<Option<BlockPlace>, IndexError> {
-        let Some((number, head)) = self.head(did)? else {
-            return Ok(None);
-        };
-        if let Some(at) = &head.commit
-            && at.commit == *cid
-        {
-            return Ok(Some(BlockPlace::Commit(at.location)));
-        }
-        let repo = RepoKey {
-            number,
-            generation: head.generation,
-        };
-        if let Some((_, row)) = self.record_by_cid(repo, cid)? {
-            return Ok(Some(BlockPlace::Record(row.location)));
-        }
-        if cid.codec() != Codec::DagCbor {
-            return Ok(None);
-        }
-        match RepoNodes::new(self.clone(), repo).node(cid) {
-            Ok(block) => Ok(Some(BlockPlace::Node(block))),
-            Err(NodeSourceError::Missing) => Ok(None),
-            Err(NodeSourceError::Corrupt(_)) => Err(IndexError::Row { table: NODES_NAME }),
-            Err(NodeSourceError::Io(reason)) => Err(IndexError::Database(Box::new(redb::Error::Io(
-                std::io::Error::other(reason),
-            )))),
-        }
-    }
-
-    /// A path at which the record `cid` is, if there is one.
-    ///
-    /// # Errors
-    /// See [`IndexReader::repo`].
-    pub fn path_of(&self, did: &Did, cid: &Cid) -> Result<Option<(RepoPath, RecordRow)>, IndexError> {
-        match self.key(did)? {
-            Some(repo) => self.record_by_cid(repo, cid),
-            None => Ok(None),
-        }
-    }
-
-    fn record_by_cid(&self, repo: RepoKey, cid: &Cid) -> Result<Option<(RepoPath, RecordRow)>, IndexError> {
-        let from = repo.key(&[&record_digest(cid)]);
-        let candidates = self.transaction.open_table(RECORD_CIDS)?;
-        let records = self.transaction.open_table(RECORDS)?;
-        for candidate in candidates.range(from.as_slice()..after_prefix(&from).as_slice())? {
-            let (key, _) = candidate?;
-            let path = key
-                .value()
-                .get(from.len()..)
-                .ok_or(IndexError::Row { table: "record_cids" })?;
-            let row = records
-                .get(repo.key(&[path]).as_slice())?
-                .ok_or(IndexError::Row { table: "record_cids" })?;
-            let row = RecordRow::decode(row.value())?;
-            if row.cid == *cid {
-                return Ok(Some((path_in_key(path, 0, "record_cids")?, row)));
-            }
-        }
-        Ok(None)
-    }
-
     /// The nodes of this repo's tree, for [`Tree`](crate::repo::mst::Tree).
     ///
     /// # Errors
@@ -430,7 +351,7 @@ impl IndexReader {
         Ok(found)
     }
 
-    fn head(&self, did: &Did) -> Result<Option<(u32, HeadRow)>, IndexError> {
+    pub(super) fn head(&self, did: &Did) -> Result<Option<(u32, HeadRow)>, IndexError> {
         let repos = self.transaction.open_table(REPOS)?;
         let Some(number) = repos.get(did.as_str())?.map(|row| row.value()) else {
             return Ok(None);
@@ -447,8 +368,6 @@ impl IndexReader {
         }))
     }
 }
-
-const NODES_NAME: &str = "nodes";
 
 fn counts(head: &HeadRow) -> RepoCounts {
     RepoCounts {

@@ -13,7 +13,9 @@ use redb::{Durability, ReadableTable, Table, WriteTransaction};
 use super::reader::IndexReader;
 use super::rows::{HeadRow, RecordRow, RepoKey};
 use super::segments::Uses;
-use super::{Bytes, HEADS, IndexError, IndexSource, IndexView, META, META_COMPACTION, RECORDS, put_meta};
+use super::{
+    Bytes, HEADS, IndexError, IndexSource, IndexView, META, META_COMPACTION, RECORDS, RecordBytes, put_meta,
+};
 use crate::entry::{Change, Entry};
 use crate::log::{Location, Lsn};
 use crate::repo::{Cid, Did};
@@ -174,7 +176,7 @@ enum Step {
 
 /// What is to be done about something that was placed: with the tables of a reader or of a writer.
 fn step(
-    records: &impl ReadableTable<Bytes, Bytes>,
+    records: &impl ReadableTable<Bytes, RecordBytes>,
     heads: &impl ReadableTable<u32, Bytes>,
     placed: &Placed<'_>,
     inputs: &BTreeSet<Lsn>,
@@ -300,7 +302,7 @@ fn relocate(
     entries: &[Entry],
     inputs: &BTreeSet<Lsn>,
 ) -> Result<(), RelocateError> {
-    let mut records: Table<'_, Bytes, Bytes> = transaction.open_table(RECORDS)?;
+    let mut records: Table<'_, Bytes, RecordBytes> = transaction.open_table(RECORDS)?;
     let mut heads: Table<'_, u32, Bytes> = transaction.open_table(HEADS)?;
     let mut uses = Uses::default();
     for entry in entries {
@@ -310,7 +312,7 @@ fn relocate(
                     uses.record_gone(row.location);
                     uses.record_added(at);
                     let row = RecordRow { location: at, ..row }.encode()?;
-                    records.insert(key.as_slice(), row.as_slice())?;
+                    records.insert(key.as_slice(), &row)?;
                 }
                 Some(Step::Commit(number, mut head, at)) => {
                     if let Some(commit) = &mut head.commit {

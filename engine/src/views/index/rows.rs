@@ -12,13 +12,12 @@
 //! repos           DID → repo number
 //! heads           repo number → 0 live generation u16 | 2 flags u8 (bit 0: has a commit) | 3 rev u64
 //!                   | 11 commit digest | 43 data digest | 75 commit location | 91 records u64
-//!                   | 99 blobs referenced u64 | 107 blobs stored u64 | 115 greatest generation ever u16 | 117 DID
+//!                   | 99 blobs referenced u64 | 107 blobs stored u64 | 115 greatest generation ever u16 | 117 base rev u64
+//!                   | 125 DID
 //! generations     prefix → 0 records u64 | 8 blobs referenced u64, of a generation that is staged
 //! dead            prefix, or repo number u32 → nothing: rows that are in no answer any more and wait to be swept
-//! records         prefix | path → 0 cid | 33 rev u64 | 41 location                                 57 bytes
-//! record_cids     prefix | first 8 bytes of the digest | path → nothing
-//! nodes           prefix | first 16 bytes of the digest → 0x01 | the node's bytes (layer ≥ 1)
-//!                                                       → 0x00 | the node's first key (layer 0; empty for the empty tree)
+//! records         prefix | path → 0 digest | 32 rev u64 | 40 location                              56 bytes
+//! nodes           prefix | 255 − layer u8 | the node's first key → 0 rev u64 | 8 the node's bytes
 //! blobs           repo number u32 | cid → 0 size u64 | 8 created-at u64 | 16 media type
 //! blob_refs       prefix | cid | path → rev u64
 //! record_blobs    prefix | path | 0x00 | cid → nothing
@@ -26,8 +25,12 @@
 //! segments        segment's base LSN u64 → 0 records u64 | 8 their bytes u64 | 16 head commits u64 | 24 their bytes u64
 //! ```
 //!
-//! A rev is its TID's 64-bit number. A digest cut to 16 bytes cannot be made to collide (2^64 work); one cut to 8 can,
-//! so `record_cids` carries the path too and every hit is compared with the whole CID of the record.
+//! A rev is its TID's 64-bit number. Of a tree, `nodes` has the nodes of layer 1 and above that have keys of their own. All others
+//! are made when they are asked for: a leaf out of the records in its place, a node without keys out of what is below it.
+//! Where a node's row lies is told by its own bytes, so a node that stays what it is stays where it is; and neighbours in a
+//! tree are neighbours in the table, so that a commit touches few pages however big the repo is. A node's rev is that of the
+//! commit that made it, or 0 for one that came with the generation. The *base rev* is that of the commit with which the
+//! live generation became so, or from which its nodes were built last: from there on revs tell what changed.
 
 use crate::log::{Location, Lsn};
 use crate::repo::{Cid, Codec, Did, Tid};
@@ -42,20 +45,17 @@ pub(super) const NUMBER_BYTES: usize = 4;
 pub(super) const LOCATION_BYTES: usize = 16;
 /// Bytes of a packed CID.
 pub(super) const CID_BYTES: usize = 33;
-/// How much of a digest `nodes` is keyed by.
-pub(super) const NODE_DIGEST_BYTES: usize = 16;
-/// How much of a digest `record_cids` is keyed by.
-pub(super) const RECORD_DIGEST_BYTES: usize = 8;
+/// Bytes of a row of `records`.
+pub(super) const RECORD_ROW_BYTES: usize = 32 + 8 + LOCATION_BYTES;
+/// Bytes of a node's row before the node's.
+pub(super) const NODE_REV_BYTES: usize = 8;
 
-const RECORD_ROW_BYTES: usize = CID_BYTES + 8 + LOCATION_BYTES;
-const HEAD_FIXED_BYTES: usize = 117;
+const HEAD_FIXED_BYTES: usize = 125;
 const HAS_COMMIT: u8 = 1;
-const NODE_LEAF: u8 = 0;
-const NODE_INTERIOR: u8 = 1;
 const CODEC_RAW: u8 = 0x55;
 const CODEC_DAG_CBOR: u8 = 0x71;
 
-const _: () = assert!(RECORD_ROW_BYTES == 57);
+const _: () = assert!(RECORD_ROW_BYTES == 56);
 
 /// A repo inside the index: its number and which build of its rows is the live one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -97,6 +97,11 @@ impl RepoKey {
         let mut key = self.number.to_be_bytes().to_vec();
         parts.iter().for_each(|part| key.extend_from_slice(part));
         key
+    }
+
+    /// The key of a node of `layer` whose first key is `first`.
+    pub(super) fn node_key(self, layer: u8, first: &str) -> Vec<u8> {
+        self.key(&[&[u8::MAX - layer], first.as_bytes()])
     }
 
     /// The first key after everything of this generation.
@@ -169,19 +174,6 @@ pub(super) fn unpack_cid(packed: [u8; CID_BYTES], table: &'static str) -> Result
     Ok(Cid::from_digest(codec, digest))
 }
 
-pub(super) fn node_digest(cid: &Cid) -> [u8; NODE_DIGEST_BYTES] {
-    cut(cid.digest())
-}
-
-pub(super) fn record_digest(cid: &Cid) -> [u8; RECORD_DIGEST_BYTES] {
-    cut(cid.digest())
-}
-
-pub(super) fn cut<const N: usize>(digest: &[u8; 32]) -> [u8; N] {
-    const { assert!(N <= 32) };
-    std::array::from_fn(|i| digest[i])
-}
-
 /// A row of `heads`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct HeadRow {
@@ -192,6 +184,8 @@ pub(super) struct HeadRow {
     pub(super) blobs_stored: u64,
     /// The greatest generation that there ever was.
     pub(super) newest: u16,
+    /// Answers to "what changed since" go no further back than this rev; 0 before the first commit.
+    pub(super) base: u64,
     pub(super) did: Did,
 }
 
@@ -236,6 +230,7 @@ impl HeadRow {
             counts: Counts::default(),
             blobs_stored: 0,
             newest: 0,
+            base: 0,
             did,
         }
     }
@@ -256,6 +251,7 @@ impl HeadRow {
         out.extend_from_slice(&self.counts.encode());
         out.extend_from_slice(&self.blobs_stored.to_be_bytes());
         out.extend_from_slice(&self.newest.to_be_bytes());
+        out.extend_from_slice(&self.base.to_be_bytes());
         out.extend_from_slice(self.did.as_str().as_bytes());
         Ok(out)
     }
@@ -285,6 +281,7 @@ impl HeadRow {
             counts: Counts::take(row, TABLE)?,
             blobs_stored: u64::from_be_bytes(take(row, TABLE)?),
             newest: u16::from_be_bytes(take(row, TABLE)?),
+            base: u64::from_be_bytes(take(row, TABLE)?),
             did: text(row, TABLE)?
                 .parse()
                 .map_err(|_| IndexError::Row { table: TABLE })?,
@@ -304,18 +301,22 @@ pub struct RecordRow {
 }
 
 impl RecordRow {
-    pub(super) fn encode(&self) -> Result<Vec<u8>, IndexError> {
+    pub(super) fn encode(&self) -> Result<[u8; RECORD_ROW_BYTES], IndexError> {
+        if self.cid.codec() != Codec::DagCbor {
+            return Err(IndexError::Unrepresentable { what: "record's CID" });
+        }
         let mut out = Vec::with_capacity(RECORD_ROW_BYTES);
-        out.extend_from_slice(&pack_cid(&self.cid));
+        out.extend_from_slice(self.cid.digest());
         out.extend_from_slice(&self.rev.to_u64().to_be_bytes());
         put_location(&mut out, self.location)?;
-        Ok(out)
+        out.try_into()
+            .map_err(|_| IndexError::Unrepresentable { what: "record's row" })
     }
 
     pub(super) fn decode(mut row: &[u8]) -> Result<RecordRow, IndexError> {
         const TABLE: &str = "records";
         let row = &mut row;
-        let cid = unpack_cid(take(row, TABLE)?, TABLE)?;
+        let cid = Cid::from_digest(Codec::DagCbor, take(row, TABLE)?);
         let rev = Tid::from_u64(u64::from_be_bytes(take(row, TABLE)?));
         Ok(RecordRow {
             cid,
@@ -326,28 +327,27 @@ impl RecordRow {
 }
 
 /// A row of `nodes`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum NodeRow<'a> {
-    /// The block itself.
-    Interior(&'a [u8]),
-    /// The first key of a node of layer 0; empty for the node of an empty tree.
-    Leaf(&'a [u8]),
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct NodeRow<'a> {
+    /// Of the commit that made the node; 0 if it came with its generation.
+    pub(super) rev: u64,
+    /// The node's bytes.
+    pub(super) block: &'a [u8],
 }
 
 impl<'a> NodeRow<'a> {
     pub(super) fn encode(&self) -> Vec<u8> {
-        match self {
-            NodeRow::Interior(block) => [&[NODE_INTERIOR], *block].concat(),
-            NodeRow::Leaf(first_key) => [&[NODE_LEAF], *first_key].concat(),
-        }
+        [&self.rev.to_be_bytes()[..], self.block].concat()
     }
 
     pub(super) fn decode(row: &'a [u8]) -> Result<NodeRow<'a>, IndexError> {
-        match row.split_first() {
-            Some((&NODE_INTERIOR, block)) => Ok(NodeRow::Interior(block)),
-            Some((&NODE_LEAF, first_key)) => Ok(NodeRow::Leaf(first_key)),
-            _ => Err(IndexError::Row { table: "nodes" }),
-        }
+        let (rev, block) = row
+            .split_first_chunk::<NODE_REV_BYTES>()
+            .ok_or(IndexError::Row { table: "nodes" })?;
+        Ok(NodeRow {
+            rev: u64::from_be_bytes(*rev),
+            block,
+        })
     }
 }
 

@@ -4,11 +4,11 @@ use redb::Range;
 
 use super::reader::IndexReader;
 use super::rows::{PREFIX_BYTES, RecordRow, text_in_key};
-use super::{IndexError, RECORDS};
+use super::{IndexError, RECORDS, RecordBytes};
 use crate::repo::Did;
 
 /// A repo's records in path order, paths as they are stored; see [`IndexReader::record_rows`].
-pub struct RecordRows(Option<Range<'static, &'static [u8], &'static [u8]>>);
+pub struct RecordRows(Option<Range<'static, &'static [u8], RecordBytes>>);
 
 impl std::fmt::Debug for RecordRows {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

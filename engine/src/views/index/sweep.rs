@@ -6,9 +6,7 @@ use super::rows::{
     NUMBER_BYTES, PREFIX_BYTES, RecordRow, RepoKey, after_prefix, collection_key, collection_of,
 };
 use super::segments::Uses;
-use super::{
-    BLOB_REFS, BLOBS, Bytes, COLLECTIONS, DEAD, IndexError, NODES, RECORD_BLOBS, RECORD_CIDS, RECORDS,
-};
+use super::{BLOB_REFS, BLOBS, Bytes, COLLECTIONS, DEAD, IndexError, NODES, RECORD_BLOBS, RECORDS};
 
 /// Takes away up to `limit` rows below the first prefix in `dead`, and the prefix with the last of them. Answers whether
 /// there is more to do. Blobs belong to a repo, not to a generation, so they go only with the whole repo.
@@ -19,7 +17,6 @@ pub(super) fn sweep(transaction: &WriteTransaction, limit: usize) -> Result<bool
     };
     let mut left = limit;
     left -= sweep_records(transaction, &prefix, left)?;
-    left -= sweep_table(transaction, RECORD_CIDS, &prefix, left)?;
     left -= sweep_table(transaction, NODES, &prefix, left)?;
     left -= sweep_table(transaction, BLOB_REFS, &prefix, left)?;
     left -= sweep_table(transaction, RECORD_BLOBS, &prefix, left)?;

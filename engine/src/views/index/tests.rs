@@ -1,14 +1,16 @@
 //! The index against a model: any history gives the answers of a `BTreeMap`, a rebuilt file those of the live one (I4).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use redb::{ReadableDatabase, ReadableTable};
 
 use super::*;
 use crate::entry::{Change, EntryDraft};
+use crate::repo::Tid;
 use crate::repo::cid::Cid;
-use crate::repo::mst::{NodeSource, NodeSourceError, Tree, build_from_sorted};
+use crate::repo::mst::{NodePlace, NodeSource, NodeSourceError, Tree, WalkItem, build_from_sorted};
 use crate::views::testkit::{LOG_ID, Placer, TestRepo, Write, Writes, lsn, record};
 
 fn open(dir: &Path) -> IndexView {
@@ -36,10 +38,9 @@ fn dump(view: &IndexView) -> Vec<(&'static str, Vec<u8>, Vec<u8>)> {
         .to_be_bytes()
         .to_vec());
     table!(HEADS, |k: u32| k.to_be_bytes().to_vec(), |v: &[u8]| v.to_vec());
-    table!(RECORDS, |k: &[u8]| k.to_vec(), |v: &[u8]| v.to_vec());
+    table!(RECORDS, |k: &[u8]| k.to_vec(), |v: &[u8; 56]| v.to_vec());
     table!(NODES, |k: &[u8]| k.to_vec(), |v: &[u8]| v.to_vec());
     table!(BLOBS, |k: &[u8]| k.to_vec(), |v: &[u8]| v.to_vec());
-    table!(RECORD_CIDS, |k: &[u8]| k.to_vec(), |()| Vec::new());
     table!(RECORD_BLOBS, |k: &[u8]| k.to_vec(), |()| Vec::new());
     table!(BLOB_REFS, |k: &[u8]| k.to_vec(), |v: u64| v
         .to_be_bytes()
@@ -84,9 +85,32 @@ fn sweep_all(view: &mut IndexView) {
 struct NoNodes;
 
 impl NodeSource for NoNodes {
-    fn node(&self, _: &Cid) -> Result<bytes::Bytes, NodeSourceError> {
+    fn node(&self, _: &Cid, _: &NodePlace<'_>) -> Result<bytes::Bytes, NodeSourceError> {
         Err(NodeSourceError::Missing)
     }
+}
+
+/// Where one block is.
+fn find(reader: &IndexReader, did: &Did, cid: &Cid) -> Option<BlockPlace> {
+    let until = Instant::now() + Duration::from_secs(60);
+    let found = reader.find_blocks(did, &[*cid], until).unwrap();
+    assert!(found.iter().all(|(at, _)| at == cid));
+    found.into_iter().next().map(|(_, place)| place)
+}
+
+/// The nodes and records of a tree.
+fn blocks_of(repo: &TestRepo) -> BTreeSet<Cid> {
+    let mut blocks: BTreeSet<Cid> = repo.records.values().map(|record| record.cid).collect();
+    let records = repo
+        .records
+        .iter()
+        .map(|(path, record)| (path.as_str(), record.cid));
+    build_from_sorted(records, |node| {
+        blocks.insert(node.cid);
+        Ok::<(), std::convert::Infallible>(())
+    })
+    .unwrap();
+    blocks
 }
 
 fn create(paths: &[&str]) -> Writes {
@@ -125,7 +149,7 @@ fn a_removed_repo_leaves_nothing_and_may_come_back() {
     };
     let removed = view.reader().unwrap();
     let mut pieces = 0;
-    while view.sweep(2).unwrap() {
+    while view.sweep(1).unwrap() {
         pieces += 1;
     }
     assert!(pieces > 3, "it goes in pieces");
@@ -172,30 +196,27 @@ fn blocks_are_found_where_they_are_and_superseded_ones_are_not() {
     };
     let record_cid = repo.records["app.test.post/a"].cid;
     for cid in [old_commit, record_cid] {
-        match reader.find_block(&repo.did, &cid).unwrap() {
+        match find(&reader, &repo.did, &cid) {
             Some(BlockPlace::Record(at) | BlockPlace::Commit(at)) => assert!(cid.matches(&slice(&entry, at))),
             other => panic!("{other:?}"),
         }
     }
-    let Some(BlockPlace::Node(root)) = reader.find_block(&repo.did, &old_root).unwrap() else {
+    let Some(BlockPlace::Node(root)) = find(&reader, &repo.did, &old_root) else {
         panic!()
     };
     assert!(old_root.matches(&root));
-    assert_eq!(reader.find_block(&repo.did, &Cid::for_raw(b"?")).unwrap(), None);
-    assert_eq!(
-        reader
-            .find_block(&"did:plc:other".parse().unwrap(), &old_root)
-            .unwrap(),
-        None
-    );
+    assert_eq!(find(&reader, &repo.did, &Cid::for_raw(b"?")), None);
+    let late = reader.find_blocks(&repo.did, &[Cid::for_raw(b"?")], Instant::now());
+    assert!(matches!(late, Err(FindError::TimeUp)), "{late:?}");
+    assert_eq!(find(&reader, &"did:plc:other".parse().unwrap(), &old_root), None);
 
     let entry = placer.place(repo.commit(&create(&["app.test.post/b"]), &NoNodes));
     view.apply(&[entry]).unwrap();
     let now = view.reader().unwrap();
-    assert_eq!(now.find_block(&repo.did, &old_root).unwrap(), None);
-    assert_eq!(now.find_block(&repo.did, &old_commit).unwrap(), None);
+    assert_eq!(find(&now, &repo.did, &old_root), None);
+    assert_eq!(find(&now, &repo.did, &old_commit), None);
     assert!(
-        reader.find_block(&repo.did, &old_root).unwrap().is_some(),
+        find(&reader, &repo.did, &old_root).is_some(),
         "a snapshot stays what it was"
     );
 }
@@ -416,6 +437,8 @@ proptest! {
         let fresh = |n: usize| TestRepo::new(["one", "two", "three"][n]);
         let mut repos: Vec<TestRepo> = (0..3).map(fresh).collect();
         let mut entries = Vec::new();
+        // What each repo had at each of its revs.
+        let mut history: Vec<Vec<(Tid, BTreeSet<Cid>)>> = vec![Vec::new(); 3];
         for step in steps {
             let drafts = match step {
                 Step::Commit { repo, writes, reopen } => {
@@ -443,6 +466,7 @@ proptest! {
                 Step::Remove { repo } => {
                     let did = repos[repo].did.clone();
                     repos[repo] = fresh(repo);
+                    history[repo].clear();
                     vec![EntryDraft::private(vec![Change::RepoRemoved { did }])]
                 }
                 Step::Import { repo, records, piece, in_order, end } => {
@@ -481,6 +505,13 @@ proptest! {
                 view.apply(std::slice::from_ref(&entry)).unwrap();
                 entries.push(entry);
             }
+            for (repo, history) in repos.iter().zip(&mut history) {
+                if let Some((_, rev, _)) = repo.head
+                    && history.last().is_none_or(|(last, _)| *last != rev)
+                {
+                    history.push((rev, blocks_of(repo)));
+                }
+            }
         }
         let reader = view.reader().unwrap();
         for repo in &repos {
@@ -488,20 +519,65 @@ proptest! {
             if let Some((_, _, root)) = repo.head {
                 let records = repo.records.iter().map(|(path, record)| (path.as_str(), record.cid));
                 let nodes = reader.nodes(&repo.did).unwrap().unwrap();
-                let mut built = 0;
+                let (mut built, mut stored) = (BTreeMap::new(), 0);
                 let from_records = build_from_sorted(records, |node| {
-                    built += 1;
-                    assert_eq!(nodes.node(&node.cid).unwrap(), node.bytes, "the node in the index is the node");
+                    stored += usize::from(node.layer > 0 && node.first_key.is_some());
+                    built.insert(node.cid, node.bytes);
                     Ok::<(), std::convert::Infallible>(())
                 }).unwrap();
                 prop_assert_eq!(from_records, root);
+                let mut walked = BTreeMap::new();
+                for item in Tree::open(root).walk(&nodes).unwrap() {
+                    if let WalkItem::Node { cid, bytes } = item.unwrap() {
+                        walked.insert(cid, bytes.to_vec());
+                    }
+                }
+                prop_assert_eq!(&walked, &built);
+                // The same in one pass, and from its CIDs alone.
+                let cids: Vec<Cid> = built.keys().copied().collect();
+                let until = Instant::now() + Duration::from_secs(60);
+                let found = reader.find_blocks(&repo.did, &cids, until).unwrap();
+                prop_assert_eq!(found.len(), built.len());
+                for (cid, place) in found {
+                    prop_assert_eq!(place, BlockPlace::Node(built[&cid].clone().into()));
+                }
                 // No superseded node is left behind.
                 let prefix = reader.key(&repo.did).unwrap().unwrap().prefix();
                 let kept = dump(&view)
                     .iter()
                     .filter(|(table, key, _)| *table == "NODES" && key.starts_with(&prefix))
                     .count();
-                prop_assert_eq!(kept, built);
+                prop_assert_eq!(kept, stored);
+            }
+        }
+        for (repo, history) in repos.iter().zip(&history) {
+            let now = blocks_of(repo);
+            for (rev, then) in history {
+                let mut given = BTreeSet::new();
+                let mut records = BTreeSet::new();
+                let known = reader.changed_since(&repo.did, *rev, |block| {
+                    let cid = match block {
+                        ChangedBlock::Node { cid, bytes } => {
+                            assert!(cid.matches(bytes));
+                            cid
+                        }
+                        ChangedBlock::Record { cid, .. } => {
+                            records.insert(*cid);
+                            cid
+                        }
+                    };
+                    assert!(given.insert(*cid) || records.contains(cid), "a node comes once");
+                    Ok::<(), std::convert::Infallible>(())
+                }).unwrap();
+                if known {
+                    prop_assert!(given.is_subset(&now));
+                    prop_assert!(now.iter().all(|cid| then.contains(cid) || given.contains(cid)));
+                    let newer = repo.records.values().filter(|record| record.rev > *rev);
+                    prop_assert_eq!(records, newer.map(|record| record.cid).collect());
+                }
+                if repo.head.is_some_and(|(_, head, _)| head == *rev) {
+                    prop_assert!(known && given.is_empty(), "nothing since the head");
+                }
             }
         }
 

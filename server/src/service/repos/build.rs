@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use bytes::Bytes;
-use engine::entry::{Change, EntryDraft};
+use engine::entry::EntryDraft;
 use engine::repo::Cid;
 use engine::repo::Did;
 use engine::repo::SigningKey;
@@ -208,16 +208,7 @@ pub(super) fn commit(
         blocks: &blocks.bytes,
     })
     .map_err(|error| event_error(&error))?;
-    let changes = if flushed.dropped.is_empty() {
-        Vec::new()
-    } else {
-        let cids = flushed.dropped.iter().map(|cid| *cid.digest()).collect();
-        vec![Change::NodesDropped {
-            did: did.clone(),
-            cids,
-        }]
-    };
-    let draft = EntryDraft::commit(unstamped, changes);
+    let draft = EntryDraft::commit(unstamped, Vec::new());
     let meta = CommitMeta {
         cid: commit.cid(),
         rev,

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use engine::log::{BlockReader, Location};
 use engine::repo::mst::{StreamError, StreamItem, StreamRecord, Tree, stream as stream_tree};
 use engine::repo::{Cid, Did, RepoPath, Tid, car};
-use engine::views::index::{BlockPlace, IndexReader, RepoHead, RepoNodes};
+use engine::views::index::{BlockPlace, ChangedBlock, FindError, IndexReader, RepoHead, RepoNodes, Stop};
 use futures_util::StreamExt;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -26,6 +26,8 @@ const NICENESS: i32 = 10;
 const STALL: Duration = Duration::from_secs(60);
 /// How long an export may take in all: it holds a snapshot, which keeps the index from reusing its pages.
 const TOTAL: Duration = Duration::from_secs(3600);
+/// How long blocks are looked for by their CIDs, which takes a pass over the repo.
+const SEARCH: Duration = Duration::from_secs(20);
 /// How long an export waits for its turn.
 const QUEUE: Duration = Duration::from_secs(10);
 
@@ -69,8 +71,7 @@ pub fn heads(engine: &Core, dids: &[&Did]) -> Result<Vec<Option<RepoHead>>, Writ
 }
 
 /// Streams a repo in the order of its tree: the commit, then every node before its children and records, which a reader
-/// can check as it arrives. With `since`, records that are not newer are left out; the nodes are all there, which is a
-/// superset of what changed.
+/// can check as it arrives. With `since`, the commit and what was made after that rev; everything, if that is not known.
 ///
 /// # Errors
 /// The repo is not there, or too many exports run.
@@ -198,26 +199,33 @@ fn walk(
     let commit = engine.read_at(head.commit_location).map_err(|e| failed(&e))?;
     out.block(&head.commit, &commit)?;
     out.flush()?;
-    let source = nodes(reader, did).map_err(|e| failed(&e))?;
     let mut blocks = engine.log_reader().blocks();
+    if let Some(since) = since {
+        let known = reader.changed_since(did, since, |block| match block {
+            ChangedBlock::Node { cid, bytes } => out.block(cid, bytes),
+            ChangedBlock::Record { cid, location } => out.block_at(&mut blocks, cid, location),
+        });
+        let known = known.map_err(|stop| match stop {
+            Stop::Taker(error) => error,
+            stop => failed(&stop),
+        })?;
+        if known {
+            return out.flush();
+        }
+    }
+    let source = nodes(reader, did).map_err(|e| failed(&e))?;
     let rows = reader.record_rows(did).map_err(|e| failed(&e))?;
     let records = rows.map(|row| {
         let (key, row) = row.map_err(|e| failed(&e))?;
         Ok(StreamRecord {
             key,
             value: row.cid,
-            place: (row.rev, row.location),
+            place: row.location,
         })
     });
     stream_tree(&head.data, &source, records, |item| match item {
         StreamItem::Node { cid, bytes } => out.block(cid, bytes),
-        StreamItem::Record(record) => {
-            let (rev, location) = record.place;
-            if since.is_some_and(|since| rev <= since) {
-                return Ok(());
-            }
-            out.block_at(&mut blocks, &record.value, location)
-        }
+        StreamItem::Record(record) => out.block_at(&mut blocks, &record.value, record.place),
     })
     .map_err(|error| match error {
         StreamError::Other(error) => error,
@@ -239,7 +247,16 @@ pub async fn blocks(
     let permit = exports.turn().await?;
     let (engine, did) = (engine.clone(), did.clone());
     let reader = engine.reader().map_err(internal)?;
-    let places = tokio::task::spawn_blocking(move || find_blocks(&reader, &did, cids));
+    let (found, places) = tokio::sync::oneshot::channel();
+    let search = move || {
+        // Commits go first where both want the processor.
+        let _evenly = rustix::process::setpriority_process(None, NICENESS);
+        let _gone = found.send(find_blocks(&reader, &did, &cids));
+    };
+    std::thread::Builder::new()
+        .name("find blocks".to_owned())
+        .spawn(search)
+        .map_err(internal)?;
     let places = places.await.map_err(internal)??;
     stream(permit, move |out| {
         car::write_header(&mut out.buffer, &[]);
@@ -257,21 +274,18 @@ pub async fn blocks(
 }
 
 /// Where each of `cids` is; all must be there before the first byte is sent.
-fn find_blocks(
-    reader: &IndexReader,
-    did: &Did,
-    mut cids: Vec<Cid>,
-) -> Result<Vec<(Cid, BlockPlace)>, WriteError> {
-    let mut seen = HashSet::new();
-    cids.retain(|cid| seen.insert(*cid));
-    let mut places = Vec::with_capacity(cids.len());
-    let mut missing = Vec::new();
-    for cid in cids {
-        match reader.find_block(did, &cid).map_err(internal)? {
-            Some(place) => places.push((cid, place)),
-            None => missing.push(cid.to_string()),
-        }
-    }
+fn find_blocks(reader: &IndexReader, did: &Did, cids: &[Cid]) -> Result<Vec<(Cid, BlockPlace)>, WriteError> {
+    let places = match reader.find_blocks(did, cids, Instant::now() + SEARCH) {
+        Ok(places) => places,
+        Err(FindError::TimeUp) => return Err(WriteError::Busy),
+        Err(error) => return Err(internal(error)),
+    };
+    let found: HashSet<Cid> = places.iter().map(|(cid, _)| *cid).collect();
+    let missing: Vec<String> = cids
+        .iter()
+        .filter(|cid| !found.contains(cid))
+        .map(ToString::to_string)
+        .collect();
     if missing.is_empty() {
         Ok(places)
     } else {

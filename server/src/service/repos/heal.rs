@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use engine::repo::mst::{NodeSource, NodeSourceError};
+use engine::repo::mst::{NodePlace, NodeSource, NodeSourceError};
 use engine::repo::{Cid, Did};
 use engine::views::index::{IndexError, Rebuilt, RepoNodes};
 use parking_lot::Mutex;
@@ -46,21 +46,23 @@ impl<'a> Nodes<'a> {
         self.damage.borrow_mut().take()
     }
 
-    fn stored(&self, cid: &Cid) -> Result<bytes::Bytes, NodeSourceError> {
+    fn stored(&self, cid: &Cid, place: &NodePlace<'_>) -> Result<bytes::Bytes, NodeSourceError> {
         let mut snapshot = self.snapshot.borrow_mut();
         if let Some(nodes) = &*snapshot {
-            return nodes.node(cid);
+            return nodes.node(cid, place);
         }
         let io = |error: IndexError| NodeSourceError::Io(error.to_string());
         let reader = self.shared.engine.reader().map_err(io)?;
         let nodes = reader.nodes(self.did).map_err(io)?;
-        snapshot.insert(nodes.ok_or(NodeSourceError::Missing)?).node(cid)
+        snapshot
+            .insert(nodes.ok_or(NodeSourceError::Missing)?)
+            .node(cid, place)
     }
 }
 
 impl NodeSource for Nodes<'_> {
-    fn node(&self, cid: &Cid) -> Result<bytes::Bytes, NodeSourceError> {
-        let outcome = self.stored(cid);
+    fn node(&self, cid: &Cid, place: &NodePlace<'_>) -> Result<bytes::Bytes, NodeSourceError> {
+        let outcome = self.stored(cid, place);
         if let Err(damage @ (NodeSourceError::Missing | NodeSourceError::Corrupt(_))) = &outcome {
             *self.damage.borrow_mut() = Some(damage.clone());
         }

@@ -126,8 +126,14 @@ async fn a_repo_is_exported_whole_or_since_a_revision() {
         let (_, all) = export(unknown).await;
         assert!(all.contains_key(&cid(&old)), "{unknown}");
     }
-    let (_, none) = export("jzzzzzzzzzzzz").await;
-    assert!(!none.contains_key(&cid(&new)));
+    for latest in [new["commit"]["rev"].as_str().unwrap(), "jzzzzzzzzzzzz"] {
+        let (_, none) = export(latest).await;
+        assert_eq!(
+            none.keys().collect::<Vec<_>>(),
+            [&cid(&new["commit"])],
+            "{latest}"
+        );
+    }
     let query = format!("did={}&since=nope", alice.did);
     assert_eq!(
         server.query("com.atproto.sync.getRepo", &query).await.error(),

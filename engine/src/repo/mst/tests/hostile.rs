@@ -200,7 +200,7 @@ fn bytes_under_another_address_are_refused_and_leave_the_tree_as_it_was() {
 fn what_the_source_says_reaches_the_caller() {
     struct Failing(NodeSourceError);
     impl NodeSource for Failing {
-        fn node(&self, _: &Cid) -> Result<Bytes, NodeSourceError> {
+        fn node(&self, _: &Cid, _: &NodePlace<'_>) -> Result<Bytes, NodeSourceError> {
             Err(self.0.clone())
         }
     }

@@ -5,16 +5,16 @@ use std::collections::{BTreeSet, HashMap};
 use redb::ReadableTable;
 
 use super::records::Records;
-use super::{ApplyError, Repo, Tables, contradiction};
+use super::{ApplyError, Tables, contradiction};
 use crate::entry::Entry;
 use crate::log::Location;
-use crate::repo::Cid;
 use crate::repo::car::{CarLimits, CarSlice};
 use crate::repo::commit::Commit;
 use crate::repo::event::{self, CommitView, Event, RepoOp};
 use crate::repo::mst::NodeData;
+use crate::repo::{Cid, Tid};
 use crate::views::index::IndexError;
-use crate::views::index::rows::{CommitRow, HeadRow, NodeRow, RecordRow, node_digest};
+use crate::views::index::rows::{CommitRow, HeadRow, NodeRow, RecordRow, RepoKey};
 
 impl Tables<'_> {
     pub(super) fn commit(&mut self, entry: &Entry) -> Result<(), ApplyError> {
@@ -47,10 +47,11 @@ impl Tables<'_> {
         let orphans = records.finish();
         self.drop_orphans(&mut repo, orphans)?;
 
+        let deletes = event.ops.clone().any(|op| op.action.cid().is_none());
         let record_cids: BTreeSet<Cid> = event.ops.clone().filter_map(|op| op.action.cid()).collect();
         for (cid, at) in &blocks.by_cid {
             if *cid != event.commit && !record_cids.contains(cid) {
-                self.node(&repo, cid, blocks.bytes(at)?)
+                self.node(repo.key(), event.rev, blocks.bytes(at)?, deletes)
                     .map_err(|error| match error {
                         NodeFailure::NotANode(reason) => {
                             fail(format!("block {cid} is neither record nor node: {reason}"))
@@ -59,19 +60,15 @@ impl Tables<'_> {
                     })?;
             }
         }
-        if self
-            .nodes
-            .get(repo.key().key(&[&node_digest(&root)]).as_slice())?
-            .is_none()
-        {
-            return Err(fail(format!(
-                "the root {} of its tree is neither in it nor known",
-                root
-            )));
+        let known = repo.head.commit.is_some_and(|at| at.data == root);
+        if !known && !blocks.by_cid.contains_key(&root) {
+            return Err(fail(format!("the root {root} of its tree is not in it")));
         }
 
         if let Some(before) = &repo.head.commit {
             self.uses.commit_gone(before.location);
+        } else {
+            repo.head.base = event.rev.to_u64();
         }
         self.uses.commit_added(commit_at);
         repo.head.commit = Some(CommitRow {
@@ -84,23 +81,32 @@ impl Tables<'_> {
         Ok(())
     }
 
-    /// Stores a node of a commit's tree. Proof nodes that were there before are left untouched: writing the same bytes
-    /// would only dirty pages.
-    pub(super) fn node(&mut self, repo: &Repo, cid: &Cid, block: &[u8]) -> Result<(), NodeFailure> {
-        let data = NodeData::decode(block).map_err(|error| NodeFailure::NotANode(error.to_string()))?;
-        let row = match (data.layer(), data.entries.first(), data.left) {
-            (Some(0), Some(first), _) => NodeRow::Leaf(first.key.as_bytes()),
-            (None, None, None) => NodeRow::Leaf(&[]),
-            _ => NodeRow::Interior(block),
-        }
-        .encode();
-        let key = repo.key().key(&[&node_digest(cid)]);
-        let known = self
-            .nodes
-            .get(key.as_slice())?
-            .is_some_and(|known| known.value() == row.as_slice());
-        if !known {
-            self.nodes.insert(key.as_slice(), row.as_slice())?;
+    /// Stores a node of a commit's tree. Nodes of the proof that were there before are left untouched: they are not of this
+    /// commit, and writing the same bytes would only dirty pages.
+    ///
+    /// A row under any other of its keys is of a node that is gone. There can be none if the node before began with the same
+    /// key and the commit deletes nothing: what parts nodes is keys between them.
+    fn node(&mut self, repo: RepoKey, rev: Tid, block: &[u8], deletes: bool) -> Result<(), NodeFailure> {
+        let data = NodeData::decode_checked_before(block)
+            .map_err(|error| NodeFailure::NotANode(error.to_string()))?;
+        let (Some(layer @ 1..), Some((first, others))) = (data.layer(), data.entries.split_first()) else {
+            return Ok(());
+        };
+        let key = repo.node_key(layer, &first.key);
+        let known = match self.nodes.get(key.as_slice())? {
+            Some(known) if NodeRow::decode(known.value())?.block == block => return Ok(()),
+            known => known.is_some(),
+        };
+        let row = NodeRow {
+            rev: rev.to_u64(),
+            block,
+        };
+        self.nodes.insert(key.as_slice(), row.encode().as_slice())?;
+        if deletes || !known {
+            for other in others {
+                let key = repo.node_key(layer, &other.key);
+                self.nodes.remove(key.as_slice())?;
+            }
         }
         Ok(())
     }
@@ -109,6 +115,12 @@ impl Tables<'_> {
 pub(super) enum NodeFailure {
     NotANode(String),
     Store(ApplyError),
+}
+
+impl From<IndexError> for NodeFailure {
+    fn from(source: IndexError) -> NodeFailure {
+        NodeFailure::Store(source.into())
+    }
 }
 
 impl From<redb::StorageError> for NodeFailure {

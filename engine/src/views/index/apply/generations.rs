@@ -19,9 +19,9 @@ use crate::entry::{Entry, RepoRow};
 use crate::log::Lsn;
 use crate::repo::commit::Commit;
 use crate::repo::mst::{BuildError, BuiltNode, Spine};
-use crate::repo::{Cid, Did};
+use crate::repo::{Cid, Did, Tid};
 use crate::views::index::rows::{
-    CommitRow, Counts, NodeRow, PREFIX_BYTES, RecordRow, RepoKey, after_prefix, node_digest, text_in_key,
+    CommitRow, Counts, NodeRow, PREFIX_BYTES, RecordRow, RepoKey, after_prefix, text_in_key,
 };
 use crate::views::index::{Bytes, IndexError};
 
@@ -74,7 +74,7 @@ impl Tables<'_> {
                 .ok_or_else(|| contradiction(lsn, format!("{} lies outside of it", row.path)))?;
             if let Some(building) = &mut spine {
                 match building.push(&row.path, row.cid, &mut |node| {
-                    put_node(&mut self.nodes, key, &node)
+                    put_node(&mut self.nodes, key, 0, &node)
                 }) {
                     Ok(()) => {}
                     Err(BuildError::Sink(error)) => return Err(error),
@@ -168,13 +168,10 @@ impl Tables<'_> {
         let mut repo = self.take(did)?;
         let key = repo.generation(generation);
         if generation == repo.head.generation {
-            let known = self
-                .nodes
-                .get(key.key(&[&node_digest(&commit.data())]).as_slice())?;
-            if known.is_none() {
-                drop(known);
-                let root = self.build(key)?;
+            if repo.head.commit.is_none_or(|at| at.data != commit.data()) {
+                let root = self.build(key, commit.rev())?;
                 check_root(lsn, &commit, root)?;
+                repo.head.base = commit.rev().to_u64();
             }
         } else {
             let place = self.place(lsn, &mut repo, generation, builds)?;
@@ -185,14 +182,17 @@ impl Tables<'_> {
                 ));
             };
             let root = match builds.0.remove(&key) {
-                Some(mut spine) => finish(spine.finish(&mut |node| put_node(&mut self.nodes, key, &node)))?,
-                None => self.build(key)?,
+                Some(mut spine) => {
+                    finish(spine.finish(&mut |node| put_node(&mut self.nodes, key, 0, &node)))?
+                }
+                None => self.build(key, commit.rev())?,
             };
             check_root(lsn, &commit, root)?;
             self.generations.remove(key.prefix().as_slice())?;
             self.dead.insert(repo.key().prefix().as_slice(), ())?;
             repo.head.generation = generation;
             repo.head.counts = counts;
+            repo.head.base = commit.rev().to_u64();
         }
         if let Some(before) = &repo.head.commit {
             self.uses.commit_gone(before.location);
@@ -292,13 +292,14 @@ impl Tables<'_> {
     }
 
     /// Builds a generation's tree from its records, in place of whatever nodes there are, and gives its root. Reads the
-    /// records once; memory is that of one path and of the database's dirty pages.
-    pub(super) fn build(&mut self, key: RepoKey) -> Result<Cid, ApplyError> {
+    /// records once; memory is that of one path and of the database's dirty pages. `rev` is since when the nodes are what they are,
+    /// as far as is known.
+    pub(super) fn build(&mut self, key: RepoKey, rev: Tid) -> Result<Cid, ApplyError> {
         let (from, to) = (key.prefix(), key.end());
         let Tables { records, nodes, .. } = self;
         nodes.retain_in(from.as_slice()..to.as_slice(), |_, _| false)?;
         let mut spine = Spine::default();
-        let mut sink = |node| put_node(nodes, key, &node);
+        let mut sink = |node| put_node(nodes, key, rev.to_u64(), &node);
         for row in records.range(from.as_slice()..to.as_slice())? {
             let (path, row) = row?;
             let path = text_in_key(path.value(), PREFIX_BYTES, "records")?;
@@ -308,14 +309,21 @@ impl Tables<'_> {
     }
 }
 
-fn put_node(nodes: &mut Table<'_, Bytes, Bytes>, key: RepoKey, node: &BuiltNode) -> Result<(), ApplyError> {
-    let first_key = node.first_key.as_deref().unwrap_or_default();
-    let row = match node.layer {
-        0 => NodeRow::Leaf(first_key.as_bytes()),
-        _ => NodeRow::Interior(&node.bytes),
-    };
-    let key = key.key(&[&node_digest(&node.cid)]);
-    nodes.insert(key.as_slice(), row.encode().as_slice())?;
+/// Stores a node, if it is one of those that are stored.
+fn put_node(
+    nodes: &mut Table<'_, Bytes, Bytes>,
+    key: RepoKey,
+    rev: u64,
+    node: &BuiltNode,
+) -> Result<(), ApplyError> {
+    if let (1.., Some(first)) = (node.layer, &node.first_key) {
+        let key = key.node_key(node.layer, first);
+        let row = NodeRow {
+            rev,
+            block: &node.bytes,
+        };
+        nodes.insert(key.as_slice(), row.encode().as_slice())?;
+    }
     Ok(())
 }
 

@@ -10,11 +10,11 @@ use std::collections::HashMap;
 
 use redb::{ReadableTable, Table, WriteTransaction};
 
-use super::rows::{BlobRow, HeadRow, RepoKey, collection_key, collection_of, cut, pack_cid};
+use super::rows::{BlobRow, HeadRow, RepoKey, collection_key, collection_of, pack_cid};
 use super::segments::Uses;
 use super::{
     ApplyError, BLOB_REFS, BLOBS, Bytes, COLLECTIONS, DEAD, GENERATIONS, HEADS, IndexError, META,
-    META_NEXT_REPO, NODES, RECORD_BLOBS, RECORD_CIDS, RECORDS, REPOS,
+    META_NEXT_REPO, NODES, RECORD_BLOBS, RECORDS, REPOS, RecordBytes,
 };
 use crate::entry::{Change, Entry, EntryKind};
 use crate::log::Lsn;
@@ -53,7 +53,7 @@ pub(super) fn rebuild_nodes(
     let Some(head) = repo.head.commit else {
         return Ok(None);
     };
-    let root = tables.build(repo.key())?;
+    let root = tables.build(repo.key(), head.rev)?;
     Ok(Some((root, head.data)))
 }
 
@@ -61,8 +61,7 @@ struct Tables<'t> {
     transaction: &'t WriteTransaction,
     repos: Table<'t, &'static str, u32>,
     heads: Table<'t, u32, Bytes>,
-    records: Table<'t, Bytes, Bytes>,
-    record_cids: Table<'t, Bytes, ()>,
+    records: Table<'t, Bytes, RecordBytes>,
     nodes: Table<'t, Bytes, Bytes>,
     blobs: Table<'t, Bytes, Bytes>,
     blob_refs: Table<'t, Bytes, u64>,
@@ -115,7 +114,6 @@ impl<'t> Tables<'t> {
             repos: transaction.open_table(REPOS)?,
             heads: transaction.open_table(HEADS)?,
             records: transaction.open_table(RECORDS)?,
-            record_cids: transaction.open_table(RECORD_CIDS)?,
             nodes: transaction.open_table(NODES)?,
             blobs: transaction.open_table(BLOBS)?,
             blob_refs: transaction.open_table(BLOB_REFS)?,
@@ -190,19 +188,6 @@ impl<'t> Tables<'t> {
         match change {
             // The account view's business.
             Change::AccountsMigration { .. } | Change::AccountsChangeset { .. } => {}
-            Change::NodesDropped { did, cids } => {
-                let Some(repo) = self.take_known(did)? else {
-                    return Err(contradiction(
-                        lsn,
-                        format!("it drops nodes of {did}, which has no repo"),
-                    ));
-                };
-                for digest in cids {
-                    self.nodes
-                        .remove(repo.key().key(&[&cut::<16>(digest)]).as_slice())?;
-                }
-                self.put_back(repo);
-            }
             Change::BlobStored {
                 did,
                 cid,

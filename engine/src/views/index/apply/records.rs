@@ -7,9 +7,8 @@ use redb::ReadableTable;
 use super::{ApplyError, Repo, Tables, contradiction};
 use crate::log::Lsn;
 use crate::repo::cbor::blob_refs;
-use crate::views::index::rows::{
-    CID_BYTES, Counts, RecordRow, RepoKey, after_prefix, cid_in_key, pack_cid, record_digest,
-};
+use crate::repo::mst::key_layer;
+use crate::views::index::rows::{CID_BYTES, Counts, RecordRow, RepoKey, after_prefix, cid_in_key, pack_cid};
 
 /// Changes records of one generation of a repo.
 pub(super) struct Records<'a, 't> {
@@ -54,26 +53,18 @@ impl<'a, 't> Records<'a, 't> {
         bytes: &[u8],
     ) -> Result<Option<RecordRow>, ApplyError> {
         let key = self.repo.key(&[path.as_bytes()]);
-        let old = self
-            .tables
-            .records
-            .insert(key.as_slice(), row.encode()?.as_slice())?;
+        let old = self.tables.records.insert(key.as_slice(), &row.encode()?)?;
         let old = old.map(|row| RecordRow::decode(row.value())).transpose()?;
         self.tables.uses.record_added(row.location);
         let refs = blob_refs(bytes).map_err(|error| contradiction(self.lsn, format!("{path}: {error}")))?;
         let blobs = refs.iter().map(|blob| pack_cid(&blob.cid)).collect();
         self.set_blobs(path, row.rev.to_u64(), blobs, old.is_some())?;
-        if old.is_none_or(|old| old.cid != row.cid) {
-            let digest = record_digest(&row.cid);
-            let key = self.repo.key(&[&digest, path.as_bytes()]);
-            self.tables.record_cids.insert(key.as_slice(), ())?;
-        }
         match &old {
             None => {
                 self.counts.records += 1;
                 self.tables.add_to_collection(path.as_bytes(), self.repo, 1);
             }
-            Some(old) => self.superseded(path, old, Some(&row))?,
+            Some(old) => self.tables.uses.record_gone(old.location),
         }
         Ok(old)
     }
@@ -88,20 +79,14 @@ impl<'a, 't> Records<'a, 't> {
         self.set_blobs(path, 0, BTreeSet::new(), true)?;
         self.counts.records = self.counts.records.saturating_sub(1);
         self.tables.add_to_collection(path.as_bytes(), self.repo, -1);
-        self.superseded(path, &old, None)?;
-        Ok(Some(old))
-    }
-
-    fn superseded(&mut self, path: &str, old: &RecordRow, by: Option<&RecordRow>) -> Result<(), ApplyError> {
         self.tables.uses.record_gone(old.location);
-        if by.is_none_or(|row| row.cid != old.cid) {
-            let key = self.repo.key(&[&record_digest(&old.cid), path.as_bytes()]);
-            // Two CIDs may begin with the same bytes: then the row is the new one's too.
-            if by.is_none_or(|row| record_digest(&row.cid) != record_digest(&old.cid)) {
-                self.tables.record_cids.remove(key.as_slice())?;
-            }
+        let layer = key_layer(path);
+        if layer > 0 {
+            // The row of the node that began with it, if one did.
+            let key = self.repo.node_key(layer, path);
+            self.tables.nodes.remove(key.as_slice())?;
         }
-        Ok(())
+        Ok(Some(old))
     }
 
     /// Makes `now` the blobs that the record at `path` references. `was_there`: a record at this path may have others.

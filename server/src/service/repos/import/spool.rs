@@ -7,7 +7,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 use engine::repo::car::{CarLimits, CarReader};
-use engine::repo::mst::{NodeSource, NodeSourceError};
+use engine::repo::mst::{NodePlace, NodeSource, NodeSourceError};
 use engine::repo::{Cid, Commit, Did};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
@@ -163,7 +163,7 @@ impl Window {
 }
 
 impl NodeSource for Spool {
-    fn node(&self, cid: &Cid) -> Result<Bytes, NodeSourceError> {
+    fn node(&self, cid: &Cid, _: &NodePlace<'_>) -> Result<Bytes, NodeSourceError> {
         match self.block(cid) {
             Ok(Some(block)) => Ok(block),
             Ok(None) => Err(NodeSourceError::Missing),

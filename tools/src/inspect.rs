@@ -117,7 +117,7 @@ impl Inspect {
             let epoch = reader.header.epoch.0;
             if self.json {
                 let object = json!({
-                    "base": base.hex(), "sealed": sealed, "epoch": epoch, "frames": frames, "bytes": reader.file_len,
+                    "base": base.hex(), "sealed": sealed, "epoch": epoch, "frames": frames, "bytes": reader.segment_len(),
                     "firstLsn": first.get(), "firstTime": summary::time(first),
                     "lastLsn": last.get(), "lastTime": summary::time(last), "prevLsn": reader.header.prev.get(),
                     "logId": reader.header.log_id.to_string(),
@@ -126,7 +126,7 @@ impl Inspect {
             } else {
                 let state = if sealed { "sealed" } else { "open" };
                 let (first, last) = (summary::time(first), summary::time(last));
-                let (hex, bytes) = (base.hex(), reader.file_len);
+                let (hex, bytes) = (base.hex(), reader.segment_len());
                 writeln!(
                     out,
                     "{hex}  {state:<6}  {epoch:>5}  {frames:>8}  {bytes:>10}  {first}  {last}"

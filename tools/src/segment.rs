@@ -100,7 +100,8 @@ pub struct SegmentReader {
     pub footer: Footer,
     /// Length of the file when it was opened.
     pub file_len: u64,
-    /// Where the frames end, or may end at most.
+    /// Where the frames end, or may end at most: behind those of an open segment can be zeros that were written ahead, which
+    /// are known when reading gets there.
     pub frames_end: u64,
     at: u64,
 }
@@ -143,6 +144,15 @@ impl SegmentReader {
         self.at
     }
 
+    /// Bytes of the segment: of the file, but without what is written ahead, as far as it was read.
+    #[must_use]
+    pub fn segment_len(&self) -> u64 {
+        match self.footer {
+            Footer::None => self.frames_end,
+            Footer::Whole(_) | Footer::Damaged => self.file_len,
+        }
+    }
+
     /// Goes to a frame's offset, such as one of the footer's index.
     ///
     /// # Errors
@@ -165,12 +175,16 @@ impl SegmentReader {
             return Ok(None);
         }
         if left < FRAME_HEADER_BYTES as u64 {
+            if self.ends_in_zeros(self.at)? {
+                return Ok(None);
+            }
             return self.broken(format!("{left} bytes are no frame"));
         }
         let mut frame = vec![0; FRAME_HEADER_BYTES];
         self.read(&mut frame)?;
         let header = match FrameHeader::parse(&frame) {
             Ok(header) => header,
+            Err(_) if self.ends_in_zeros(self.at)? => return Ok(None),
             Err(error) => return self.broken(error.to_string()),
         };
         let len = u64::from(header.frame_len);
@@ -190,6 +204,32 @@ impl SegmentReader {
                 error,
             },
         }))
+    }
+
+    /// Whether an open segment holds nothing but zeros from this offset, where a frame would begin: its writer wrote ahead, and the
+    /// frames end here. Says so in `frames_end` then.
+    fn ends_in_zeros(&mut self, from: u64) -> Result<bool, SegmentError> {
+        if self.footer != Footer::None {
+            return Ok(false);
+        }
+        self.seek(from)?;
+        let mut left = self.frames_end.saturating_sub(from);
+        let mut piece = vec![0; READ_BYTES];
+        while left > 0 {
+            let len = left.min(READ_BYTES as u64);
+            let piece = piece
+                .get_mut(..usize::try_from(len).unwrap_or(0))
+                .unwrap_or_default();
+            self.read(piece)?;
+            if piece.iter().any(|byte| *byte != 0) {
+                self.seek(from)?;
+                return Ok(false);
+            }
+            left -= len;
+        }
+        self.seek(from)?;
+        self.frames_end = from;
+        Ok(true)
     }
 
     fn broken(&mut self, what: String) -> Result<Option<Step>, SegmentError> {

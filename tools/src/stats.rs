@@ -124,7 +124,7 @@ fn scan(dir: &DataDir) -> anyhow::Result<Scanned> {
             base: *base,
             last,
             compaction: reader.header.compaction,
-            bytes: reader.file_len,
+            bytes: reader.segment_len(),
             used: SegmentUse::default(),
         });
     }

@@ -1,15 +1,18 @@
 //! The writer's core, without a thread: it gives entries their place, lays out frames, writes, syncs, rotates, seals.
 //!
 //! A new segment: create the file → write its header → sync it → sync the directory → first batch.
-//! Sealing: write what is gathered → sync → write the footer → sync.
+//! Ahead of need: write zeros behind the last frame → sync. Appends then overwrite blocks that the file has already, and their
+//! sync changes nothing but data.
+//! Sealing: write what is gathered → sync → cut off the zeros → write the footer → sync.
 //!
 //! | crash after            | recovery finds                              | and                          |
 //! |------------------------|---------------------------------------------|------------------------------|
 //! | create                 | nothing, or a file without a header         | removes it                   |
 //! | sync of the header     | a header without frames, or nothing         | removes it                   |
+//! | writing zeros          | zeros or anything behind the last frame     | cuts it off                  |
 //! | writing a batch        | any part of the batch                       | cuts at the last whole group |
 //! | sync of a batch        | the batch                                   | keeps it, seals              |
-//! | writing the footer     | any part of the footer                      | cuts it off, seals           |
+//! | writing the footer     | any part of the footer, zeros behind it     | cuts it off, seals           |
 //! | sync of the footer     | a sealed segment                            | keeps it                     |
 //!
 //! Any failure to write or sync closes the core for good: what the disk holds is in doubt, and trying again could
@@ -23,11 +26,17 @@ use bytes::BytesMut;
 use super::draft::{Draft, Place};
 use super::frame::{Flags, Frame, FrameHeader};
 use super::lsn::{Epoch, Location, LogId, Lsn};
-use super::segment::{SegmentHeader, SegmentInfo, Tally};
+use super::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentInfo, Tally};
 use super::set::{SegmentEntry, SegmentSet};
 use super::watermark::Failed;
 use crate::clock::Clock;
 use crate::storage::{OpenMode, StorageFile};
+
+/// Zeros that are written and synced in one go. It is the longest that a group can have to wait because of them: some tenths
+/// of a millisecond.
+const AHEAD_STEP_BYTES: u64 = 256 << 10;
+/// What the steps write.
+static ZEROS: [u8; AHEAD_STEP_BYTES as usize] = [0; AHEAD_STEP_BYTES as usize];
 
 /// Where a group came to lie.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +59,8 @@ pub(super) struct Origin {
     /// No LSN at or below this is given out.
     pub(super) spent: Lsn,
     pub(super) segment_bytes: u64,
+    /// Bytes that are written ahead of the last frame, at most.
+    pub(super) ahead_bytes: u64,
 }
 
 /// See the top of this file.
@@ -71,6 +82,10 @@ struct OpenSegment {
     entry: Arc<SegmentEntry>,
     file: Arc<dyn StorageFile>,
     tally: Tally,
+    /// How long the file is: frames, then zeros.
+    written_to: u64,
+    /// Zeros could not be written, so no more are tried in this segment.
+    no_ahead: bool,
 }
 
 impl LogCore {
@@ -184,7 +199,13 @@ impl LogCore {
         let entry = SegmentEntry::open(&self.set, header, Arc::clone(&file), &tally);
         self.set.push(Arc::clone(&entry));
         let end = tally.end;
-        self.open = Some(OpenSegment { entry, file, tally });
+        self.open = Some(OpenSegment {
+            entry,
+            file,
+            tally,
+            written_to: SEGMENT_HEADER_BYTES as u64,
+            no_ahead: false,
+        });
         Ok((base, end))
     }
 
@@ -216,6 +237,7 @@ impl LogCore {
             open.tally.add(&header, &frame);
             from += header.len();
         }
+        open.written_to = open.written_to.max(open.tally.end);
         open.entry.publish(&open.tally);
         metrics::histogram!("pds_log_batch_bytes").record(bytes.len() as f64);
         metrics::counter!("pds_log_appended_bytes_total").increment(bytes.len() as u64);
@@ -248,6 +270,52 @@ impl LogCore {
             .map_or(self.origin.last, |open| open.tally.last))
     }
 
+    /// Where zeros are missing and how many bytes of them one step writes. A step is only worth its sync when it is a whole
+    /// one, or the last one of the segment.
+    fn ahead_wanted(&self) -> Option<(u64, u64)> {
+        let open = self.open.as_ref().filter(|open| !open.no_ahead)?;
+        let until = open.tally.end.saturating_add(self.origin.ahead_bytes);
+        let missing = until
+            .min(self.origin.segment_bytes)
+            .saturating_sub(open.written_to);
+        let step = AHEAD_STEP_BYTES.min(self.origin.ahead_bytes);
+        let worth = missing >= step || until >= self.origin.segment_bytes;
+        let len = missing.min(step);
+        (worth && len > 0).then_some((open.written_to, len))
+    }
+
+    /// One bounded step of writing zeros behind the frames of the open segment, and of syncing them: for when nobody waits.
+    /// `true` if another one would be of use.
+    ///
+    /// Zeros that cannot be written (the disk is full) fail nothing: appends grow the file themselves then, or fail
+    /// themselves. A failed sync closes the core like any other, because it may have been about frames as well.
+    pub(super) fn write_ahead(&mut self) -> Result<bool, Failed> {
+        self.still_open()?;
+        if self.dirty || !self.batch.is_empty() {
+            return Ok(false);
+        }
+        let Some((at, len)) = self.ahead_wanted() else {
+            return Ok(false);
+        };
+        let Some(open) = &mut self.open else {
+            return Ok(false);
+        };
+        let zeros = ZEROS.get(..usize::try_from(len).unwrap_or(0)).unwrap_or_default();
+        // Also when it fails, as a part may have been written.
+        open.written_to = at + len;
+        if let Err(error) = open.file.write_at(at, zeros) {
+            open.no_ahead = true;
+            tracing::warn!(%error, segment = %open.entry.header.base.hex(), "writing ahead failed; appends are slower until the next segment");
+            return Ok(false);
+        }
+        if let Err(error) = open.file.sync_data() {
+            let what = format!("sync of segment {} failed: {error}", open.entry.header.base);
+            return Err(self.fail(what));
+        }
+        metrics::counter!("pds_log_ahead_bytes_total").increment(len);
+        Ok(self.ahead_wanted().is_some())
+    }
+
     /// Writes and syncs what is gathered, and closes the open segment with its footer. `None` if none is open.
     pub(super) fn seal(&mut self) -> Result<Option<SegmentInfo>, Failed> {
         self.write()?;
@@ -255,7 +323,12 @@ impl LogCore {
         let Some(open) = self.open.take() else {
             return Ok(None);
         };
-        match seal_file(&open.entry.header, open.file.as_ref(), &open.tally) {
+        let cut = if open.written_to > open.tally.end {
+            open.file.set_len(open.tally.end)
+        } else {
+            Ok(())
+        };
+        match cut.and_then(|()| seal_file(&open.entry.header, open.file.as_ref(), &open.tally)) {
             Ok(info) => {
                 open.entry.seal(info.clone());
                 Ok(Some(info))

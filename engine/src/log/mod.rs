@@ -74,6 +74,9 @@ const CLOCK_TOLERANCE_MICROS: u64 = 24 * 3_600 * 1_000_000;
 pub struct LogConfig {
     /// A segment that would grow beyond this many bytes is sealed first. One group may be bigger.
     pub segment_bytes: u64,
+    /// Bytes of zeros that are kept written behind the last frame, so that a sync has no metadata to bring out. Not more than
+    /// fits a segment; zero for none.
+    pub ahead_bytes: u64,
     /// Bytes of groups that may wait to be written; more are refused as [`AppendError::Busy`].
     pub queue_bytes: usize,
     /// How many groups may wait to be written.
@@ -92,6 +95,7 @@ impl Default for LogConfig {
     fn default() -> LogConfig {
         LogConfig {
             segment_bytes: 64 << 20,
+            ahead_bytes: 2 << 20,
             queue_bytes: 32 << 20,
             queue_count: 16_384,
             ring_bytes: 32 << 20,
@@ -299,6 +303,7 @@ impl Recovered {
             last: last_lsn,
             spent,
             segment_bytes: config.segment_bytes,
+            ahead_bytes: config.ahead_bytes,
         };
         Ok((LogCore::new(set, clock, origin), lock, reader))
     }

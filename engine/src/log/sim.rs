@@ -16,6 +16,9 @@ use crate::storage::{Fault, FaultyStorage, MemoryStorage, OpenMode};
 
 const NOW: u64 = 1_767_225_600_000_000;
 
+/// Bytes that the log of the whole engine's simulation writes ahead, at most.
+const SIM_AHEAD_BYTES: u64 = 8 << 10;
+
 /// A frame as it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Expected {
@@ -54,6 +57,10 @@ struct Seen {
     seals: u64,
     refused_flips: u64,
     restarts: u64,
+    /// Steps of writing ahead.
+    ahead: u64,
+    /// Segments that a crash left with zeros behind their frames.
+    zeros: u64,
 }
 
 struct World {
@@ -64,6 +71,8 @@ struct World {
     model: Vec<Expected>,
     /// How many of those were reported durable.
     durable: usize,
+    /// How many of them may have been synced without a report, because something after that failed.
+    maybe_durable: usize,
     epoch: u64,
 }
 
@@ -80,7 +89,12 @@ impl SimLog {
         clock: Arc<dyn Clock>,
         config: &LogConfig,
     ) -> Result<SimLog, OpenError> {
-        let (core, lock, reader) = found.into_core(clock, config)?;
+        // Little, because the disk is in memory.
+        let config = LogConfig {
+            ahead_bytes: config.ahead_bytes.min(SIM_AHEAD_BYTES),
+            ..config.clone()
+        };
+        let (core, lock, reader) = found.into_core(clock, &config)?;
         Ok(SimLog {
             core,
             reader,
@@ -103,10 +117,12 @@ impl SimLog {
         written
     }
 
-    /// Writes what is gathered and makes it durable, up to the LSN in the answer.
+    /// Writes what is gathered and makes it durable, up to the LSN in the answer; then one step of writing ahead.
     pub(crate) fn sync(&mut self) -> Result<Lsn, Failed> {
         self.write()?;
-        self.core.sync()
+        let durable = self.core.sync()?;
+        self.core.write_ahead()?;
+        Ok(durable)
     }
 
     /// Seals the open segment; everything is durable then.
@@ -142,6 +158,7 @@ impl World {
             clock: Arc::new(ScriptedClock::at(NOW)),
             model: Vec::new(),
             durable: 0,
+            maybe_durable: 0,
             epoch: 0,
         }
     }
@@ -180,6 +197,7 @@ impl World {
     fn config(&self) -> LogConfig {
         LogConfig {
             segment_bytes: 500 + self.below(6_000),
+            ahead_bytes: self.below(4) * self.below(1_500),
             ring_bytes: usize::try_from(self.below(3_000)).unwrap(),
             epoch: Epoch(self.epoch),
             log_id: Some(LogId([5; 16])),
@@ -206,9 +224,12 @@ impl World {
             Err(error) => panic!("refused after a mere crash: {error}"),
         };
         seen.cuts += u64::from(found.cut().is_some());
+        seen.zeros += u64::from(found.cut().is_none() && self.has_zeros(&found));
         if !self.compare(&found.reader(), found.last_lsn(), faulty, seen) {
             return;
         }
+        // A start seals what it found, which syncs it.
+        self.maybe_durable = self.model.len();
         let (mut core, _lock, reader) = match found.into_core(Arc::clone(&self.clock) as _, &self.config()) {
             Ok(started) => started,
             Err(OpenError::Io { .. }) if !faulty.struck().is_empty() => return,
@@ -220,6 +241,7 @@ impl World {
             self.step_clock();
             if let Err(failed) = self.step(&mut core, &reader, &mut tail, faulty, seen) {
                 assert!(!faulty.struck().is_empty(), "failed for no reason: {failed}");
+                self.maybe_durable = self.model.len();
                 core.append(vec![Draft::default()]).unwrap_err();
                 core.write().unwrap_err();
                 core.sync().unwrap_err();
@@ -266,6 +288,11 @@ impl World {
         if let Some(last) = written.last().map(Frame::lsn) {
             reader.ring.push(written);
             reader.appended.advance(last);
+        }
+        if self.one_in(3) {
+            let before = self.newest_len();
+            core.write_ahead()?;
+            seen.ahead += u64::from(self.newest_len() > before);
         }
         if self.one_in(3) {
             let from = self.model.partition_point(|frame| frame.lsn <= tail.position());
@@ -370,7 +397,32 @@ impl World {
         );
         seen.lost += (self.model.len() - found.len()) as u64;
         self.model.truncate(found.len());
+        self.maybe_durable = self.maybe_durable.min(found.len());
         true
+    }
+
+    /// Whether the newest segment is longer than its frames, although it has no footer.
+    fn has_zeros(&self, found: &Recovered) -> bool {
+        let open = found.segments().last().filter(|info| !info.sealed).cloned();
+        open.is_some_and(|info| self.newest_len() > info.bytes)
+    }
+
+    fn newest_len(&self) -> u64 {
+        let file = self
+            .newest()
+            .and_then(|path| self.disk.open(&path, OpenMode::Read).ok());
+        file.map_or(0, |file| file.len().unwrap())
+    }
+
+    /// Where the frames of this segment end that are durable, as far as anybody knows. What follows there was never vouched for, even if its
+    /// place was written ahead and synced.
+    fn durable_end(&self, path: &Path, synced: u64) -> u64 {
+        let durable = self.durable.max(self.maybe_durable);
+        let last = self.model[..durable].last().map(|frame| frame.location);
+        match last.filter(|at| dir().join(segment_file_name(at.segment)) == path) {
+            Some(at) => at.offset + u64::from(at.len),
+            None => synced.min(SEGMENT_HEADER_BYTES as u64),
+        }
     }
 
     /// Power goes; bits of what was never synced may flip besides.
@@ -378,14 +430,17 @@ impl World {
         let newest = self.newest();
         let synced = newest.as_deref().and_then(|path| self.disk.synced_len(path));
         self.disk.crash(self.chance.next_u64());
-        if let (Some(path), Some(synced)) = (newest, synced)
+        // The name of a later one that was removed may be back, and then this one was vouched for to its last byte.
+        let still = newest.filter(|path| self.newest().as_ref() == Some(path));
+        if let (Some(path), Some(synced)) = (still, synced)
             && self.one_in(3)
             && let Ok(file) = self.disk.open(&path, OpenMode::Read)
         {
             let len = file.len().unwrap();
             // A file whose header was never synced was never written to.
-            if len > synced {
-                let byte = synced + self.below(len - synced);
+            let end = self.durable_end(&path, synced);
+            if len > end {
+                let byte = end + self.below(len - end);
                 self.disk
                     .flip_bit(&path, byte, u8::try_from(self.below(8)).unwrap())
                     .unwrap();
@@ -503,7 +558,12 @@ fn whatever_fails_and_wherever_it_crashes_the_log_keeps_what_it_promised() {
             seen.faults
         );
         assert!(
-            seen.cuts > 0 && seen.lost > 0 && seen.seals > 0 && seen.refused_flips > 0,
+            seen.cuts > 0
+                && seen.lost > 0
+                && seen.seals > 0
+                && seen.refused_flips > 0
+                && seen.ahead > 0
+                && seen.zeros > 0,
             "{seen:?}"
         );
     }

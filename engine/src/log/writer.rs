@@ -1,7 +1,8 @@
 //! The writer's thread: group commit.
 //!
 //! It takes everything that is queued (up to 8 MiB), writes it at once, syncs once, and moves the watermarks; what is
-//! queued meanwhile is the next batch. There is no timer. When a write or sync fails, when the thread panics, or when
+//! queued meanwhile is the next batch. There is no timer. While nothing is queued it writes zeros ahead of the last frame, in
+//! small steps. When a write or sync fails, when the thread panics, or when
 //! somebody poisons the log, every waiter is told at once and nothing is accepted any more.
 
 use std::collections::VecDeque;
@@ -178,6 +179,12 @@ impl Queue {
             .filter(|error| *error != AppendError::Closed)
     }
 
+    /// Nothing is asked for at this moment, and something may still be.
+    fn is_idle(&self) -> bool {
+        let state = self.state.lock();
+        state.requests.is_empty() && state.closed.is_none()
+    }
+
     /// Waits for requests and takes as many as make a batch. `None` when it is closed and empty.
     fn next(&self) -> Option<Vec<Request>> {
         let mut state = self.state.lock();
@@ -243,7 +250,7 @@ impl Drop for OnPanic<'_> {
 pub(super) fn run(shared: &Shared, mut core: LogCore) {
     let mut guard = OnPanic(shared, false);
     while let Some(requests) = shared.queue.next() {
-        if let Err(failed) = batch(shared, &mut core, requests) {
+        if let Err(failed) = batch(shared, &mut core, requests).and_then(|()| ahead(shared, &mut core)) {
             shared.poison(&failed);
             tracing::error!(reason = %failed.reason, "the log is closed to writes");
         }
@@ -305,6 +312,12 @@ fn batch(shared: &Shared, core: &mut LogCore, requests: Vec<Request>) -> Result<
     }
     publish(shared, core, &mut appended);
     shared.local.advance(core.sync()?);
+    Ok(())
+}
+
+/// Writes ahead as long as nobody waits.
+fn ahead(shared: &Shared, core: &mut LogCore) -> Result<(), Failed> {
+    while shared.queue.is_idle() && core.write_ahead()? {}
     Ok(())
 }
 

@@ -427,30 +427,21 @@ impl Server {
 
     /// A procedure without credentials.
     pub async fn call(&self, nsid: &str, input: &Value) -> Answer {
-        let headers = [("content-type", "application/json")];
-        self.request(
-            Method::POST,
-            &format!("/xrpc/{nsid}"),
-            &headers,
-            input.to_string(),
-        )
-        .await
+        self.post_json(nsid, input, None).await
     }
 
     /// A procedure with a bearer token.
     pub async fn call_as(&self, token: &str, nsid: &str, input: &Value) -> Answer {
-        let authorization = bearer(token);
-        let headers = [
-            ("content-type", "application/json"),
-            ("authorization", authorization.as_str()),
-        ];
-        self.request(
-            Method::POST,
-            &format!("/xrpc/{nsid}"),
-            &headers,
-            input.to_string(),
-        )
-        .await
+        self.post_json(nsid, input, Some(token)).await
+    }
+
+    async fn post_json(&self, nsid: &str, input: &Value, token: Option<&str>) -> Answer {
+        let authorization = token.map(bearer);
+        let mut headers = vec![("content-type", "application/json")];
+        headers.extend(authorization.as_deref().map(|bearer| ("authorization", bearer)));
+        let path = format!("/xrpc/{nsid}");
+        self.request(Method::POST, &path, &headers, input.to_string())
+            .await
     }
 
     /// A procedure without input, with a bearer token.

@@ -185,6 +185,21 @@ impl Api {
         body(accepted(authorized(request, Some(bearer)).send().await?).await?).await
     }
 
+    /// Imports a repo.
+    ///
+    /// # Errors
+    /// See [`ApiError`].
+    pub async fn import(&self, car: bytes::Bytes, bearer: &str) -> Result<(), ApiError> {
+        let request = self
+            .http
+            .post(self.url("com.atproto.repo.importRepo"))
+            .header(CONTENT_TYPE, "application/vnd.ipld.car")
+            .body(car);
+        body(accepted(authorized(request, Some(bearer)).send().await?).await?)
+            .await
+            .map(drop)
+    }
+
     fn url(&self, nsid: &str) -> String {
         format!("{}/xrpc/{nsid}", self.base)
     }

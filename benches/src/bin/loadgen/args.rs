@@ -43,6 +43,8 @@ pub enum Scenario {
     ServeTrivial,
     /// Download one large repo again and again.
     GetRepo(GetRepo),
+    /// Import a repo as a CAR again and again.
+    ImportRepo(ImportRepo),
     /// Bring repos up to a number of records, by applyWrites; what is there already stays.
     Fill(Fill),
     /// Read the firehose from a cursor to its newest event.
@@ -226,6 +228,23 @@ pub struct GetRepo {
     /// Downloads at once.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     pub connections: u32,
+}
+
+/// `import-repo`.
+#[derive(Debug, Args)]
+pub struct ImportRepo {
+    /// Everywhere the same.
+    #[command(flatten)]
+    pub common: Common,
+    /// Records in the CAR; 50,000 make 16 MB, which the server must accept (`PDS_MAX_REPO_IMPORT_SIZE`).
+    #[arg(long, default_value_t = 50_000, value_parser = clap::value_parser!(u64).range(1..=9_999_999))]
+    pub records: u64,
+    /// How often a CAR is imported, each time with other records.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub imports: u32,
+    /// Blocks in the order of their CIDs instead of the tree's.
+    #[arg(long)]
+    pub scattered: bool,
 }
 
 /// `fill`.

@@ -18,6 +18,7 @@ mod args;
 mod firehose;
 mod frame;
 mod histogram;
+mod import;
 mod load;
 mod raw;
 mod reads;
@@ -76,6 +77,7 @@ fn run(arguments: Arguments) -> Result<Option<Outcome>> {
                 return Ok(None);
             }
             Scenario::GetRepo(args) => Box::pin(requests::get_repo(args)).await,
+            Scenario::ImportRepo(args) => Box::pin(import::import_repo(args)).await,
             Scenario::Fill(args) => Box::pin(requests::fill(args)).await,
             Scenario::FirehoseReplay(args) => Box::pin(firehose::replay(args)).await,
             Scenario::FanOut(args) => Box::pin(firehose::fan_out(args)).await,

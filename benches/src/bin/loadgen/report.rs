@@ -85,6 +85,24 @@ pub fn sample(pid: Option<u32>) -> Result<Option<Sample>> {
     Ok(Some(sample))
 }
 
+/// Resident memory of a process now: all of it, and the part that no file is behind. Bytes.
+///
+/// # Errors
+/// As [`sample`].
+pub fn resident(pid: u32) -> Result<(u64, u64)> {
+    let path = format!("/proc/{pid}/status");
+    let status = std::fs::read_to_string(&path).with_context(|| format!("{path}: is --server-pid right?"))?;
+    let both = kib(&status, "VmRSS:").zip(kib(&status, "RssAnon:"));
+    let (all, anonymous) = both.with_context(|| format!("{path} is not understood"))?;
+    Ok((all * 1024, anonymous * 1024))
+}
+
+/// A number of `/proc/<pid>/status`.
+fn kib(status: &str, name: &str) -> Option<u64> {
+    let value = status.lines().find_map(|line| line.strip_prefix(name))?;
+    value.split_ascii_whitespace().next()?.parse().ok()
+}
+
 /// Looks at the server's process after the load. One that has ended meanwhile has nothing to tell, and the errors that
 /// were counted tell that it did.
 #[must_use]
@@ -97,14 +115,10 @@ fn parse_sample(stat: &str, status: &str) -> Option<Sample> {
     let mut from_state = stat.rsplit_once(')')?.1.split_ascii_whitespace();
     let user: u64 = from_state.nth(11)?.parse().ok()?;
     let system: u64 = from_state.next()?.parse().ok()?;
-    let kib = |name: &str| {
-        let value = status.lines().find_map(|line| line.strip_prefix(name))?;
-        value.split_ascii_whitespace().next()?.parse::<u64>().ok()
-    };
     Some(Sample {
         cpu_micros: (user + system) * (1_000_000 / TICKS_PER_SECOND),
-        rss_bytes: kib("VmRSS:")? * 1024,
-        rss_peak_bytes: kib("VmHWM:")? * 1024,
+        rss_bytes: kib(status, "VmRSS:")? * 1024,
+        rss_peak_bytes: kib(status, "VmHWM:")? * 1024,
     })
 }
 

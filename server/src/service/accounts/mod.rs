@@ -266,18 +266,9 @@ impl Accounts {
     /// # Errors
     /// As [`Accounts::find`].
     pub async fn by_did(&self, did: &Did) -> Result<Option<Account>, AccountsUnavailable> {
-        let revision = self.inner.engine.accounts().revision();
-        if let Some(account) = self.inner.cache.by_did(did, revision) {
-            return Ok(Some(account));
-        }
-        let wanted = did.as_str().to_owned();
-        let found = self
-            .row(move |conn| queries::account_by_did(conn, &wanted))
-            .await?;
-        if let Some(account) = &found {
-            self.inner.cache.insert(account, revision);
-        }
-        Ok(found)
+        let known = |cache: &Cache, revision| cache.by_did(did, revision);
+        self.remembered(known, did.as_str(), queries::account_by_did)
+            .await
     }
 
     /// The account with this handle, whatever its state.
@@ -285,18 +276,9 @@ impl Accounts {
     /// # Errors
     /// As [`Accounts::find`].
     pub async fn by_handle(&self, handle: &Handle) -> Result<Option<Account>, AccountsUnavailable> {
-        let revision = self.inner.engine.accounts().revision();
-        if let Some(account) = self.inner.cache.by_handle(handle, revision) {
-            return Ok(Some(account));
-        }
-        let wanted = handle.as_str().to_owned();
-        let found = self
-            .row(move |conn| queries::account_by_handle(conn, &wanted))
-            .await?;
-        if let Some(account) = &found {
-            self.inner.cache.insert(account, revision);
-        }
-        Ok(found)
+        let known = |cache: &Cache, revision| cache.by_handle(handle, revision);
+        self.remembered(known, handle.as_str(), queries::account_by_handle)
+            .await
     }
 
     /// The account with this e-mail address, whatever its state.
@@ -337,6 +319,26 @@ impl Accounts {
                 .map_err(AccountsError::from)
         });
         answered.await.is_ok()
+    }
+
+    /// From the cache, else from the database and into the cache.
+    async fn remembered(
+        &self,
+        known: impl FnOnce(&Cache, u64) -> Option<Account>,
+        wanted: &str,
+        query: fn(&rusqlite::Connection, &str) -> Result<Option<view::Account>, AccountsError>,
+    ) -> Result<Option<Account>, AccountsUnavailable> {
+        // Asked for before anything is read: see `cache`.
+        let revision = self.inner.engine.accounts().revision();
+        if let Some(account) = known(&self.inner.cache, revision) {
+            return Ok(Some(account));
+        }
+        let wanted = wanted.to_owned();
+        let found = self.row(move |conn| query(conn, &wanted)).await?;
+        if let Some(account) = &found {
+            self.inner.cache.insert(account, revision);
+        }
+        Ok(found)
     }
 
     async fn row(

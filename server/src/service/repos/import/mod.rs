@@ -2,7 +2,8 @@
 //!
 //! Body → spool file (blocks hashed as they come) → walk of the tree from its signed root → records in pieces into the
 //! log, staged under a new generation that nobody sees → one entry that makes it the live one, signed anew with the
-//! account's key. Memory is that of the spool's index (24 bytes a block) and of a few pieces, whatever the size.
+//! account's key. Memory is a part of the spool's index and a few pieces, 3 MiB or so, whatever the size. Disk: up to twice the
+//! size, of which a reserve for the log stays free.
 //!
 //! | crash or failure            | leaves                                                            |
 //! |-----------------------------|-------------------------------------------------------------------|
@@ -13,6 +14,7 @@
 //! While records are staged nobody writes to the repo: its actor is sent away first, and comes back when the flip is
 //! applied or the import has failed.
 
+mod blocks;
 mod spool;
 mod stage;
 #[cfg(test)]
@@ -74,6 +76,9 @@ pub enum ImportError {
     /// Too much goes on; nothing was done.
     #[error("the server is busy; try again")]
     Busy,
+    /// The disk has no room for it now; nothing was done.
+    #[error("there is no room for an import of this size now; try again later")]
+    NoRoom,
     /// The log is closed to writes: recovery decides.
     #[error("the log is closed to writes: {0}")]
     Closed(String),
@@ -134,6 +139,7 @@ impl From<ImportError> for XrpcError {
             ImportError::NotAccepting | ImportError::Invalid(_) => XrpcError::invalid(error.to_string()),
             ImportError::RepoNotFound(_) => XrpcError::bad("RepoNotFound", error.to_string()),
             ImportError::Busy => XrpcError::unavailable(error.to_string(), 1),
+            ImportError::NoRoom => XrpcError::unavailable(error.to_string(), 60),
             ImportError::Closed(_) | ImportError::Unconfirmed(_) => {
                 XrpcError::unavailable(error.to_string(), 5)
             }
@@ -191,6 +197,7 @@ impl Imports {
         }
         let turn = tokio::time::timeout(QUEUE, self.turns.clone().acquire_owned()).await;
         let turn = turn.ok().and_then(Result::ok).ok_or(ImportError::Busy)?;
+        spool::check_room(&self.dir, length.unwrap_or_default())?;
         let spool = self.receive(limit, body).await?;
         let (repos, did) = (self.repos.clone(), did.clone());
         let (reply, answer) = oneshot::channel();

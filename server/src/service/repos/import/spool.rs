@@ -1,4 +1,7 @@
-//! The blocks of a CAR on disk, found by their CIDs: a file without a name, and a sorted index in memory.
+//! The blocks of a CAR on disk, found by their CIDs: a file without a name, and an index of it (see [`blocks`](super::blocks)).
+//!
+//! Each block stands behind a head of 20 bytes: half of its digest, its length. So when blocks are asked for in the order in
+//! which they came, which is that of an export, the next one is known without a look into the index.
 
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Write};
@@ -13,51 +16,53 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use super::ImportError;
+use super::blocks::{BlockAt, Blocks, Gathering, Half, half};
 
-/// What the file is read by. In the usual order of an export the next blocks lie behind the one that is asked for.
+/// What the file is read by while the blocks come in order.
 const WINDOW_BYTES: usize = 64 << 10;
-/// Bytes of a CAR per block, at least: bounds the index. A record or node with its CID takes more, save for a few.
+/// The same while they do not.
+const SCATTERED_BYTES: usize = 4 << 10;
+/// Bytes of a CAR per block, at least: bounds the index on disk. A record or node with its CID takes more, save for a few.
 const BLOCK_BYTES_MIN: u64 = 96;
 /// Blocks that a CAR may have beyond that.
 const BLOCKS_FREE: u64 = 4096;
+/// Bytes in front of each block.
+const HEAD_BYTES: usize = 20;
+/// Bytes of a CAR between two looks at how much room the disk has.
+const LOOK_EVERY: u64 = 16 << 20;
+/// What a spool leaves free for the log, which is worth more than any import.
+const DISK_RESERVE: u64 = 128 << 20;
+/// Bytes of disk that a CAR takes while it is imported, at most, in thirds of its size: itself, heads, and places of blocks
+/// before and after they are sorted.
+const DISK_THIRDS: u64 = 5;
 
-/// Where a block is, in 24 bytes.
-#[derive(Clone, Copy)]
-struct BlockAt {
-    /// The digest's first half. Whoever gets a block compares it with the whole CID.
-    digest: [u8; 16],
-    /// Offset, 40 bits, and length, 24 bits.
-    place: u64,
-}
-
-impl BlockAt {
-    fn new(cid: &Cid, offset: u64, len: usize) -> Option<BlockAt> {
-        let len = u64::try_from(len).ok().filter(|len| *len < 1 << 24)?;
-        (offset < 1 << 40).then_some(BlockAt {
-            digest: half(cid),
-            place: offset << 24 | len,
-        })
+/// Whether `dir` has room for `more` bytes of a CAR.
+pub(super) fn check_room(dir: &Path, more: u64) -> Result<(), ImportError> {
+    let disk = rustix::fs::statvfs(dir).map_err(|error| io(error.into()))?;
+    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+    if free.saturating_sub(DISK_RESERVE) < more.saturating_mul(DISK_THIRDS) / 3 {
+        return Err(ImportError::NoRoom);
     }
-}
-
-fn half(cid: &Cid) -> [u8; 16] {
-    let digest = cid.digest();
-    std::array::from_fn(|at| digest[at])
+    Ok(())
 }
 
 /// A CAR whose blocks match their CIDs.
 pub(super) struct Spool {
     file: File,
-    /// By digest.
-    blocks: Vec<BlockAt>,
+    blocks: Blocks,
     root: Cid,
     window: Mutex<Window>,
 }
 
+/// A part of the file in memory.
 #[derive(Default)]
 struct Window {
     from: u64,
     bytes: Vec<u8>,
+    /// Where the block behind the one that was read last begins, with its head.
+    next: u64,
+    /// The last one was the next of the one before.
+    in_order: bool,
 }
 
 impl Spool {
@@ -67,7 +72,6 @@ impl Spool {
         dir: &Path,
         limit: u64,
     ) -> Result<Spool, ImportError> {
-        let disk = |error: std::io::Error| ImportError::Internal(format!("the spool of an import: {error}"));
         let body = Body {
             body,
             chunk: Bytes::new(),
@@ -77,25 +81,33 @@ impl Spool {
         let [root] = *car.roots() else {
             return Err(ImportError::Invalid("Expected one root in the CAR".to_owned()));
         };
-        let mut file = BufWriter::with_capacity(4 * WINDOW_BYTES, tempfile::tempfile_in(dir).map_err(disk)?);
-        let mut blocks = Vec::new();
-        let mut end = 0;
+        let mut file = BufWriter::with_capacity(4 * WINDOW_BYTES, tempfile::tempfile_in(dir).map_err(io)?);
+        let mut gathering = Gathering::new(dir);
+        let (mut end, mut count, mut looked) = (0, 0, 0);
         while let Some(block) = car.next_block()? {
-            if blocks.len() as u64 > BLOCKS_FREE + car.position() / BLOCK_BYTES_MIN {
+            if count > BLOCKS_FREE + car.position() / BLOCK_BYTES_MIN {
                 return Err(ImportError::Invalid(
                     "The CAR has too many small blocks".to_owned(),
                 ));
             }
-            let at = BlockAt::new(&block.cid, end, block.bytes.len()).ok_or(ImportError::TooLarge)?;
-            file.write_all(&block.bytes).map_err(disk)?;
-            end += block.bytes.len() as u64;
-            blocks.push(at);
+            if car.position() - looked >= LOOK_EVERY {
+                looked = car.position();
+                check_room(dir, 0)?;
+            }
+            let digest = half(&block.cid);
+            let at = BlockAt::new(digest, end, block.bytes.len()).ok_or(ImportError::TooLarge)?;
+            let len = u32::try_from(block.bytes.len()).map_err(|_| ImportError::TooLarge)?;
+            file.write_all(&digest).map_err(io)?;
+            file.write_all(&len.to_be_bytes()).map_err(io)?;
+            file.write_all(&block.bytes).map_err(io)?;
+            gathering.add(at).map_err(io)?;
+            end += HEAD_BYTES as u64 + u64::from(len);
+            count += 1;
         }
-        let file = file.into_inner().map_err(|error| disk(error.into_error()))?;
-        blocks.sort_unstable_by_key(|block| block.digest);
+        let file = file.into_inner().map_err(|error| io(error.into_error()))?;
         Ok(Spool {
             file,
-            blocks,
+            blocks: gathering.finish().map_err(io)?,
             root,
             window: Mutex::default(),
         })
@@ -118,47 +130,73 @@ impl Spool {
     /// A block, compared with its CID.
     pub(super) fn block(&self, cid: &Cid) -> std::io::Result<Option<Bytes>> {
         let digest = half(cid);
-        let Ok(at) = self.blocks.binary_search_by_key(&digest, |block| block.digest) else {
+        let mut window = self.window.lock();
+        let mut place = window.next_if(&self.file, &digest)?;
+        window.in_order = place.is_some();
+        if place.is_none() {
+            place = self.blocks.find(&digest)?;
+        }
+        let Some(place) = place else {
             return Ok(None);
         };
-        let Some(place) = self.blocks.get(at).map(|block| block.place) else {
-            return Ok(None);
-        };
-        let len = usize::try_from(place & 0x00ff_ffff).unwrap_or(usize::MAX);
-        let block = self.window.lock().read(&self.file, place >> 24, len)?;
+        let block = window.read(&self.file, place.offset() + HEAD_BYTES as u64, place.len())?;
+        window.next = place.offset() + (HEAD_BYTES + place.len()) as u64;
         Ok(cid.matches(&block).then_some(block))
     }
 }
 
 pub(super) fn io(error: std::io::Error) -> ImportError {
+    if error.kind() == std::io::ErrorKind::StorageFull {
+        return ImportError::NoRoom;
+    }
     ImportError::Internal(format!("the spool of an import: {error}"))
 }
 
 impl Window {
-    fn read(&mut self, file: &File, from: u64, len: usize) -> std::io::Result<Bytes> {
-        let part = |window: &Window| {
-            let at = usize::try_from(from.checked_sub(window.from)?).ok()?;
-            window
-                .bytes
-                .get(at..at.checked_add(len)?)
-                .map(Bytes::copy_from_slice)
+    /// The block behind the last one, if it has this digest and to look costs nothing or was of use the last time.
+    fn next_if(&mut self, file: &File, digest: &Half) -> std::io::Result<Option<BlockAt>> {
+        if !self.in_order && self.part(self.next, HEAD_BYTES).is_none() {
+            return Ok(None);
+        }
+        let head = match self.read(file, self.next, HEAD_BYTES) {
+            Ok(head) => head,
+            // The last block has none behind it.
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(None),
+            Err(error) => return Err(error),
         };
-        if let Some(block) = part(self) {
-            return Ok(block);
-        }
-        self.bytes.resize(len.max(WINDOW_BYTES), 0);
-        self.from = from;
-        let mut filled = 0;
-        while let Some(rest) = self.bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-            match file.read_at(rest, from + filled as u64) {
-                Ok(0) => break,
-                Ok(read) => filled += read,
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+        let len = head.last_chunk().map_or(0, |len| u32::from_be_bytes(*len));
+        let is_it = head.starts_with(digest);
+        Ok(BlockAt::new(*digest, self.next, usize::try_from(len).unwrap_or(usize::MAX)).filter(|_| is_it))
+    }
+
+    fn part(&self, from: u64, len: usize) -> Option<&[u8]> {
+        let at = usize::try_from(from.checked_sub(self.from)?).ok()?;
+        self.bytes.get(at..at.checked_add(len)?)
+    }
+
+    fn read(&mut self, file: &File, from: u64, len: usize) -> std::io::Result<Bytes> {
+        if self.part(from, len).is_none() {
+            let ahead = if self.in_order {
+                WINDOW_BYTES
+            } else {
+                SCATTERED_BYTES
+            };
+            self.bytes.resize(len.max(ahead), 0);
+            self.from = from;
+            let mut filled = 0;
+            while let Some(rest) = self.bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+                match file.read_at(rest, from + filled as u64) {
+                    Ok(0) => break,
+                    Ok(read) => filled += read,
+                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                    Err(error) => return Err(error),
+                }
             }
+            self.bytes.truncate(filled);
         }
-        self.bytes.truncate(filled);
-        part(self).ok_or_else(|| std::io::ErrorKind::UnexpectedEof.into())
+        self.part(from, len)
+            .map(Bytes::copy_from_slice)
+            .ok_or_else(|| std::io::ErrorKind::UnexpectedEof.into())
     }
 }
 

@@ -8,7 +8,7 @@ use axum::http::Method;
 use bytes::Bytes;
 use engine::entry::{Change, Entry, EntryDraft, EntryKind, RepoRow};
 use engine::log::Lsn;
-use engine::repo::car::{write_block, write_header};
+use engine::repo::car::{CarLimits, CarSlice, write_block, write_header};
 use engine::repo::mst::{NodeData, build_from_sorted};
 use engine::repo::{Cid, Did, SigningKey, Tid, UnsignedCommit};
 use serde_json::json;
@@ -82,6 +82,17 @@ fn entries(server: &Server, after: Lsn) -> Vec<Entry> {
     let mut tail = server.app.engine.tail(after);
     let frames = tail.next_batch(Lsn::MAX, 16 << 20).unwrap();
     frames.iter().map(|frame| Entry::decode(frame).unwrap()).collect()
+}
+
+/// Generations that nobody has made the live one.
+fn left_staged(server: &Server) -> Vec<(Did, u32)> {
+    server
+        .app
+        .engine
+        .reader()
+        .unwrap()
+        .staged_generations(10)
+        .unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -294,16 +305,7 @@ async fn what_is_no_repo_of_the_account_is_refused_and_changes_nothing() {
     server.post(&alice, "the repo goes on").await;
     assert_eq!(import(&server, &alice, whole).await.status, 200);
     assert_eq!(server.repo(&alice.did).await.records.len(), 60);
-    assert_eq!(
-        server
-            .app
-            .engine
-            .reader()
-            .unwrap()
-            .staged_generations(10)
-            .unwrap(),
-        []
-    );
+    assert_eq!(left_staged(&server), []);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -364,21 +366,12 @@ async fn what_an_interrupted_import_has_staged_is_given_up_at_the_next_start() {
         .append(vec![EntryDraft::private(vec![staged])])
         .unwrap();
     receipt.durable().await.unwrap();
-    let left = |server: &Server| {
-        server
-            .app
-            .engine
-            .reader()
-            .unwrap()
-            .staged_generations(10)
-            .unwrap()
-    };
-    assert_eq!(left(&server), [(alice.did.clone(), 1)]);
+    assert_eq!(left_staged(&server), [(alice.did.clone(), 1)]);
     let server = server.restart().await;
-    assert_eq!(left(&server).len(), 1);
+    assert_eq!(left_staged(&server).len(), 1);
     server.app.imports.give_up_unfinished().unwrap();
     server.post(&alice, "more").await;
-    assert_eq!(left(&server), []);
+    assert_eq!(left_staged(&server), []);
     assert_eq!(import(&server, &alice, car_of(&alice.did)).await.status, 200);
     assert_eq!(server.repo(&alice.did).await.records.len(), 1);
     let unique: BTreeSet<u32> = [server
@@ -391,4 +384,61 @@ async fn what_an_interrupted_import_has_staged_is_given_up_at_the_next_start() {
         .unwrap()]
     .into();
     assert_eq!(unique, BTreeSet::from([3]), "a generation is used once");
+}
+
+/// The CAR of another account as that of `did`: the same tree under a commit that names it.
+fn moved(exported: &[u8], did: &Did) -> Vec<u8> {
+    let read = || CarSlice::new(exported, CarLimits::default()).unwrap();
+    let root = read().roots()[0];
+    let blocks: Vec<(Cid, Bytes)> = read()
+        .map(|block| block.map(|b| (b.cid, Bytes::copy_from_slice(b.bytes))).unwrap())
+        .collect();
+    let before = blocks.iter().find(|(cid, _)| *cid == root).unwrap();
+    let before = engine::repo::Commit::decode(before.1.clone()).unwrap();
+    let commit = UnsignedCommit {
+        did: did.clone(),
+        data: before.data(),
+        rev: before.rev(),
+    };
+    let key = SigningKey::generate(&engine::clock::SeededEntropy::new(11)).unwrap();
+    let commit = commit.sign(&key).unwrap();
+    let rest = blocks.into_iter().filter(|(cid, _)| *cid != root);
+    let first = (commit.cid(), commit.bytes().clone());
+    car(commit.cid(), std::iter::once(first).chain(rest))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_server_exports_another_imports_with_the_same_records_and_root() {
+    let roomy = || Options {
+        vars: vec![("PDS_MAX_REPO_IMPORT_SIZE", (64 << 20).to_string())],
+        ..Options::default()
+    };
+    let (here, there) = (Server::with(roomy()).await, Server::with(roomy()).await);
+    let (alice, bobby) = (here.sign_up("alice").await, there.sign_up("bobby").await);
+    let records = records(5_000);
+    let blocks = foreign(&alice.did, &records);
+    assert_eq!(import(&here, &alice, car(blocks[0].0, blocks)).await.status, 200);
+    // Some of it comes and goes by ordinary writes.
+    for n in 0..50 {
+        let name = format!(
+            "com.atproto.repo.{}",
+            if n % 2 == 0 { "deleteRecord" } else { "putRecord" }
+        );
+        let input = json!({"repo": alice.did, "collection": POST, "rkey": format!("{:06}", n * 97), "record": {"text": n}});
+        assert_eq!(here.call_as(&alice.access, &name, &input).await.status, 200);
+    }
+    let exported = export(&here, &alice.did).await;
+    let answer = import(&there, &bobby, moved(&exported, &bobby.did)).await;
+    assert_eq!(answer.status, 200, "{}", String::from_utf8_lossy(&answer.body));
+    let (left, right) = (ExportedRepo::read(&exported), there.repo(&bobby.did).await);
+    assert_eq!(left.records.len(), 4_975);
+    assert_eq!(left.records, right.records);
+    assert_eq!(left.commit.data(), right.commit.data());
+    // And again after the index was built anew from the log.
+    let there = there
+        .restart_after(|data| std::fs::remove_file(data.join("index.redb")).unwrap())
+        .await;
+    assert_eq!(there.repo(&bobby.did).await.commit.cid(), right.commit.cid());
+    there.post(&bobby, "it goes on").await;
+    assert_eq!(there.repo(&bobby.did).await.records.len(), 4_976);
 }

@@ -9,6 +9,7 @@ use crate::storage::Storage;
 use crate::views::View;
 use crate::views::checkpoint::{CheckpointError, Checkpoints, ViewSnapshot};
 use crate::views::driver::Fold;
+use crate::views::index::Renewal;
 
 /// Rows that a piece of a sweep takes from the index.
 const SWEEP_ROWS: usize = 10_000;
@@ -116,6 +117,24 @@ pub fn compact_offline(
         checkpoints.take(&snapshots, epoch).map_err(checkpoint)?;
     }
     log.end_compaction().map_err(fail)?;
+    drop(index_copy);
+    let applied = index.applied();
+    let source = index.source();
+    let renewal = Renewal::prepare(
+        &source,
+        &config.dir,
+        log_id,
+        config.index_cache_bytes,
+        log,
+        config.driver,
+        || applied,
+    );
+    renewal
+        .and_then(|renewal| renewal.finish(&source))
+        .map_err(fail)?;
+    index
+        .persist()
+        .map_err(|error| fail(crate::views::driver::DriverError::View(error)))?;
     Ok(OfflineReport {
         plan: planned,
         done: Some(done),

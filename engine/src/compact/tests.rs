@@ -293,6 +293,53 @@ fn bytes_of(engine: &Engine) -> Vec<u8> {
         .collect()
 }
 
+fn inode(path: &Path) -> u64 {
+    std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(path).unwrap())
+}
+
+#[test]
+fn an_import_goes_on_over_a_compaction_and_the_index_shrinks() {
+    let dir = tempfile::tempdir().unwrap();
+    let storage: Arc<dyn Storage> = Arc::new(MemoryStorage::new());
+    let engine = start(&storage, dir.path());
+    let mut repo = TestRepo::new("imports");
+    for n in 0..200 {
+        let writes = Writes::from([(
+            format!("app.test.post/{n:05}"),
+            Some((record(&format!("{n}"), &[]), BTreeSet::new())),
+        )]);
+        append(&engine, repo.commit(&writes, &NoNodes));
+    }
+    let records = (0..600)
+        .map(|n| {
+            let written = (record(&format!("new {n}"), &[]), BTreeSet::new());
+            (format!("app.test.new/{n:05}"), written)
+        })
+        .collect();
+    let (pieces, flip) = repo.import(1, &records, 50, true);
+    let (before, after) = pieces.split_at(6);
+    for piece in before {
+        append(&engine, piece.clone());
+    }
+    wait(engine.log().seal_now()).unwrap();
+    let path = dir.path().join(crate::views::index::FILE_NAME);
+    let (file, bytes) = (inode(&path), std::fs::metadata(&path).unwrap().len());
+    let through = sealed(&engine).last().unwrap().last;
+    wait(engine.compact(through, options())).unwrap();
+    assert_ne!(inode(&path), file);
+    assert!(std::fs::metadata(&path).unwrap().len() <= bytes);
+    for piece in after {
+        append(&engine, piece.clone());
+    }
+    append(&engine, flip);
+    repo.check(&engine.reader().unwrap());
+    check_rebuild(&engine);
+    stop(engine);
+    let engine = start(&storage, dir.path());
+    repo.check(&engine.reader().unwrap());
+    stop(engine);
+}
+
 #[test]
 fn no_answer_changes_and_a_rebuild_gives_the_live_state() {
     for seed in 0..6 {
@@ -312,10 +359,16 @@ fn no_answer_changes_and_a_rebuild_gives_the_live_state() {
             .last;
             let before = engine.log_bytes();
             let held = engine.reader().unwrap();
+            let file = inode(&dir.path().join(crate::views::index::FILE_NAME));
             let done = wait(engine.compact(through, options())).unwrap();
             assert_eq!((done.compaction, done.through), (round, through));
             world.check(&engine);
             assert_eq!(engine.oldest_lsn(), through);
+            assert_ne!(
+                inode(&dir.path().join(crate::views::index::FILE_NAME)),
+                file,
+                "the index was written anew"
+            );
             // A snapshot from before keeps what it points at.
             assert_eq!(
                 wait(engine.end_compaction(Duration::ZERO)).unwrap(),

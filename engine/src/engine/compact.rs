@@ -7,12 +7,14 @@
 //! | before the checkpoint                  | has no local one until the next; those with the old places are of no use     |
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Engine;
 use crate::compact::{self, CompactError, CompactOptions, Compacted, Plan, Policy};
 use crate::log::{CompactionError, Lsn};
-use crate::views::index::{IndexError, OldSnapshots};
+use crate::views::driver::{DriverConfig, DriverError};
+use crate::views::index::{IndexError, OldSnapshots, Renewal};
 
 /// How long a compaction waits until rows that are gone are swept from the index.
 const SWEEP_WAIT: Duration = Duration::from_secs(60);
@@ -111,7 +113,42 @@ impl Engine {
             snapshots,
             since: Instant::now(),
         });
+        if let Err(error) = self.renew_index().await {
+            tracing::warn!(%error, "the index keeps its file, which is bigger than it need be");
+        }
         Ok(done)
+    }
+
+    /// Puts a dense file in the place of the index's. For who has the locks of compaction and checkpoints.
+    async fn renew_index(&self) -> Result<(), CompactError> {
+        let inner = Arc::clone(&self.inner);
+        let log = self.log_reader();
+        let renewal = blocking(move || {
+            Ok(Renewal::prepare(
+                &inner.index,
+                &inner.dir,
+                inner.log_id,
+                inner.index_cache_bytes,
+                log,
+                DriverConfig::default(),
+                || inner.applied.get(),
+            )?)
+        })
+        .await?;
+        let driver = self.inner.driver.lock().clone().ok_or(DriverError::Stopped)?;
+        let index = self.inner.index.clone();
+        let retired = driver.between(move || renewal.finish(&index)).await??;
+        drop(driver);
+        let dir = self.inner.dir.clone();
+        blocking(move || {
+            drop(retired);
+            let synced = std::fs::File::open(&dir).and_then(|dir| dir.sync_all());
+            synced.map_err(|source| CompactError::Io {
+                what: format!("syncing {}", dir.display()),
+                source,
+            })
+        })
+        .await
     }
 
     /// Removes the files that the last compaction has replaced, once every snapshot of the index that was taken before is

@@ -155,6 +155,7 @@ struct Inner {
     /// One checkpoint at a time.
     checkpointing: tokio::sync::Mutex<()>,
     dir: PathBuf,
+    index_cache_bytes: usize,
     /// One compaction at a time.
     compacting: tokio::sync::Mutex<()>,
     /// What the last compaction replaced and has not removed.

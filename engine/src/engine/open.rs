@@ -224,6 +224,7 @@ impl EnginePrelude {
             checkpoints_kept: config.checkpoints_kept,
             checkpointing: tokio::sync::Mutex::new(()),
             dir: config.dir,
+            index_cache_bytes: config.index_cache_bytes,
             compacting: tokio::sync::Mutex::new(()),
             replaced: Mutex::new(None),
             ready_at: unapplied.last_migration,
@@ -332,6 +333,10 @@ fn open_both(
     bounds: &Bounds,
     missing: IfMissing,
 ) -> Result<Option<(IndexView, AccountsView)>, EngineError> {
+    index::remove_leftovers(&config.dir).map_err(|source| EngineError::Io {
+        what: "removing an unfinished index".to_owned(),
+        source,
+    })?;
     // Both are opened, so that both are thrown away if both are of no use.
     let index = open_index(config, bounds, missing)?;
     let accounts = open_accounts(config, bounds, missing)?;

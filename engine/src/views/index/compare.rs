@@ -270,7 +270,7 @@ mod tests {
         let (here, expected) = (a.reader().unwrap(), b.reader().unwrap());
         assert_eq!(here.differences(&expected, 10).unwrap(), []);
 
-        let transaction = a.database.begin_write().unwrap();
+        let transaction = a.slot.database().begin_write().unwrap();
         {
             let mut blobs = transaction.open_table(BLOBS).unwrap();
             blobs.retain(|_, _| false).unwrap();

@@ -18,6 +18,7 @@ mod find;
 mod nodes;
 mod reader;
 mod relocate;
+mod renew;
 mod rows;
 mod scan;
 mod segments;
@@ -27,8 +28,9 @@ mod tests;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use redb::{Database, Durability, ReadableDatabase, TableDefinition};
 
 pub use blobs::{BlobItem, MissingBlob};
@@ -40,6 +42,7 @@ pub use nodes::RepoNodes;
 pub use reader::{IndexReader, ListOrder, RecordItem, Records, RepoCounts, RepoHead};
 pub use relocate::Places;
 pub(crate) use relocate::{Moved, RelocateError, Walk};
+pub(crate) use renew::{Renewal, remove_leftovers};
 pub use rows::{BlobRow, RecordRow};
 pub use scan::RecordRows;
 pub use segments::SegmentUse;
@@ -148,7 +151,9 @@ impl From<redb::DatabaseError> for IndexError {
 /// cloneable [`IndexSource`].
 #[derive(Debug)]
 pub struct IndexView {
-    database: Arc<Database>,
+    slot: Arc<Slot>,
+    /// Which of the slot's databases `builds` belong to.
+    renewals: u64,
     applied: Lsn,
     builds: apply::Builds,
     /// Whether there may be something to sweep.
@@ -159,10 +164,31 @@ pub struct IndexView {
 /// What every snapshot holds a clone of, so that one can tell when all that were taken before a moment are gone.
 type Snapshots = Arc<Mutex<Arc<()>>>;
 
+/// The open file. Another one may take its place; see `renew`.
+#[derive(Debug)]
+struct Slot {
+    database: RwLock<Arc<Database>>,
+    /// How often another one did.
+    renewals: AtomicU64,
+}
+
+impl Slot {
+    fn new(database: Database) -> Arc<Slot> {
+        Arc::new(Slot {
+            database: RwLock::new(Arc::new(database)),
+            renewals: AtomicU64::new(0),
+        })
+    }
+
+    fn database(&self) -> Arc<Database> {
+        Arc::clone(&self.database.read())
+    }
+}
+
 /// Hands out snapshots of the index to any thread, without write access.
 #[derive(Clone, Debug)]
 pub struct IndexSource {
-    database: Arc<Database>,
+    slot: Arc<Slot>,
     snapshots: Snapshots,
 }
 
@@ -185,11 +211,11 @@ impl IndexSource {
     pub fn reader(&self) -> Result<IndexReader, IndexError> {
         // Before the transaction: a snapshot may count as older than it is, never as younger.
         let held = Arc::clone(&self.snapshots.lock());
-        IndexReader::new(self.database.begin_read()?, held)
+        IndexReader::new(self.database(), held)
     }
 
-    fn database(&self) -> &Database {
-        &self.database
+    fn database(&self) -> Arc<Database> {
+        self.slot.database()
     }
 
     /// The snapshots that were taken up to now.
@@ -204,7 +230,7 @@ impl IndexSource {
     /// # Errors
     /// The database failed or is damaged. Nothing has changed then, nor after any answer but [`Rebuilt::Sound`].
     pub fn rebuild_nodes(&self, did: &Did) -> Result<Rebuilt, IndexError> {
-        let mut transaction = self.database.begin_write()?;
+        let mut transaction = self.database().begin_write()?;
         transaction.set_durability(Durability::None)?;
         let built = apply::rebuild_nodes(&transaction, did).map_err(|error| match error {
             ApplyError::Index(error) => error,
@@ -260,7 +286,8 @@ impl IndexView {
         }
         let applied = check(&database, log_id)?;
         Ok(IndexView {
-            database: Arc::new(database),
+            slot: Slot::new(database),
+            renewals: 0,
             applied,
             builds: apply::Builds::default(),
             unswept: true,
@@ -280,7 +307,7 @@ impl IndexView {
     #[must_use]
     pub fn source(&self) -> IndexSource {
         IndexSource {
-            database: Arc::clone(&self.database),
+            slot: Arc::clone(&self.slot),
             snapshots: Arc::clone(&self.snapshots),
         }
     }
@@ -288,7 +315,13 @@ impl IndexView {
     fn fold(&mut self, entries: &[Entry]) -> Result<(), ApplyError> {
         let new = &entries[entries.partition_point(|entry| entry.lsn <= self.applied)..];
         let Some(last) = new.last() else { return Ok(()) };
-        let mut transaction = self.database.begin_write().map_err(IndexError::from)?;
+        let renewals = self.slot.renewals.load(Ordering::Acquire);
+        if renewals != self.renewals {
+            // What was built in memory went into another file. The flip builds it from the records.
+            (self.renewals, self.unswept) = (renewals, true);
+            self.builds.clear();
+        }
+        let mut transaction = self.slot.database().begin_write().map_err(IndexError::from)?;
         transaction
             .set_durability(Durability::None)
             .map_err(IndexError::from)?;
@@ -313,7 +346,7 @@ impl IndexView {
     /// The database failed or is damaged.
     pub fn sweep(&mut self, limit: usize) -> Result<bool, IndexError> {
         if self.unswept {
-            let mut transaction = self.database.begin_write()?;
+            let mut transaction = self.slot.database().begin_write()?;
             transaction.set_durability(Durability::None)?;
             self.unswept = sweep::sweep(&transaction, limit)?;
             transaction.commit()?;
@@ -322,7 +355,7 @@ impl IndexView {
     }
 
     fn sync(&mut self) -> Result<(), IndexError> {
-        let mut transaction = self.database.begin_write()?;
+        let mut transaction = self.slot.database().begin_write()?;
         transaction.set_durability(Durability::Immediate)?;
         // Opening after a crash is then immediate; without it redb walks the whole file.
         transaction.set_quick_repair(true);

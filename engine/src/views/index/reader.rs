@@ -3,7 +3,7 @@
 use std::ops::Bound;
 use std::sync::Arc;
 
-use redb::{AccessGuard, Range, ReadTransaction, ReadableTable};
+use redb::{AccessGuard, Database, Range, ReadTransaction, ReadableDatabase, ReadableTable};
 
 use super::nodes::RepoNodes;
 use super::rows::{
@@ -18,6 +18,8 @@ use crate::repo::{Cid, Did, Nsid, RecordKey, RepoPath, Tid};
 #[derive(Clone)]
 pub struct IndexReader {
     transaction: Arc<ReadTransaction>,
+    /// A snapshot reads from an open file only.
+    _open: Arc<Database>,
     applied: Lsn,
     /// See [`OldSnapshots`](super::OldSnapshots).
     _held: Arc<()>,
@@ -80,7 +82,7 @@ pub struct RecordItem {
 }
 
 /// A repo's records in path order; see [`IndexReader::records_from`].
-pub struct Records(Option<Range<'static, &'static [u8], RecordBytes>>);
+pub struct Records(Option<(Range<'static, &'static [u8], RecordBytes>, IndexReader)>);
 
 impl std::fmt::Debug for Records {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -92,7 +94,7 @@ impl Iterator for Records {
     type Item = Result<(RepoPath, RecordRow), IndexError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let row = self.0.as_mut()?.next()?;
+        let row = self.0.as_mut()?.0.next()?;
         Some(row.map_err(IndexError::from).and_then(|(key, value)| {
             Ok((
                 path_in_key(key.value(), PREFIX_BYTES, "records")?,
@@ -105,7 +107,8 @@ impl Iterator for Records {
 type Row<'a> = (AccessGuard<'a, &'static [u8]>, AccessGuard<'a, RecordBytes>);
 
 impl IndexReader {
-    pub(super) fn new(transaction: ReadTransaction, held: Arc<()>) -> Result<IndexReader, IndexError> {
+    pub(super) fn new(database: Arc<Database>, held: Arc<()>) -> Result<IndexReader, IndexError> {
+        let transaction = database.begin_read()?;
         let applied = {
             let meta = transaction.open_table(META)?;
             let row = meta.get(META_APPLIED)?.ok_or(IndexError::Row { table: "meta" })?;
@@ -113,6 +116,7 @@ impl IndexReader {
         };
         Ok(IndexReader {
             transaction: Arc::new(transaction),
+            _open: database,
             applied,
             _held: held,
         })
@@ -311,9 +315,8 @@ impl IndexReader {
             None => repo.prefix().to_vec(),
         };
         let records = self.transaction.open_table(RECORDS)?;
-        Ok(Records(Some(
-            records.range(from.as_slice()..repo.end().as_slice())?,
-        )))
+        let rows = records.range(from.as_slice()..repo.end().as_slice())?;
+        Ok(Records(Some((rows, self.clone()))))
     }
 
     /// The nodes of this repo's tree, for [`Tree`](crate::repo::mst::Tree).

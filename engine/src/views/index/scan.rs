@@ -8,7 +8,7 @@ use super::{IndexError, RECORDS, RecordBytes};
 use crate::repo::Did;
 
 /// A repo's records in path order, paths as they are stored; see [`IndexReader::record_rows`].
-pub struct RecordRows(Option<Range<'static, &'static [u8], RecordBytes>>);
+pub struct RecordRows(Option<(Range<'static, &'static [u8], RecordBytes>, IndexReader)>);
 
 impl std::fmt::Debug for RecordRows {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -20,7 +20,7 @@ impl Iterator for RecordRows {
     type Item = Result<(String, RecordRow), IndexError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let row = self.0.as_mut()?.next()?;
+        let row = self.0.as_mut()?.0.next()?;
         Some(row.map_err(IndexError::from).and_then(|(key, value)| {
             let path = text_in_key(key.value(), PREFIX_BYTES, "records")?;
             Ok((path.to_owned(), RecordRow::decode(value.value())?))
@@ -40,6 +40,6 @@ impl IndexReader {
         };
         let records = self.transaction().open_table(RECORDS)?;
         let rows = records.range(repo.prefix().as_slice()..repo.end().as_slice())?;
-        Ok(RecordRows(Some(rows)))
+        Ok(RecordRows(Some((rows, self.clone()))))
     }
 }

@@ -19,7 +19,7 @@ fn open(dir: &Path) -> IndexView {
 
 /// Every row of every table, for comparing two files.
 fn dump(view: &IndexView) -> Vec<(&'static str, Vec<u8>, Vec<u8>)> {
-    let read = view.database.begin_read().unwrap();
+    let read = view.slot.database().begin_read().unwrap();
     let mut rows = Vec::new();
     macro_rules! table {
         ($definition:expr, $key:expr, $value:expr) => {
@@ -731,7 +731,7 @@ fn nodes_that_are_lost_or_damaged_are_built_anew_from_the_records() {
     let nobody = "did:plc:nobody".parse().unwrap();
     assert_eq!(source.rebuild_nodes(&nobody).unwrap(), Rebuilt::NoRepo);
 
-    let transaction = view.database.begin_write().unwrap();
+    let transaction = view.slot.database().begin_write().unwrap();
     let mut at = 0;
     transaction
         .open_table(NODES)
@@ -747,7 +747,7 @@ fn nodes_that_are_lost_or_damaged_are_built_anew_from_the_records() {
     assert_eq!(dump(&view), sound);
 
     // A record's row is gone: the tree that was signed cannot be had.
-    let transaction = view.database.begin_write().unwrap();
+    let transaction = view.slot.database().begin_write().unwrap();
     let key = view
         .reader()
         .unwrap()

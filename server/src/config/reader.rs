@@ -319,7 +319,7 @@ impl Reader {
             replica_timeout: self.millis("PDS_REPLICA_TIMEOUT_MS", 10_000),
             write_timeout: self.millis("PDS_WRITE_TIMEOUT_MS", 30_000),
             replica_in_flight,
-            replica_min_interval: self.millis("PDS_REPLICA_MIN_INTERVAL_MS", 0),
+            replica_min_interval: self.millis("PDS_REPLICA_MIN_INTERVAL_MS", 10),
             replica_added_latency,
             log_segment_bytes: self.number("PDS_LOG_SEGMENT_BYTES", 64 << 20, 65_536..=4_294_967_296),
             memory,

@@ -348,8 +348,8 @@ pub const SETTINGS: &[Setting] = &[
     ours(
         "PDS_REPLICA_MIN_INTERVAL_MS",
         Number,
-        "0",
-        "with durability `local`: shortest ms between two uploads; fewer requests, larger loss window",
+        "10",
+        "with durability `local`: ms between two uploads under load, on average; more mean fewer requests and a larger loss window",
     ),
     // Memory.
     ours(

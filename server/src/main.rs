@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use server::config::Config;
-use server::config::settings::{Origin, SETTINGS};
+use server::config::settings::{self, Origin};
 
 /// An AT Protocol Personal Data Server whose only source of truth is a log, replicated as it is written.
 ///
@@ -118,7 +118,7 @@ fn in_runtime(work: impl Future<Output = Result<(), server::start::ServerError>>
 }
 
 fn list_settings() {
-    for setting in SETTINGS {
+    for setting in settings::all() {
         let origin = match setting.origin {
             Origin::Reference => "",
             Origin::Ours => " [Azure PDS]",

@@ -456,7 +456,10 @@ mod tests {
         let mut pace = Pace::new(Some(Duration::from_secs(3600)), start);
         assert_eq!(pace.pause(start), None);
         pace.cut(start);
-        assert_eq!(pace.pause(start), Some(start + Duration::from_secs(3600) - SAVED_UP));
+        assert_eq!(
+            pace.pause(start),
+            Some(start + Duration::from_secs(3600) - SAVED_UP)
+        );
         let mut free = Pace::new(None, start);
         free.cut(start);
         assert_eq!(free.pause(start), None);

@@ -4,6 +4,7 @@
 //! Nothing in this module reads a clock: the time is a parameter everywhere, in whole seconds since 1970.
 
 pub mod admin;
+mod hashing;
 pub mod header;
 pub mod password;
 pub mod service_jwt;

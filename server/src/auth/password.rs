@@ -6,7 +6,7 @@
 //! | `$argon2id$v=19$m=19456,t=2,p=1$<salt>$<hash>` | Argon2id with 19 MiB, two passes, one lane; 16 bytes of salt, 32 of hash, in base64 |
 //! | `<salt hex>:<hash hex>` | scrypt with N = 16384, r = 8, p = 1 over the **text** of the salt (32 ASCII characters), 64 bytes |
 //!
-//! Either takes some 20 MiB and tens of milliseconds, so they run on blocking threads, a bounded number at a time; whoever
+//! Either takes some 20 MiB and tens of milliseconds, so they run on threads of their own, a bounded number at a time; whoever
 //! waits longer than [`MAX_WAIT`], or comes when [`MAX_WAITING`] wait already, is told that the server is busy.
 //!
 //! An app password's salt is made from the DID, so that one hash finds it among all of an account's; it is scrypt always.
@@ -22,6 +22,8 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use zeroize::Zeroizing;
+
+use super::hashing::{Hashers, Memory};
 
 /// Longest password that can be set, in UTF-16 code units, as clients count.
 pub const MAX_NEW_PASSWORD_CHARS: usize = 256;
@@ -65,6 +67,7 @@ pub enum PasswordError {
 
 /// Hashes and verifies passwords, a bounded number at a time.
 pub struct Passwords {
+    hashers: Hashers,
     turns: Arc<Semaphore>,
     waiting: AtomicUsize,
     max_wait: Duration,
@@ -88,6 +91,7 @@ impl Passwords {
 
     fn with_limits(entropy: Arc<dyn Entropy>, at_once: usize, max_wait: Duration) -> Passwords {
         Passwords {
+            hashers: Hashers::new(at_once),
             turns: Arc::new(Semaphore::new(at_once)),
             waiting: AtomicUsize::new(0),
             max_wait,
@@ -104,7 +108,9 @@ impl Passwords {
         let mut salt = [0; SALT_BYTES];
         self.entropy.fill(&mut salt).map_err(PasswordError::Entropy)?;
         let hash = self
-            .run(password, move |password| argon2_hash(password, &salt))
+            .run(password, move |password, memory| {
+                argon2_hash(password, &salt, memory)
+            })
             .await?;
         let base64 = |bytes: &[u8]| data_encoding::BASE64_NOPAD.encode(bytes);
         Ok(format!("{ARGON2_PREFIX}{}${}", base64(&salt), base64(&*hash)))
@@ -119,7 +125,7 @@ impl Passwords {
         let salt = app_password_salt(did);
         let by = salt.clone();
         let hash = self
-            .run(password, move |password| scrypt_hash(password, by.as_bytes()))
+            .run(password, move |password, _| scrypt_hash(password, by.as_bytes()))
             .await?;
         Ok(format!("{salt}:{}", data_encoding::HEXLOWER.encode(&*hash)))
     }
@@ -136,15 +142,21 @@ impl Passwords {
         match stored.and_then(parse_stored) {
             Some(Stored::Scrypt { salt, hash }) => {
                 let salt = salt.to_owned();
-                let found = self.run(password, move |password| scrypt_hash(password, salt.as_bytes()));
+                let found = self.run(password, move |password, _| {
+                    scrypt_hash(password, salt.as_bytes())
+                });
                 Ok(found.await?.ct_eq(&hash).into())
             }
             Some(Stored::Argon2 { salt, hash }) => {
-                let found = self.run(password, move |password| argon2_hash(password, &salt));
+                let found = self.run(password, move |password, memory| {
+                    argon2_hash(password, &salt, memory)
+                });
                 Ok(found.await?.ct_eq(&hash).into())
             }
             None => {
-                let wasted = self.run(password, |password| argon2_hash(password, &[0; SALT_BYTES]));
+                let wasted = self.run(password, |password, memory| {
+                    argon2_hash(password, &[0; SALT_BYTES], memory)
+                });
                 wasted.await?;
                 Ok(false)
             }
@@ -160,16 +172,16 @@ impl Passwords {
     async fn run<T: Send + 'static>(
         &self,
         password: &str,
-        hash: impl FnOnce(&[u8]) -> Result<T, PasswordError> + Send + 'static,
+        hash: impl FnOnce(&[u8], &mut Memory) -> Result<T, PasswordError> + Send + 'static,
     ) -> Result<T, PasswordError> {
         let turn = self.turn().await?;
         let password = Zeroizing::new(password.to_owned());
-        let hashing = tokio::task::spawn_blocking(move || {
+        let hashing = self.hashers.run(move |memory| {
             // Held by the thread, not by the caller: a caller that goes away does not make room before the work is done.
             let _turn = turn;
-            hash(password.as_bytes())
+            hash(password.as_bytes(), memory)
         });
-        hashing.await.map_err(|_| PasswordError::Failed)?
+        hashing.await.ok_or(PasswordError::Failed)?
     }
 
     async fn turn(&self) -> Result<OwnedSemaphorePermit, PasswordError> {
@@ -220,12 +232,14 @@ fn scrypt_hash(password: &[u8], salt: &[u8]) -> Result<Zeroizing<[u8; HASH_BYTES
 fn argon2_hash(
     password: &[u8],
     salt: &[u8; SALT_BYTES],
+    memory: &mut Memory,
 ) -> Result<Zeroizing<[u8; ARGON2_HASH_BYTES]>, PasswordError> {
     let params = argon2::Params::new(MEMORY_KIB, PASSES, LANES, Some(ARGON2_HASH_BYTES))
         .map_err(|_| PasswordError::Failed)?;
+    let blocks = memory.blocks(params.block_count());
     let mut hash = Zeroizing::new([0; ARGON2_HASH_BYTES]);
     argon2::Argon2::new(argon2::Algorithm::Argon2id, argon2::Version::V0x13, params)
-        .hash_password_into(password, salt, &mut *hash)
+        .hash_password_into_with_memory(password, salt, &mut *hash, blocks)
         .map_err(|_| PasswordError::Failed)?;
     Ok(hash)
 }

@@ -27,7 +27,7 @@ pub const EXPORT_BYTES: u64 = MIB;
 /// Memory of one password hash while it is computed.
 pub const HASH_BYTES: u64 = 19 * MIB;
 /// Hashes at once are limited to this part of the budget, but to one at least.
-const HASHING_PART: u64 = 8;
+const HASHING_PART: u64 = 6;
 
 /// Where the budget comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -331,7 +331,9 @@ mod tests {
             "{error}"
         );
         let roomy = MemoryPlan::divide(1 << 30, BudgetSource::Setting, &fixed).unwrap();
-        assert_eq!(roomy.hashes_at_once(), 6);
+        assert_eq!(roomy.hashes_at_once(), 8);
+        let default = MemoryPlan::divide(DEFAULT_BUDGET, BudgetSource::Default, &fixed).unwrap();
+        assert_eq!(default.hashes_at_once(), 2);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use engine::repo::Did;
 use shipper::store::ReplicaUrl;
 
 use super::memory::{self, BudgetSource, MemoryPlan};
-use super::settings::{self, Kind, Origin, SETTINGS};
+use super::settings::{self, Kind, Origin};
 use super::{
     AzureAuthSettings, AzureSettings, BlobPlace, Compaction, Config, Durability, LogFormat, Logging, Replica,
 };
@@ -87,10 +87,7 @@ impl Reader {
     }
 
     fn text(&mut self, name: &'static str) -> Option<String> {
-        debug_assert!(
-            SETTINGS.iter().any(|setting| setting.name == name),
-            "{name} is not in the table"
-        );
+        debug_assert!(settings::find(name).is_some(), "{name} is not in the table");
         self.values.get(name).cloned()
     }
 

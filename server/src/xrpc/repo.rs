@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::http::Response;
+use engine::repo::json::FromJson;
 use engine::repo::{AtIdentifier, Cid, Did, Nsid, RecordKey, RepoPath};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value, json};
@@ -28,7 +29,7 @@ pub async fn create_record(app: Arc<App>, mut request: Request) -> XrpcResult<Re
         collection: Nsid,
         rkey: Option<RecordKey>,
         validate: Option<bool>,
-        record: Value,
+        record: FromJson,
         swap_commit: Option<Cid>,
     }
     let claims = caller(&app, &request.headers, STANDARD)?;
@@ -54,7 +55,7 @@ pub async fn put_record(app: Arc<App>, mut request: Request) -> XrpcResult<Respo
         collection: Nsid,
         rkey: RecordKey,
         validate: Option<bool>,
-        record: Value,
+        record: FromJson,
         #[serde(default, deserialize_with = "given")]
         swap_record: Option<Option<Cid>>,
         swap_commit: Option<Cid>,
@@ -119,23 +120,23 @@ pub async fn apply_writes(app: Arc<App>, mut request: Request) -> XrpcResult<Res
         writes: Vec<InputWrite>,
         swap_commit: Option<Cid>,
     }
+    /// Not an enum by `$type`: that would hold every record twice.
     #[derive(Deserialize)]
-    #[serde(tag = "$type")]
-    enum InputWrite {
+    struct InputWrite {
+        #[serde(rename = "$type")]
+        action: Action,
+        collection: Nsid,
+        rkey: Option<RecordKey>,
+        value: Option<FromJson>,
+    }
+    #[derive(Deserialize)]
+    enum Action {
         #[serde(rename = "com.atproto.repo.applyWrites#create")]
-        Create {
-            collection: Nsid,
-            rkey: Option<RecordKey>,
-            value: Value,
-        },
+        Create,
         #[serde(rename = "com.atproto.repo.applyWrites#update")]
-        Update {
-            collection: Nsid,
-            rkey: RecordKey,
-            value: Value,
-        },
+        Update,
         #[serde(rename = "com.atproto.repo.applyWrites#delete")]
-        Delete { collection: Nsid, rkey: RecordKey },
+        Delete,
     }
     let claims = caller(&app, &request.headers, STANDARD)?;
     let input: Input = request.json(RECORD_JSON_LIMIT).await?;
@@ -147,24 +148,28 @@ pub async fn apply_writes(app: Arc<App>, mut request: Request) -> XrpcResult<Res
     let mut writes = Vec::with_capacity(input.writes.len());
     let mut paths = Vec::with_capacity(input.writes.len());
     for write in input.writes {
-        let write = match write {
-            InputWrite::Create {
-                collection,
-                rkey,
-                value,
-            } => {
-                let record = prepare(&collection, value, validate)?;
+        let InputWrite {
+            action,
+            collection,
+            rkey,
+            value,
+        } = write;
+        let missing =
+            |field: &str| XrpcError::invalid(format!("Invalid request body: missing field `{field}`"));
+        let record = || {
+            prepare(&collection, value.ok_or_else(|| missing("value"))?, validate).map_err(XrpcError::from)
+        };
+        let write = match (action, rkey) {
+            (Action::Create, rkey) => {
+                let record = record()?;
                 Write::Create(new_path(&app, collection, rkey), record)
             }
-            InputWrite::Update {
-                collection,
-                rkey,
-                value,
-            } => {
-                let record = prepare(&collection, value, validate)?;
+            (Action::Update, Some(rkey)) => {
+                let record = record()?;
                 Write::Update(RepoPath::new(collection, rkey), record)
             }
-            InputWrite::Delete { collection, rkey } => Write::Delete(RepoPath::new(collection, rkey)),
+            (Action::Delete, Some(rkey)) => Write::Delete(RepoPath::new(collection, rkey)),
+            (Action::Update | Action::Delete, None) => return Err(missing("rkey")),
         };
         paths.push(write.path().clone());
         writes.push(write);

@@ -9,16 +9,22 @@
 //! | writing, syncing  | a staged file, which [`DirectoryStore::sweep_staged`] removes later |
 //! | linking           | the object, perhaps (its directory is not synced); unacknowledged |
 //! | syncing the directories | the object for good, and a second name of it under `~staging` |
+//!
+//! Directories that were seen durable are remembered by inode and time of birth, so that an object costs one sync of its own
+//! directory and none of those above it.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use parking_lot::Mutex;
 
 use super::{
     Created, ObjectMeta, ObjectName, ReplicaStore, StoreError, check_limit, local_file, out_of_range,
@@ -30,10 +36,34 @@ const STAGING: &str = "~staging";
 /// How often a creation starts over because a deletion removed the directory that it had just made.
 const LINK_TRIES: u32 = 8;
 
+/// Directories that are remembered as durable.
+const DURABLE_MAX: usize = 64;
+
 /// Objects as files below one directory. Several processes may use the same one. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct DirectoryStore {
     root: Arc<Path>,
+    durable: Arc<Mutex<HashSet<Identity>>>,
+}
+
+/// One directory, told from another one that had its name or number before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Identity {
+    device: u64,
+    inode: u64,
+    born: SystemTime,
+}
+
+impl Identity {
+    /// `None` where the file system does not say when a directory was made.
+    fn of(directory: &Path) -> Option<Identity> {
+        let metadata = fs::metadata(directory).ok()?;
+        Some(Identity {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            born: metadata.created().ok()?,
+        })
+    }
 }
 
 impl DirectoryStore {
@@ -46,7 +76,10 @@ impl DirectoryStore {
         let staging = root.join(STAGING);
         fs::create_dir_all(&staging).map_err(|error| failed(&staging, &error))?;
         sync_directory(&root).map_err(|error| failed(&root, &error))?;
-        Ok(DirectoryStore { root: root.into() })
+        Ok(DirectoryStore {
+            root: root.into(),
+            durable: Arc::default(),
+        })
     }
 
     /// Removes files that were staged longer than `older_than` ago and never became, or are no longer needed as, the
@@ -110,6 +143,9 @@ impl DirectoryStore {
 
     /// Makes the name of the object at `target` durable, whoever created it, before anybody hears of it.
     fn settle(&self, target: &Path, created: Created) -> Result<Created, StoreError> {
+        // Asked for after the object was in it, and before its names are synced: what is remembered is what was synced.
+        let parent = target.parent().and_then(Identity::of);
+        let known = parent.is_some_and(|parent| self.durable.lock().contains(&parent));
         for directory in target.ancestors().skip(1) {
             match sync_directory(directory) {
                 Ok(()) => {}
@@ -120,9 +156,16 @@ impl DirectoryStore {
                     return Err(StoreError::Other { detail, sent: true });
                 }
             }
-            if directory == &*self.root {
+            if known || directory == &*self.root {
                 break;
             }
+        }
+        if let Some(parent) = parent.filter(|_| !known) {
+            let mut durable = self.durable.lock();
+            if durable.len() >= DURABLE_MAX {
+                durable.clear();
+            }
+            durable.insert(parent);
         }
         Ok(created)
     }
@@ -415,6 +458,26 @@ mod tests {
         assert_eq!(store.sweep_staged(Duration::from_secs(3600)), Ok(0));
         assert_eq!(store.sweep_staged(Duration::ZERO), Ok(1));
         assert_eq!(store.sweep_staged(Duration::ZERO), Ok(0));
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_was_made_anew_is_not_taken_for_the_durable_one_before() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = DirectoryStore::open(directory.path()).unwrap();
+        let (first, second): (ObjectName, ObjectName) = ("a/1".parse().unwrap(), "a/2".parse().unwrap());
+        let a = directory.path().join("a");
+        for name in [&first, &second] {
+            store.create(name, Bytes::new()).await.unwrap();
+        }
+        let before = Identity::of(&a).unwrap();
+        assert_eq!(*store.durable.lock(), HashSet::from([before]));
+        for name in [&first, &second] {
+            store.delete(name).await.unwrap();
+        }
+        store.create(&first, Bytes::new()).await.unwrap();
+        let after = Identity::of(&a).unwrap();
+        assert_ne!(before, after);
+        assert!(store.durable.lock().contains(&after));
     }
 
     #[tokio::test(flavor = "multi_thread")]

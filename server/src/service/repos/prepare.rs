@@ -3,7 +3,7 @@
 use engine::repo::Cid;
 use engine::repo::Nsid;
 use engine::repo::cbor::{BlobRef, Value};
-use engine::repo::json::json_to_record;
+use engine::repo::json::FromJson;
 
 use super::WriteError;
 
@@ -57,24 +57,23 @@ impl Validate {
 /// [`WriteError::InvalidRecord`] with what is wrong with it.
 pub fn prepare(
     collection: &Nsid,
-    record: serde_json::Value,
+    record: impl Into<FromJson>,
     validate: Validate,
 ) -> Result<PreparedRecord, WriteError> {
     let invalid = |message: String| WriteError::InvalidRecord(message);
-    let serde_json::Value::Object(mut object) = record else {
-        return Err(invalid("Invalid record: it must be a JSON object".to_owned()));
-    };
-    match object.get("$type") {
+    let mut record = record
+        .into()
+        .into_record()
+        .map_err(|error| invalid(format!("Invalid record: {error}")))?;
+    match record.get_text("$type") {
+        // Whatever is no text was refused before.
         None => {
-            object.insert(
-                "$type".to_owned(),
-                serde_json::Value::String(collection.as_str().to_owned()),
-            );
+            record.insert("$type", Value::Text(collection.as_str().to_owned()));
         }
-        Some(serde_json::Value::String(name)) if name == collection.as_str() => {}
+        Some(name) if name == collection.as_str() => {}
         Some(other) => {
             return Err(invalid(format!(
-                "Invalid $type: expected {}, got {other}",
+                "Invalid $type: expected {}, got {other:?}",
                 collection.as_str()
             )));
         }
@@ -82,8 +81,6 @@ pub fn prepare(
     if validate == Validate::Required {
         return Err(invalid(format!("Unknown lexicon type: {}", collection.as_str())));
     }
-    let record = json_to_record(&serde_json::Value::Object(object))
-        .map_err(|error| invalid(format!("Invalid record: {error}")))?;
     let value = Value::Map(record);
     let blobs = blob_refs(&value)?;
     let block = value.encode();

@@ -1,0 +1,96 @@
+//! Settings: the firehose, connections and logging.
+
+use super::Kind::{Flag, Number, Text};
+use super::{Setting, later, meaningless, ours, reference};
+
+/// See the top of this file.
+pub(super) const SETTINGS: &[Setting] = &[
+    // Firehose.
+    reference(
+        "PDS_REPO_BACKFILL_LIMIT_MS",
+        Number,
+        "259200000",
+        "how far back in ms a firehose cursor reaches (the reference: 24 h)",
+    ),
+    ours(
+        "PDS_FIREHOSE_RETENTION_HOURS",
+        Number,
+        "72",
+        "hours of events that compaction leaves in the log; never less than PDS_REPO_BACKFILL_LIMIT_MS",
+    ),
+    ours(
+        "PDS_FIREHOSE_MAX_LAG_BYTES",
+        Number,
+        "",
+        "bytes that a live firehose consumer may fall behind in memory before it is read from the log instead (default: a share of the memory budget)",
+    ),
+    ours(
+        "PDS_FIREHOSE_STALL_MS",
+        Number,
+        "30000",
+        "ms for which a consumer may refuse bytes before it is dropped as too slow",
+    ),
+    ours(
+        "PDS_FIREHOSE_MAX_SUBSCRIBERS",
+        Number,
+        "1000",
+        "firehose connections at once",
+    ),
+    ours(
+        "PDS_FIREHOSE_MAX_PER_ADDRESS",
+        Number,
+        "PDS_FIREHOSE_MAX_SUBSCRIBERS",
+        "firehose connections of one client address at once; behind a proxy set PDS_CLIENT_ADDRESS_HEADER first",
+    ),
+    // Connections.
+    ours(
+        "PDS_HTTP_MAX_CONNECTIONS",
+        Number,
+        "10000",
+        "connections at once; more are closed",
+    ),
+    ours(
+        "PDS_HTTP_MAX_CONNECTIONS_PER_ADDRESS",
+        Number,
+        "10000",
+        "connections at once of one address, which behind a proxy is the proxy's",
+    ),
+    ours(
+        "PDS_HTTP_IDLE_MS",
+        Number,
+        "75000",
+        "ms that a connection may wait for the whole head of a request; longer than a proxy in front keeps connections",
+    ),
+    ours(
+        "PDS_HTTP_WRITE_STALL_MS",
+        Number,
+        "60000",
+        "ms for which a client may take nothing of an answer before its connection is broken",
+    ),
+    ours(
+        "PDS_CLIENT_ADDRESS_HEADER",
+        Text,
+        "unset: the connection's",
+        "header in which a trusted proxy names the client's address, such as x-forwarded-for; its last entry counts",
+    ),
+    meaningless(
+        "PDS_MAX_SUBSCRIPTION_BUFFER",
+        "consumers are bounded by bytes: PDS_FIREHOSE_MAX_LAG_BYTES",
+    ),
+    // Logging.
+    reference("LOG_ENABLED", Flag, "true", "whether to log at all"),
+    reference(
+        "LOG_LEVEL",
+        Text,
+        "info",
+        "error, warn, info, debug or trace, or a list of target=level",
+    ),
+    ours(
+        "PDS_LOG_FORMAT",
+        Text,
+        "text on a terminal, else json",
+        "`text` or `json`",
+    ),
+    later("LOG_SYSTEMS"),
+    later("LOG_DESTINATION"),
+];

@@ -1,7 +1,6 @@
 //! Threads that compute password hashes: a bounded number, behind those of commits where both want the processor.
 //!
-//! Each keeps the memory of its hash from one to the next, as getting 19 MiB from the system page by page takes a fifth of the
-//! time of a hash. A thread that had nothing to do for [`IDLE`] clears that memory, gives it back and ends, so that a server
+//! Each keeps the memory of its hash from one to the next, instead of getting 19 MiB from the system page by page each time. A thread that had nothing to do for [`IDLE`] clears that memory, gives it back and ends, so that a server
 //! where nobody logs in holds none.
 
 use std::collections::VecDeque;

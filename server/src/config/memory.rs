@@ -24,7 +24,7 @@ const PROCESS: u64 = 32 * MIB;
 const ACCOUNTS: u64 = 16 * MIB;
 /// Memory of one export while it runs.
 pub const EXPORT_BYTES: u64 = MIB;
-/// Memory of one password hash while it is computed.
+/// Memory of one password hash while it is computed, and for a moment after it.
 pub const HASH_BYTES: u64 = 19 * MIB;
 /// Hashes at once are limited to this part of the budget, but to one at least.
 const HASHING_PART: u64 = 6;

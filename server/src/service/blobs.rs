@@ -84,7 +84,7 @@ pub struct Opened {
     pub stream: engine::blobs::BlobStream,
 }
 
-/// Hashes what came, letting others run after each piece: a thread hop for a piece costs more than a tenth of its hash.
+/// Hashes what came where it came, without a change of threads, and lets others run after each piece.
 async fn hash(hasher: &mut CidHasher, bytes: &[u8]) {
     for piece in bytes.chunks(HASH_BYTES) {
         hasher.update(piece);

@@ -99,7 +99,7 @@ impl Hashers {
             Ok(_) => state.threads += 1,
             // Those that there are come to it.
             Err(error) if state.threads > 0 => {
-                tracing::warn!(%error, "no further thread for password hashes")
+                tracing::warn!(%error, "no further thread for password hashes");
             }
             Err(error) => {
                 tracing::error!(%error, "no thread for password hashes");

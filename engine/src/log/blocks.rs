@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::lsn::{Location, Lsn};
 use super::reader::{LogReader, ReadError};
-use super::set::SealedSegment;
+use super::resident::SealedSegment;
 
 /// Bytes read ahead from a segment that is still written to and thus not mapped.
 const WINDOW_BYTES: usize = 64 << 10;
@@ -68,10 +68,7 @@ impl BlockReader {
         if let Some((segment, sealed)) = &self.sealed
             && *segment == location.segment
         {
-            let bytes = usize::try_from(location.offset)
-                .ok()
-                .and_then(|start| sealed.bytes().get(start..)?.get(..len));
-            return match bytes {
+            return match sealed.slice(location.offset, len) {
                 Some(bytes) => Ok(take(bytes)),
                 // For its words about what is wrong.
                 None => Ok(take(&self.log.read_at(location)?)),

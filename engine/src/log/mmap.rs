@@ -32,6 +32,18 @@ impl Mapping {
         let map = unsafe { memmap2::Mmap::map(file)? };
         Ok(Mapping(Some(map)))
     }
+
+    /// Takes the pages that were read out of this process's resident size; the kernel's cache keeps them, and who reads on
+    /// gets them from there again.
+    pub(crate) fn release(&self) {
+        let Some(map) = &self.0 else { return };
+        // SAFETY: dropping pages is unsound where it takes back writes, as of a private mapping that was written to. This one
+        // is shared and only read, so a page that was dropped comes back with the file's bytes, also for a slice that is held.
+        let released = unsafe { map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+        if let Err(error) = released {
+            tracing::debug!(%error, "pages of a mapped segment were not given back");
+        }
+    }
 }
 
 impl Deref for Mapping {

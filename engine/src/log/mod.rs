@@ -19,6 +19,7 @@ mod lsn;
 pub mod mmap;
 mod reader;
 mod recovery;
+mod resident;
 mod ring;
 mod segment;
 mod set;
@@ -42,11 +43,12 @@ pub use install::{InstallError, SealedUpload, SegmentInstaller};
 pub use lsn::{Epoch, Location, LogId, LogIdError, Lsn, LsnOutOfRange};
 pub use reader::{LogReader, ReadError, TailReader};
 pub use recovery::{Cut, Damage, OpenError, verify_segment};
+pub use resident::SealedSegment;
 pub use segment::{
     COMPACTED_VERSION, INDEX_EVERY_BYTES, SEGMENT_HEADER_BYTES, SEGMENT_TRAILER_BYTES, SEGMENT_VERSION,
     SegmentFooter, SegmentHeader, SegmentHeaderError, SegmentInfo, segment_file_name,
 };
-pub use set::{PendingCompaction, SealedSegment};
+pub use set::PendingCompaction;
 pub use watermark::{Failed, Wait, Watermark};
 
 use std::future::Future;
@@ -83,6 +85,8 @@ pub struct LogConfig {
     pub queue_count: usize,
     /// Bytes of recent frames that are kept in memory for those who follow the log.
     pub ring_bytes: usize,
+    /// Bytes of mapped segments that may count to the resident size; beyond them pages are given back to the kernel's cache.
+    pub mapped_bytes: u64,
     /// The new writer's reign: above every epoch found in the log.
     pub epoch: Epoch,
     /// Which log this must be. `None` takes what is found, or begins a new one.
@@ -99,6 +103,7 @@ impl Default for LogConfig {
             queue_bytes: 32 << 20,
             queue_count: 16_384,
             ring_bytes: 32 << 20,
+            mapped_bytes: 32 << 20,
             epoch: Epoch(1),
             log_id: None,
             lsn_floor: Lsn::ZERO,
@@ -295,6 +300,7 @@ impl Recovered {
         if now.saturating_add(CLOCK_TOLERANCE_MICROS) < spent.get() {
             return Err(OpenError::ClockBehind { now, floor: spent });
         }
+        set.residence.set_bound(config.mapped_bytes);
         disown(&set, disowned)?;
         mend(&set, repair, &leftovers)?;
         let origin = Origin {

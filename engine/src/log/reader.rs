@@ -7,9 +7,10 @@ use bytes::Bytes;
 
 use super::frame::{FRAME_HEADER_BYTES, Frame, FrameError, FrameHeader, MAX_FRAME_BYTES, PublicFrame};
 use super::lsn::{Location, Lsn};
+use super::resident::SealedSegment;
 use super::ring::Ring;
 use super::segment::SegmentInfo;
-use super::set::{SealedSegment, SegmentEntry, SegmentSet};
+use super::set::{SegmentEntry, SegmentSet};
 use super::watermark::Watermark;
 
 /// What one read of a segment file asks for, at least.

@@ -10,16 +10,19 @@ use parking_lot::RwLock;
 use super::compaction::compaction_of;
 use super::lsn::Lsn;
 use super::reader::ReadError;
+use super::resident::{Residence, SealedSegment};
 use super::segment::{
     SEGMENT_TRAILER_BYTES, SegmentFooter, SegmentHeader, SegmentInfo, Tally, seek, segment_file_name,
 };
-use crate::storage::{OpenMode, StableBytes, Storage, StorageFile};
+use crate::storage::{OpenMode, Storage, StorageFile};
 
 /// All segments, ascending.
 #[derive(Debug)]
 pub(super) struct SegmentSet {
     pub(super) storage: Arc<dyn Storage>,
     pub(super) dir: PathBuf,
+    /// What of sealed segments is mapped and was read.
+    pub(super) residence: Arc<Residence>,
     segments: RwLock<Segments>,
 }
 
@@ -46,6 +49,7 @@ impl SegmentSet {
         SegmentSet {
             storage,
             dir: dir.to_owned(),
+            residence: Arc::default(),
             segments: RwLock::default(),
         }
     }
@@ -193,6 +197,7 @@ pub(super) struct SegmentEntry {
     pub(super) header: SegmentHeader,
     path: PathBuf,
     storage: Arc<dyn Storage>,
+    residence: Arc<Residence>,
     state: RwLock<State>,
 }
 
@@ -211,27 +216,6 @@ enum State {
     },
 }
 
-/// A sealed segment's whole file.
-#[derive(Debug)]
-pub struct SealedSegment {
-    bytes: StableBytes,
-    footer: SegmentFooter,
-}
-
-impl SealedSegment {
-    /// The file, byte for byte: header, frames, footer.
-    #[must_use]
-    pub fn bytes(&self) -> &[u8] {
-        &self.bytes
-    }
-
-    /// What it says at its end.
-    #[must_use]
-    pub fn footer(&self) -> &SegmentFooter {
-        &self.footer
-    }
-}
-
 impl SegmentEntry {
     fn new(set: &SegmentSet, header: SegmentHeader, state: State) -> Arc<SegmentEntry> {
         let storage = Arc::clone(&set.storage);
@@ -239,6 +223,7 @@ impl SegmentEntry {
             header,
             path: set.path(header.base),
             storage,
+            residence: Arc::clone(&set.residence),
             state: RwLock::new(state),
         })
     }
@@ -309,7 +294,7 @@ impl SegmentEntry {
         if let State::Open { end, .. } = &*self.state.read() {
             return Ok(*end);
         }
-        Ok(self.load()?.footer.frames_end)
+        Ok(self.load()?.footer().frames_end)
     }
 
     /// Where to begin to look for the first frame after `position`.
@@ -317,7 +302,7 @@ impl SegmentEntry {
         if let State::Open { index, .. } = &*self.state.read() {
             return Ok(seek(index, position));
         }
-        Ok(self.load()?.footer.seek(position))
+        Ok(self.load()?.footer().seek(position))
     }
 
     /// A copy of `len` bytes from `offset`: it keeps no mapping alive.
@@ -345,12 +330,7 @@ impl SegmentEntry {
             return Ok(bytes.freeze());
         }
         let sealed = self.load()?;
-        let start = usize::try_from(offset).map_err(|_| outside())?;
-        let bytes = sealed
-            .bytes
-            .get(start..)
-            .and_then(|rest| rest.get(..len))
-            .ok_or_else(outside)?;
+        let bytes = sealed.slice(offset, len).ok_or_else(outside)?;
         Ok(Bytes::copy_from_slice(bytes))
     }
 
@@ -380,7 +360,7 @@ impl SegmentEntry {
             offset: (bytes.len().saturating_sub(SEGMENT_TRAILER_BYTES)) as u64,
             what: "the footer of a sealed segment is missing or damaged".to_owned(),
         })?;
-        let fresh = Arc::new(SealedSegment { bytes, footer });
+        let fresh = self.residence.map(bytes, footer);
         if let State::Sealed { loaded, .. } = &mut *self.state.write() {
             // Whoever came first stays; two mappings of one file would only cost.
             return Ok(Arc::clone(loaded.get_or_insert(fresh)));

@@ -2,11 +2,12 @@
 //!
 //! It takes everything that is queued (up to 8 MiB), writes it at once, syncs once, and moves the watermarks; what is
 //! queued meanwhile is the next batch. There is no timer. While nothing is queued it writes zeros ahead of the last frame, in
-//! small steps. When a write or sync fails, when the thread panics, or when
+//! small steps, and gives back the pages of segments that were read. When a write or sync fails, when the thread panics, or when
 //! somebody poisons the log, every waiter is told at once and nothing is accepted any more.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
@@ -21,6 +22,9 @@ use crate::storage::StorageLock;
 
 /// A batch takes no further group once it has this many bytes.
 const BATCH_BYTES: usize = 8 << 20;
+
+/// How often pages of mapped segments are given back. It costs a millisecond where all that may be resident was read.
+const RELEASE_EVERY: Duration = Duration::from_secs(3);
 
 /// What the handles and the thread share.
 #[derive(Debug)]
@@ -185,14 +189,16 @@ impl Queue {
         state.requests.is_empty() && state.closed.is_none()
     }
 
-    /// Waits for requests and takes as many as make a batch. `None` when it is closed and empty.
-    fn next(&self) -> Option<Vec<Request>> {
+    /// Waits for requests and takes as many as make a batch: none at `until`. `None` when it is closed and empty.
+    fn next(&self, until: Instant) -> Option<Vec<Request>> {
         let mut state = self.state.lock();
         while state.requests.is_empty() {
             if state.closed.is_some() {
                 return None;
             }
-            self.changed.wait(&mut state);
+            if self.changed.wait_until(&mut state, until).timed_out() && state.requests.is_empty() {
+                return Some(Vec::new()).filter(|_| state.closed.is_none());
+            }
         }
         let mut taken = Vec::new();
         let mut size = 0;
@@ -249,7 +255,15 @@ impl Drop for OnPanic<'_> {
 /// What the thread does until the log is closed or poisoned.
 pub(super) fn run(shared: &Shared, mut core: LogCore) {
     let mut guard = OnPanic(shared, false);
-    while let Some(requests) = shared.queue.next() {
+    let mut release_at = Instant::now() + RELEASE_EVERY;
+    while let Some(requests) = shared.queue.next(release_at) {
+        if Instant::now() >= release_at && (requests.is_empty() || shared.queue.is_idle()) {
+            shared.reader.set.residence.release();
+            release_at = Instant::now() + RELEASE_EVERY;
+        }
+        if requests.is_empty() {
+            continue;
+        }
         if let Err(failed) = batch(shared, &mut core, requests).and_then(|()| ahead(shared, &mut core)) {
             shared.poison(&failed);
             tracing::error!(reason = %failed.reason, "the log is closed to writes");

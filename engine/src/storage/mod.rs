@@ -141,6 +141,15 @@ pub enum StableBytes {
     Copied(Bytes),
 }
 
+impl StableBytes {
+    /// Takes pages that were read out of this process's resident size, where they are the kernel's cache.
+    pub(crate) fn release(&self) {
+        if let StableBytes::Mapped(mapping) = self {
+            mapping.release();
+        }
+    }
+}
+
 impl Deref for StableBytes {
     type Target = [u8];
 

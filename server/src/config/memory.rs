@@ -4,8 +4,8 @@
 //! use. A setting that names a part takes it out of the division. What cannot fit is refused at start, because a server that
 //! runs out of memory under load loses more than one that does not start.
 //!
-//! The plan counts what this process allocates. Pages of log segments that are mapped for reading are the kernel's cache:
-//! they show in the resident size and go when somebody needs the memory.
+//! The plan counts what this process allocates, and the pages of log segments that are mapped for reading: they are the kernel's
+//! cache, but show in the resident size. Beyond their part they are given back, which costs little.
 
 use std::fmt;
 use std::path::Path;
@@ -65,6 +65,8 @@ pub struct MemoryPlan {
     pub log_ring: u64,
     /// Recent messages for live subscribers.
     pub firehose_ring: u64,
+    /// Pages of mapped log segments.
+    pub mapped_log: u64,
     /// Writes that wait for the log.
     pub log_queue: u64,
     /// Bodies of requests that are being read or handled.
@@ -128,6 +130,7 @@ impl MemoryPlan {
             shared("trees", fixed.trees, 4, 14, 512),
             shared("log ring", fixed.log_ring, 2, 8, 64),
             shared("firehose ring", fixed.firehose_ring, 4, 16, 256),
+            shared("mapped log", None, 1, 8, 1 << 10),
             shared("log queue", fixed.log_queue, 16, 6, 64),
             shared("request bodies", None, 8, 12, 256),
             shared("exports", None, 4, 4, 32),
@@ -187,6 +190,7 @@ impl MemoryPlan {
             trees,
             log_ring,
             firehose_ring,
+            mapped_log,
             log_queue,
             bodies,
             exports,
@@ -199,6 +203,7 @@ impl MemoryPlan {
             trees,
             log_ring,
             firehose_ring,
+            mapped_log,
             log_queue,
             bodies,
             exports,
@@ -242,6 +247,7 @@ impl MemoryPlan {
             ("trees", self.trees),
             ("log ring", self.log_ring),
             ("firehose ring", self.firehose_ring),
+            ("mapped log", self.mapped_log),
             ("log queue", self.log_queue),
             ("bodies", self.bodies),
             ("exports", self.exports),
@@ -304,6 +310,7 @@ mod tests {
             + plan.trees
             + plan.log_ring
             + plan.firehose_ring
+            + plan.mapped_log
             + plan.log_queue
             + plan.bodies
             + plan.exports
@@ -320,14 +327,14 @@ mod tests {
             uploads: 4,
             ..Fixed::default()
         };
-        let needed = 48 + 19 + 8 + 4 + 2 + 4 + 16 + 8 + 4 + 4;
+        let needed = 48 + 19 + 8 + 4 + 2 + 4 + 1 + 16 + 8 + 4 + 4;
         assert!(MIN_BUDGET / MIB <= needed);
         let plan = MemoryPlan::divide(needed * MIB, BudgetSource::Setting, &fixed).unwrap();
         assert_eq!((plan.index_cache, plan.replication), (8 * MIB, 4 * MIB));
         assert_eq!(plan.hashes_at_once(), 1);
         let error = MemoryPlan::divide((needed - 1) * MIB, BudgetSource::Setting, &fixed).unwrap_err();
         assert!(
-            error.contains("117 MiB are needed") && error.contains("the budget is 116 MiB"),
+            error.contains("118 MiB are needed") && error.contains("the budget is 117 MiB"),
             "{error}"
         );
         let roomy = MemoryPlan::divide(1 << 30, BudgetSource::Setting, &fixed).unwrap();

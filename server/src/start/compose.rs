@@ -136,6 +136,7 @@ pub(super) async fn open_engine(
     engine_config.log.segment_bytes = config.log_segment_bytes;
     engine_config.log.queue_bytes = bytes(config.memory.log_queue);
     engine_config.log.ring_bytes = bytes(config.memory.log_ring);
+    engine_config.log.mapped_bytes = config.memory.mapped_log;
     engine_config.index_cache_bytes = bytes(config.memory.index_cache);
     engine_config.backlog_bytes_max = config.unshipped_bytes;
     let (claim, recovered) = match agreed {

@@ -6,7 +6,7 @@ use super::Seen;
 use super::model::{Account, ExpectedEvent, State, check_repo};
 use super::world::{CACHE_BYTES, LOG_ID, Life, NAMES, World};
 use crate::entry::EntryKind;
-use crate::log::{Lsn, ReadError};
+use crate::log::ReadError;
 use crate::repo::Cid;
 use crate::repo::event::{Event, decode};
 use crate::views::View;
@@ -21,7 +21,7 @@ impl World {
         let state = self.check_heads(life);
         let reader = life.index.reader().unwrap();
         for repo in state.repos.values() {
-            check_repo(repo, &reader, &life.log.reader);
+            check_repo(repo, &reader, &life.log.reader, &self.verified);
         }
     }
 
@@ -29,7 +29,8 @@ impl World {
     pub(super) fn check_one(&self, life: &Life) {
         let state = self.check_heads(life);
         if let Some(repo) = state.repos.get(&format!("did:plc:{}", self.pick(&NAMES))) {
-            check_repo(repo, &life.index.reader().unwrap(), &life.log.reader);
+            let reader = life.index.reader().unwrap();
+            check_repo(repo, &reader, &life.log.reader, &self.verified);
         }
     }
 
@@ -54,6 +55,7 @@ impl World {
         let listed = reader.repos(None, 1_000).unwrap();
         let found = listed.into_iter().map(|head| (head.did.to_string(), head.commit));
         assert_eq!(found.collect::<BTreeMap<_, _>>(), expected, "heads at {applied}");
+        self.check_staged(life, &state.staged);
         if state.migrated {
             let actors = life
                 .accounts
@@ -77,7 +79,8 @@ impl World {
     /// Subscribers see every event up to what is visible, once, in order, and each commit names the one before.
     pub(super) fn check_firehose(&self, life: &Life) {
         let visible = life.fold.applied();
-        let mut tail = life.log.reader.tail(Lsn::ZERO);
+        let floor = life.log.reader.floor();
+        let mut tail = life.log.reader.tail(floor);
         let mut found = Vec::new();
         loop {
             let max = 1 + usize::try_from(self.below(4_000)).unwrap();
@@ -115,8 +118,8 @@ impl World {
         }
         assert_eq!(
             found,
-            self.model.events_until(visible),
-            "the firehose up to {visible}"
+            self.model.events_between(floor, visible),
+            "the firehose from {floor} to {visible}"
         );
     }
 
@@ -125,6 +128,7 @@ impl World {
         let applied = life.fold.applied();
         let dir = tempfile::tempdir_in(self.dir.path()).unwrap();
         let mut index = IndexView::open(&dir.path().join(index::FILE_NAME), LOG_ID, CACHE_BYTES).unwrap();
+        index.adopt(life.log.reader.compaction()).unwrap();
         let mut accounts = AccountsView::open_with(dir.path(), LOG_ID, life.config.accounts).unwrap();
         {
             let views: Vec<Box<dyn View + '_>> = vec![Box::new(&mut index), Box::new(&mut accounts)];

@@ -8,8 +8,10 @@
 //! `PDS_SIM_SEEDS` sets how many seeds run, `PDS_SIM_FROM` the first, `PDS_SIM_SEED` replays one and prints every step.
 
 mod checks;
+mod compaction;
 mod death;
 pub mod disk;
+mod imports;
 mod model;
 mod workload;
 mod world;
@@ -41,6 +43,15 @@ struct Seen {
     rebuilds: u64,
     rebuilt_views: u64,
     spoiled: u64,
+    imports: u64,
+    imports_given_up: u64,
+    imports_abandoned: u64,
+    compactions: u64,
+    compactions_ended: u64,
+    compactions_offline: u64,
+    compactions_stopped: u64,
+    compactions_rolled_forward: u64,
+    full: u64,
 }
 
 fn number(name: &str) -> Option<u64> {
@@ -53,6 +64,9 @@ fn run(seed: u64, verbose: bool, seen: &mut Seen) {
     let mut world = World::new(seed, verbose);
     for _ in 0..2 + world.below(4) {
         world.live(true, None, seen);
+        if world.one_in(6) {
+            world.compact_between_lives(seen);
+        }
     }
     world.conclude(seen);
 }

@@ -1,5 +1,6 @@
 //! What a process does: commits, uploads, changes of accounts, checkpoints.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::Seen;
@@ -40,7 +41,7 @@ pub(super) struct Planned {
 }
 
 impl Planned {
-    fn add(&mut self, draft: EntryDraft, did: &str) {
+    pub(super) fn add(&mut self, draft: EntryDraft, did: &str) {
         if draft.kind().is_event() {
             let (at, kind) = (self.drafts.len(), draft.kind());
             self.events.push((at, kind, did.to_owned(), None));
@@ -50,7 +51,7 @@ impl Planned {
 }
 
 impl World {
-    fn path(&self) -> String {
+    pub(super) fn path(&self) -> String {
         format!("{}/{:03}", self.pick(&COLLECTIONS), self.below(24))
     }
 
@@ -58,21 +59,21 @@ impl World {
         format!("blob {}", self.below(6)).into_bytes()
     }
 
+    /// A record, and the blobs that it references.
+    pub(super) fn a_record(&self) -> (Vec<u8>, BTreeSet<Cid>) {
+        let blobs: Vec<Cid> = (0..self.below(3).saturating_sub(1))
+            .map(|_| Cid::for_raw(&self.blob()))
+            .collect();
+        let width = if self.one_in(10) { 2_000 } else { 1 };
+        let text = format!("{:width$}", self.below(9));
+        (record(&text, &blobs), blobs.into_iter().collect())
+    }
+
     fn writes(&self) -> Writes {
         let many = if self.one_in(12) { 40 } else { 5 };
         (0..=self.below(many))
             .map(|_| {
-                let write = (!self.one_in(3)).then(|| {
-                    let blobs: Vec<Cid> = (0..self.below(3).saturating_sub(1))
-                        .map(|_| Cid::for_raw(&self.blob()))
-                        .collect();
-                    let text = format!(
-                        "{:width$}",
-                        self.below(9),
-                        width = if self.one_in(10) { 2_000 } else { 1 }
-                    );
-                    (record(&text, &blobs), blobs.into_iter().collect())
-                });
+                let write = (!self.one_in(3)).then(|| self.a_record());
                 (self.path(), write)
             })
             .collect()
@@ -83,8 +84,14 @@ impl World {
         let mut planned = self.plan();
         for _ in 0..=self.below(6) / 5 {
             let name = *self.pick(&NAMES);
-            self.commit_to(life, name, &mut planned);
-            seen.commits += 1;
+            // Nobody writes to a repo that is being imported.
+            if !life.importing.contains_key(name) {
+                self.commit_to(life, name, &mut planned);
+                seen.commits += 1;
+            }
+        }
+        if planned.drafts.is_empty() {
+            return Ok(());
         }
         self.append(life, planned, seen).map(drop)
     }
@@ -140,6 +147,9 @@ impl World {
         let parsed: Did = did.parse().unwrap();
         let mut planned = self.plan();
         let known = planned.state.accounts.get(&did).cloned();
+        if known.is_none() && life.importing.contains_key(name) {
+            return Ok(());
+        }
         let what = self.below(4);
         let handle = format!("{name}{}.test", self.below(1_000));
         let (sql_did, sql_handle) = (did.clone(), handle.clone());
@@ -203,6 +213,8 @@ impl World {
                 let event = encode_account(&parsed, Some(AccountStatus::Deleted));
                 let gone = Change::RepoRemoved { did: parsed };
                 planned.add(EntryDraft::account(event, vec![change, gone]), &did);
+                planned.state.staged.retain(|(staged, _)| *staged != did);
+                life.importing.remove(name);
                 seen.deleted += 1;
             }
             (Some(account), 1) => {

@@ -1,6 +1,7 @@
 //! One run: a disk, a clock, a workload, and lives of a process that end badly.
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,15 +9,18 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::Seen;
+use super::compaction::Compacting;
 use super::disk::{CrashDisk, put_under};
+use super::imports::Import;
 use super::model::{ExpectedEvent, Group, Model};
 use super::workload::Planned;
 use crate::clock::{Clock, ScriptedClock, SeededEntropy};
 use crate::engine::open::{Bounds, open_views};
-use crate::engine::{Durability, EngineConfig, EngineError};
+use crate::engine::{CHECKPOINTS_DIR, Durability, EngineConfig, EngineError, LOG_DIR};
 use crate::entry::{Change, Entry, EntryDraft};
 use crate::log::sim::SimLog;
 use crate::log::{Epoch, Failed, Log, LogConfig, LogId, Lsn, OpenError};
+use crate::repo::Cid;
 use crate::storage::{Fault, FaultyStorage, MemoryStorage};
 use crate::views::accounts::{self, Accounts, AccountsOptions, AccountsView, MIGRATIONS};
 use crate::views::checkpoint::Checkpoints;
@@ -24,6 +28,8 @@ use crate::views::driver::{DriverConfig, Fold};
 use crate::views::index::{self, IndexSource};
 use crate::views::{View, ViewError};
 
+/// Groups that may wait to be applied before writes are refused.
+const BACKLOG_GROUPS: usize = 30;
 const NOW: u64 = 1_767_225_600_000_000;
 pub(super) const LOG_ID: LogId = LogId([6; 16]);
 pub(super) const NAMES: [&str; 4] = ["alice", "bob", "carol", "dave"];
@@ -44,6 +50,12 @@ pub struct World {
     pub(super) durable: Lsn,
     /// What the replica has, in runs with one.
     pub(super) remote: Option<Lsn>,
+    /// The log begins behind this since the last compaction.
+    pub(super) floor: Lsn,
+    /// The greatest generation that an import was given.
+    pub(super) generation: u32,
+    /// Commits whose signature was verified.
+    pub(super) verified: RefCell<BTreeSet<Cid>>,
     /// The account database as it was last made durable.
     pub(super) accounts_saved: Arc<Mutex<Files>>,
     pub(super) runtime: tokio::runtime::Runtime,
@@ -61,6 +73,9 @@ pub(super) struct Life {
     pub(super) config: EngineConfig,
     /// Up to where each account has a change that is not applied.
     pub(super) changing: BTreeMap<String, Lsn>,
+    /// Imports under way, by name.
+    pub(super) importing: BTreeMap<&'static str, Import>,
+    pub(super) compacting: Option<Compacting>,
     /// Keeps the locks of what is prepared.
     pub(super) ring_bytes: usize,
 }
@@ -109,10 +124,6 @@ impl View for Noted {
     }
 }
 
-fn log_dir() -> &'static Path {
-    Path::new("/log")
-}
-
 pub(super) fn read_accounts(dir: &Path) -> Files {
     let names = ["", "-wal"].map(|suffix| format!("{}{suffix}", accounts::FILE_NAME));
     let files = names.into_iter().filter_map(|name| {
@@ -141,6 +152,9 @@ impl World {
             epoch: 0,
             durable: Lsn::ZERO,
             remote,
+            floor: Lsn::ZERO,
+            generation: 0,
+            verified: RefCell::default(),
             accounts_saved: Arc::default(),
             runtime: tokio::runtime::Builder::new_current_thread()
                 .enable_time()
@@ -177,7 +191,7 @@ impl World {
         }
     }
 
-    fn inject(&self, faulty: &FaultyStorage, under: &CrashDisk) {
+    pub(super) fn inject(&self, faulty: &FaultyStorage, under: &CrashDisk) {
         let kinds = [
             Fault::Stop,
             Fault::ShortWrite,
@@ -216,7 +230,8 @@ impl World {
         }
         let guard = put_under(&self.dir.path().join(index::FILE_NAME), &under);
         let outcome = self.start(&faulty, &under, seen);
-        let struck = || !faulty.struck().is_empty() || under.struck();
+        let mut faults = faulty.struck();
+        let mut struck = !faults.is_empty() || under.struck();
         match outcome {
             Ok(mut life) => {
                 let steps = self.below(60);
@@ -224,26 +239,31 @@ impl World {
                     self.step_clock();
                     self.step(&mut life, seen)
                 });
+                faults = faulty.struck();
+                struck = !faults.is_empty() || under.struck();
                 match &ended {
                     Ok(()) => {}
-                    Err(end) => assert!(struck(), "a life ended without a fault: {end:?}"),
+                    Err(end) => assert!(struck, "a life ended without a fault: {end:?}"),
                 }
                 if ended.is_ok() && self.one_in(4) {
                     self.stop_in_order(life, seen);
+                    faults = faulty.struck();
                 } else {
+                    // Nothing that is tidied up while the process is dropped reaches the disk.
+                    faulty.inject(Fault::Stop, 0);
                     self.die(Some(life), &under, seen);
                 }
             }
             Err(end) => {
-                assert!(struck(), "a start failed without a fault: {end:?}");
+                assert!(struck, "a start failed without a fault: {end:?}");
                 self.die(None, &under, seen);
             }
         }
         drop(guard);
-        seen.faults.extend(faulty.struck());
+        seen.faults.extend(faults);
         seen.index_faults += u64::from(under.struck());
         self.disk.crash(self.chance.next_u64());
-        struck()
+        struck || under.struck()
     }
 
     /// A last life without faults must start, whatever came before, and everything is compared.
@@ -289,7 +309,7 @@ impl World {
             OpenError::Io { .. } => End::Failed(error.to_string()),
             other => panic!("refused after a mere crash: {other}"),
         };
-        let found = Log::recover(Arc::new(faulty.clone()), log_dir()).map_err(log_error)?;
+        let found = Log::recover(Arc::new(faulty.clone()), &self.dir.path().join(LOG_DIR)).map_err(log_error)?;
         seen.cuts += u64::from(found.cut().is_some());
         let ring_bytes = usize::try_from(self.below(8_000)).unwrap();
         let log_config = LogConfig {
@@ -304,11 +324,13 @@ impl World {
         seen.lost += self.model.survive(last, self.durable) as u64;
         let log = SimLog::start(found, Arc::clone(&self.clock) as _, &log_config).map_err(log_error)?;
         self.durable = last;
+        self.check_floor(&log);
+        seen.compactions_rolled_forward += u64::from(log.reader.pending_compaction().is_some());
         self.advance_remote();
         let mark = self.mark();
         let config = self.config();
         let oldest = log.reader.segments().first().map_or(last, |segment| segment.prev);
-        let checkpoints = Checkpoints::new(config.dir.join("ckpt"), LOG_ID);
+        let checkpoints = Checkpoints::new(config.dir.join(CHECKPOINTS_DIR), LOG_ID);
         let bounds = Bounds {
             log: log.reader.clone(),
             oldest,
@@ -349,6 +371,8 @@ impl World {
             checkpoints,
             config,
             changing: BTreeMap::new(),
+            importing: BTreeMap::new(),
+            compacting: None,
             ring_bytes,
         };
         if self.one_in(3) {
@@ -372,7 +396,27 @@ impl World {
             self.remote = self.remote.map(|_| self.durable);
             while self.apply(&mut life, seen)? {}
         }
+        self.give_up_staged(&mut life, seen)?;
         Ok(life)
+    }
+
+    /// The log begins where the last compaction ended, or a later one that a crash kept from being heard of.
+    fn check_floor(&mut self, log: &SimLog) {
+        let floor = log.reader.floor();
+        assert!(
+            floor >= self.floor && self.model.at(floor).is_some(),
+            "the log begins after {floor}, was compacted through {}",
+            self.floor
+        );
+        self.floor = floor;
+        for group in &self.model.groups {
+            assert_eq!(
+                log.reader.is_place(group.last),
+                group.last >= floor,
+                "whether a cursor at {} is of use in a log from {floor}",
+                group.last
+            );
+        }
     }
 
     /// What may be applied.
@@ -394,7 +438,19 @@ impl World {
     }
 
     fn step(&mut self, life: &mut Life, seen: &mut Seen) -> Result<(), End> {
-        match self.below(40) {
+        let applied = life.fold.applied();
+        let groups = &self.model.groups;
+        if groups.len() - groups.partition_point(|group| group.last <= applied) > BACKLOG_GROUPS {
+            // The engine refuses writes now; the replica catches up.
+            seen.full += 1;
+            self.durable = life.log.sync()?;
+            self.remote = self.remote.map(|_| self.durable);
+            self.apply(life, seen)?;
+            return Ok(());
+        }
+        match self.below(46) {
+            40..44 => self.import(life, seen)?,
+            44..46 => self.compact(life, seen)?,
             0..14 => self.commit(life, seen)?,
             14..16 => self.upload(life, seen)?,
             16..20 => self.change_account(life, seen)?,

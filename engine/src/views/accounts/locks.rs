@@ -278,8 +278,12 @@ pub struct LockGuard {
 impl LockGuard {
     /// The log has accepted the changeset; from now on only its application frees the keys. If the log fails before
     /// that, they stay locked, which is right: nothing may be prepared on a state that may or may not be.
+    ///
+    /// A transaction that changed nothing has no changeset, whose application would free the keys: they are free at once.
     pub fn logged(mut self) {
-        self.logged = true;
+        let to_be_applied = |state: &State| state.tickets.get(&self.id)?.changeset;
+        let changeset = to_be_applied(&self.locks.state.lock());
+        self.logged = changeset.is_some();
     }
 }
 
@@ -390,5 +394,16 @@ mod tests {
         assert!(ready(next.as_mut()).is_none());
         locks.applied(&[[7; 32]]);
         assert!(ready(next.as_mut()).is_some());
+    }
+
+    #[tokio::test]
+    async fn a_logged_guard_without_a_changeset_frees_its_keys_at_once() {
+        let locks = Locks::new(10);
+        let guard = locks.acquire(vec![LockKey::token("t")], WAIT).await.unwrap();
+        let mut next = pin!(locks.acquire(vec![LockKey::token("t")], WAIT));
+        assert!(ready(next.as_mut()).is_none());
+        guard.logged();
+        drop(ready(next.as_mut()).unwrap().unwrap());
+        assert_eq!(locks.tickets(), 0);
     }
 }

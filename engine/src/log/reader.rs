@@ -279,7 +279,14 @@ impl TailReader {
         let mut room = max_bytes;
         loop {
             let (entry, offset) = match self.cursor {
-                Some((segment, offset)) => (self.log.segment(segment)?, offset),
+                Some((segment, offset)) => match self.log.set.get(segment) {
+                    Some(entry) => (entry, offset),
+                    // A compaction has replaced it since, perhaps while we stood at its very end: look again.
+                    None => {
+                        (self.cursor, self.aligned) = (None, false);
+                        continue;
+                    }
+                },
                 None => match self.log.set.holding(self.position)? {
                     Some(entry) => {
                         let offset = entry.seek(self.position)?;

@@ -121,6 +121,31 @@ fn a_compacted_log_is_walked_extended_and_compacted_again() {
 }
 
 #[test]
+fn a_reader_that_stands_at_the_end_of_what_is_replaced_goes_on_behind_it() {
+    let (_, storage) = memory();
+    let (log, segments, frames) = written(&storage);
+    // A log without frames in memory: everything is read from files.
+    log.close().unwrap();
+    drop(log);
+    let log = open(&storage, 4);
+    let through = segments[3].last;
+    let reader = log.reader();
+    let mut idle = reader.tail(Lsn::ZERO);
+    let before = idle.next_batch(through, usize::MAX).unwrap();
+    assert_eq!(idle.position(), through);
+    let mut behind = reader.tail(Lsn::ZERO);
+    behind.next_batch(segments[1].last, usize::MAX).unwrap();
+    assert!(compact(&reader, through).unwrap() > 0);
+    let after = idle.next_batch(Lsn::MAX, usize::MAX).unwrap();
+    let lsns: Vec<Lsn> = before.iter().chain(&after).map(Frame::lsn).collect();
+    assert_eq!(lsns, frames.iter().map(Frame::lsn).collect::<Vec<_>>());
+    assert!(matches!(
+        behind.next_batch(Lsn::MAX, usize::MAX),
+        Err(ReadError::Trimmed { .. })
+    ));
+}
+
+#[test]
 fn what_is_not_finished_is_taken_back() {
     let (_, storage) = memory();
     let (log, segments, frames) = written(&storage);

@@ -33,7 +33,7 @@ pub use plan::{Plan, Policy, plan};
 pub(crate) use rewrite::{remove_scratch, rewrite};
 
 use crate::entry::Entry;
-use crate::log::{CompactionError, Location, LogReader, Lsn};
+use crate::log::{CompactionError, Location, LogReader, Lsn, SegmentInfo};
 use crate::repo::Did;
 use crate::views::accounts::AccountsError;
 use crate::views::driver::DriverError;
@@ -179,6 +179,13 @@ impl CompactError {
     fn read(error: crate::log::ReadError) -> CompactError {
         CompactError::Log(CompactionError::Read(error))
     }
+}
+
+/// The segments that a compaction through `through` replaces. The one that is written to is not among them, also while it
+/// holds nothing and its last LSN is that of the segment before.
+pub(crate) fn inputs(log: &LogReader, through: Lsn) -> impl Iterator<Item = SegmentInfo> {
+    let segments = log.segments().into_iter();
+    segments.filter(move |segment| segment.sealed && segment.last <= through)
 }
 
 /// The entries of the compacted part of `log`, in pieces.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{CompactError, CompactOptions, Compacted, Plan, Policy, check, follow, plan, rewrite};
+use super::{CompactError, CompactOptions, Compacted, Plan, Policy, check, follow, inputs, plan, rewrite};
 use crate::engine::{Bounds, CHECKPOINTS_DIR, EngineConfig, EngineError, LOG_DIR, open_views};
 use crate::log::{Log, Lsn};
 use crate::storage::Storage;
@@ -93,11 +93,7 @@ pub fn compact_offline(
         });
     };
     let (written, done) = rewrite(&log, log_id, due.through, &config.dir, options)?;
-    let inputs = log.segments().into_iter();
-    let inputs = inputs
-        .filter(|segment| segment.last <= due.through)
-        .map(|segment| segment.base)
-        .collect();
+    let inputs = inputs(&log, due.through).map(|segment| segment.base).collect();
     check(written.reader(), due.through, &reader, &inputs)?;
     drop(reader);
     written.commit().map_err(fail)?;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{CompactError, CompactOptions, Compacted, Pace, Stopped};
+use super::{CompactError, CompactOptions, Compacted, Pace, Stopped, inputs};
 use crate::entry::{Change, Entry, EntryDraft, RepoNumber, RepoRow};
 use crate::log::{CompactionWriter, Location, LogId, LogReader, Lsn, WrittenCompaction, verify_segment};
 use crate::repo::mst::Builder;
@@ -89,11 +89,7 @@ pub(crate) fn rewrite(
     // Rows that are in no answer any more are not to be written down.
     while index.sweep(SWEEP_ROWS)? {}
 
-    let before: Vec<_> = log
-        .segments()
-        .into_iter()
-        .take_while(|segment| segment.last <= through)
-        .collect();
+    let before: Vec<_> = inputs(log, through).collect();
     let writer = log.begin_compaction(through, options.segment_bytes)?;
     let mut out = Emitter {
         done: Compacted {

@@ -9,7 +9,8 @@ use super::*;
 use crate::clock::{SeededEntropy, SystemClock};
 use crate::engine::{Durability, Engine, EngineConfig, EnginePrelude, Removal, Shutdown, StartOptions};
 use crate::entry::{Change, EntryDraft};
-use crate::log::{LogConfig, SegmentInfo};
+use crate::log::sim::SimLog;
+use crate::log::{Epoch, Log, LogConfig, LogId, SegmentInfo};
 use crate::repo::Cid;
 use crate::repo::mst::{NodePlace, NodeSource, NodeSourceError};
 use crate::storage::{Fault, FaultyStorage, MemoryStorage, Storage};
@@ -398,6 +399,26 @@ fn no_answer_changes_and_a_rebuild_gives_the_live_state() {
             }
         }
     }
+}
+
+#[test]
+fn the_segment_that_is_written_to_is_not_replaced_while_it_is_empty() {
+    let found = Log::recover(Arc::new(MemoryStorage::new()), Path::new("/log")).unwrap();
+    let config = LogConfig {
+        epoch: Epoch(1),
+        log_id: Some(LogId([1; 16])),
+        ..LogConfig::default()
+    };
+    let mut log = SimLog::start(found, Arc::new(SystemClock), &config).unwrap();
+    let draft = || vec![EntryDraft::marker().into_draft().unwrap()];
+    log.append(draft()).unwrap();
+    let through = log.seal().unwrap();
+    log.append(draft()).unwrap();
+    let segments = log.reader.segments();
+    assert_eq!(segments.len(), 2);
+    assert_eq!((segments[1].sealed, segments[1].last), (false, through));
+    let found: Vec<Lsn> = inputs(&log.reader, through).map(|segment| segment.base).collect();
+    assert_eq!(found, [segments[0].base]);
 }
 
 #[test]

@@ -75,10 +75,7 @@ impl Engine {
             return Err(CompactError::Unfit(format!("{through} is not applied yet")));
         }
         let (log, log_id, dir) = (self.log_reader(), self.log_id(), inner.dir.clone());
-        let inputs: BTreeSet<Lsn> = log
-            .segments()
-            .iter()
-            .filter(|segment| segment.last <= through)
+        let inputs: BTreeSet<Lsn> = compact::inputs(&log, through)
             .map(|segment| segment.base)
             .collect();
         let (written, done) =

@@ -100,9 +100,7 @@ impl World {
         }
         let through = *self.pick(&may);
         let options = self.compact_options();
-        let inputs = segments
-            .iter()
-            .filter(|segment| segment.last <= through)
+        let inputs = compact::inputs(log, through)
             .map(|segment| segment.base)
             .collect();
         self.say(|| format!("  compacts through {through}"));
@@ -116,7 +114,11 @@ impl World {
                 Ok(())
             }
             Err(CompactError::Stopped(_)) => {
-                assert_eq!(log.segments(), segments, "a compaction that was stopped changed the log");
+                assert_eq!(
+                    log.segments(),
+                    segments,
+                    "a compaction that was stopped changed the log"
+                );
                 seen.compactions_stopped += 1;
                 Ok(())
             }

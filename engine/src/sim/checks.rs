@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::Seen;
+use super::imports::check_staged;
 use super::model::{Account, ExpectedEvent, State, check_repo};
 use super::world::{CACHE_BYTES, LOG_ID, Life, NAMES, World};
 use crate::entry::EntryKind;
@@ -11,9 +12,9 @@ use crate::repo::Cid;
 use crate::repo::event::{Event, decode};
 use crate::views::View;
 use crate::views::accounts::tests::{dump, dump_view};
-use crate::views::accounts::{AccountsError, AccountsView, queries};
+use crate::views::accounts::{Accounts, AccountsError, AccountsView, queries};
 use crate::views::driver::{DriverError, Fold};
-use crate::views::index::{self, IndexView};
+use crate::views::index::{self, IndexReader, IndexView};
 
 impl World {
     /// What the views answer is what the model says at the LSN up to which they are applied, of everything.
@@ -48,18 +49,22 @@ impl World {
         let Some(state) = self.model.at(applied) else {
             panic!("I3: the views show a part of a group, up to {applied}");
         };
+        self.check_views(&reader, &life.accounts, &state);
+        state
+    }
+
+    /// Heads, staged generations and accounts of two views of one LSN are those of `state`.
+    pub(super) fn check_views(&self, reader: &IndexReader, accounts: &Accounts, state: &State) {
         let repos = state.repos.values();
         let expected: BTreeMap<String, Cid> = repos
             .filter_map(|repo| Some((repo.did.to_string(), repo.head?.0)))
             .collect();
         let listed = reader.repos(None, 1_000).unwrap();
         let found = listed.into_iter().map(|head| (head.did.to_string(), head.commit));
-        assert_eq!(found.collect::<BTreeMap<_, _>>(), expected, "heads at {applied}");
-        self.check_staged(life, &state.staged);
+        assert_eq!(found.collect::<BTreeMap<_, _>>(), expected, "heads");
+        check_staged(reader, &state.staged);
         if state.migrated {
-            let actors = life
-                .accounts
-                .read_blocking(|conn| queries::list_actors(conn, None, 1_000));
+            let actors = accounts.read_blocking(|conn| queries::list_actors(conn, None, 1_000));
             let found = actors.unwrap().into_iter().map(|actor| {
                 let account = Account {
                     handle: actor.handle.clone().unwrap(),
@@ -67,13 +72,8 @@ impl World {
                 };
                 (actor.did, account)
             });
-            assert_eq!(
-                found.collect::<BTreeMap<_, _>>(),
-                state.accounts,
-                "accounts at {applied}"
-            );
+            assert_eq!(found.collect::<BTreeMap<_, _>>(), state.accounts, "accounts");
         }
-        state
     }
 
     /// Subscribers see every event up to what is visible, once, in order, and each commit names the one before.

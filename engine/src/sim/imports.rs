@@ -9,10 +9,11 @@ use super::world::{End, Life, NAMES, World};
 use crate::entry::{Change, EntryDraft};
 use crate::repo::car::write_header;
 use crate::repo::event::encode_sync;
+use crate::views::index::IndexReader;
 use crate::views::testkit::TestRepo;
 
 /// Records that one import brings, at most.
-const RECORDS_MAX: u64 = 30;
+const RECORDS_MAX: u64 = 24;
 /// Staged generations that are asked for at once; there are never so many.
 const STAGED_MAX: usize = 1_000;
 
@@ -27,16 +28,21 @@ pub(super) struct Import {
 impl World {
     /// Begins an import, or goes on with one: the next piece, or its end.
     pub(super) fn import(&mut self, life: &mut Life, seen: &mut Seen) -> Result<(), End> {
-        let name = *self.pick(&NAMES);
+        let under_way: Vec<&'static str> = life.importing.keys().copied().collect();
+        let name = match under_way.is_empty() || self.one_in(6) {
+            true => *self.pick(&NAMES),
+            false => *self.pick(&under_way),
+        };
         let Some(mut import) = life.importing.remove(name) else {
-            let import = self.begin_import(name);
-            life.importing.insert(name, import);
+            if let Some(import) = self.begin_import(name) {
+                life.importing.insert(name, import);
+            }
             return Ok(());
         };
         let did = format!("did:plc:{name}");
         let mut planned = self.plan();
         let staged = (did.clone(), import.generation);
-        if planned.state.staged.contains(&staged) && self.one_in(8) {
+        if planned.state.staged.contains(&staged) && self.one_in(5) {
             planned.state.staged.remove(&staged);
             planned
                 .drafts
@@ -77,32 +83,36 @@ impl World {
         Ok(())
     }
 
-    fn begin_import(&mut self, name: &'static str) -> Import {
+    /// An import into a repo that there is: rows of one that nobody knows would be live at once.
+    fn begin_import(&mut self, name: &'static str) -> Option<Import> {
         let state = self.model.now();
+        let repo = state.repos.get(&format!("did:plc:{name}"))?;
+        let mut repo = Some(TestRepo::clone(repo)).filter(|repo| repo.head.is_some())?;
         // Above all that this repo or one of the same name before it ever had, those included that a crash took back.
         self.generation += 1;
         let generation = self.generation;
-        let mut repo = state
-            .repos
-            .get(&format!("did:plc:{name}"))
-            .map_or_else(|| TestRepo::new(name), |repo| TestRepo::clone(repo));
         let records: BTreeMap<String, (Vec<u8>, BTreeSet<_>)> = (0..self.below(RECORDS_MAX))
             .map(|_| (self.path(), self.a_record()))
             .collect();
-        let piece = 1 + usize::try_from(self.below(8)).unwrap();
+        let piece = 1 + usize::try_from(self.below(16)).unwrap();
         let in_order = !self.one_in(3);
         let (pieces, flip) = repo.import(generation, &records, piece, in_order);
-        Import {
+        Some(Import {
             generation,
             pieces: pieces.into(),
             flip,
             repo,
-        }
+        })
     }
 
     /// What a start does about imports that the last process did not end, if it gets so far.
     pub(super) fn give_up_staged(&mut self, life: &mut Life, seen: &mut Seen) -> Result<(), End> {
-        let staged = life.index.reader().unwrap().staged_generations(STAGED_MAX).unwrap();
+        let staged = life
+            .index
+            .reader()
+            .unwrap()
+            .staged_generations(STAGED_MAX)
+            .unwrap();
         if staged.is_empty() || self.one_in(4) {
             return Ok(());
         }
@@ -117,14 +127,14 @@ impl World {
         seen.imports_abandoned += 1;
         Ok(())
     }
+}
 
-    /// The staged generations are those of the model.
-    pub(super) fn check_staged(&self, life: &Life, expected: &BTreeSet<(String, u32)>) {
-        let staged = life.index.reader().unwrap().staged_generations(STAGED_MAX).unwrap();
-        let found: BTreeSet<(String, u32)> = staged
-            .into_iter()
-            .map(|(did, generation)| (did.to_string(), generation))
-            .collect();
-        assert_eq!(found, *expected, "staged generations");
-    }
+/// The staged generations are those of the model.
+pub(super) fn check_staged(reader: &IndexReader, expected: &BTreeSet<(String, u32)>) {
+    let staged = reader.staged_generations(STAGED_MAX).unwrap();
+    let found: BTreeSet<(String, u32)> = staged
+        .into_iter()
+        .map(|(did, generation)| (did.to_string(), generation))
+        .collect();
+    assert_eq!(found, *expected, "staged generations");
 }

@@ -107,12 +107,7 @@ impl Model {
 
 /// Every answer about one repo, its signed commit, and the tree that its records make. Signatures that were verified
 /// before are in `verified`; the rest is looked at each time.
-pub fn check_repo(
-    repo: &TestRepo,
-    reader: &IndexReader,
-    log: &LogReader,
-    verified: &RefCell<BTreeSet<Cid>>,
-) {
+pub fn check_repo(repo: &TestRepo, reader: &IndexReader, log: &LogReader, verified: &RefCell<BTreeSet<Cid>>) {
     repo.check(reader);
     let Some((commit_cid, rev, data)) = repo.head else {
         return;

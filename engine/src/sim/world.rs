@@ -29,7 +29,7 @@ use crate::views::index::{self, IndexSource};
 use crate::views::{View, ViewError};
 
 /// Groups that may wait to be applied before writes are refused.
-const BACKLOG_GROUPS: usize = 30;
+const BACKLOG_GROUPS: usize = 16;
 const NOW: u64 = 1_767_225_600_000_000;
 pub(super) const LOG_ID: LogId = LogId([6; 16]);
 pub(super) const NAMES: [&str; 4] = ["alice", "bob", "carol", "dave"];
@@ -309,7 +309,8 @@ impl World {
             OpenError::Io { .. } => End::Failed(error.to_string()),
             other => panic!("refused after a mere crash: {other}"),
         };
-        let found = Log::recover(Arc::new(faulty.clone()), &self.dir.path().join(LOG_DIR)).map_err(log_error)?;
+        let found =
+            Log::recover(Arc::new(faulty.clone()), &self.dir.path().join(LOG_DIR)).map_err(log_error)?;
         seen.cuts += u64::from(found.cut().is_some());
         let ring_bytes = usize::try_from(self.below(8_000)).unwrap();
         let log_config = LogConfig {
@@ -448,9 +449,9 @@ impl World {
             self.apply(life, seen)?;
             return Ok(());
         }
-        match self.below(46) {
-            40..44 => self.import(life, seen)?,
-            44..46 => self.compact(life, seen)?,
+        match self.below(47) {
+            40..45 => self.import(life, seen)?,
+            45..47 => self.compact(life, seen)?,
             0..14 => self.commit(life, seen)?,
             14..16 => self.upload(life, seen)?,
             16..20 => self.change_account(life, seen)?,

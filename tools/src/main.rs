@@ -15,6 +15,7 @@ mod compact;
 mod data_dir;
 mod inspect;
 mod progress;
+mod removed;
 mod replica_url;
 mod restore;
 mod segment;

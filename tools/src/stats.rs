@@ -12,6 +12,7 @@ use engine::views::index::{FILE_NAME, IndexView, SegmentUse};
 use serde_json::json;
 
 use crate::data_dir::DataDir;
+use crate::removed::Removed;
 use crate::segment::{SegmentReader, Step};
 use crate::{Outcome, progress, summary};
 
@@ -29,6 +30,14 @@ pub struct Stats {
     /// How many of the repos with the most bytes to list.
     #[arg(long, value_name = "N", default_value_t = 10)]
     top: usize,
+    /// Hours that the firehose keeps entries as they are: removed repos leave the log no earlier.
+    #[arg(
+        long,
+        value_name = "HOURS",
+        env = "PDS_FIREHOSE_RETENTION_HOURS",
+        default_value_t = 72
+    )]
+    keep_hours: u64,
 }
 
 /// One segment.
@@ -56,7 +65,7 @@ struct RepoStats {
 }
 
 impl Stats {
-    /// Counts. Reads every frame's header and every record's row.
+    /// Counts. Reads every frame and every record's row.
     ///
     /// # Errors
     /// A server has the directory, or a file cannot be read.
@@ -68,7 +77,8 @@ impl Stats {
                 self.dir.display()
             );
         }
-        let (mut segments, kinds, log_id) = scan(&dir)?;
+        let mut removed = Removed::default();
+        let (mut segments, kinds, log_id) = scan(&dir, &mut removed)?;
         let index_path = self.dir.join(FILE_NAME);
         let mut repos = Vec::new();
         if let (Some(log_id), true) = (log_id, index_path.exists()) {
@@ -85,9 +95,14 @@ impl Stats {
             repos = top_repos(&reader, self.top)?;
         }
         if self.json {
-            writeln!(out, "{}", as_json(&segments, &kinds, &repos))?;
+            let mut all = as_json(&segments, &kinds, &repos);
+            if let Some(all) = all.as_object_mut() {
+                all.insert("removedRepos".to_owned(), removed.as_json(self.keep_hours));
+            }
+            writeln!(out, "{all}")?;
         } else {
             print(&segments, &kinds, &repos, out)?;
+            removed.print(self.keep_hours, out)?;
         }
         Ok(Outcome::Clean)
     }
@@ -99,7 +114,7 @@ type Scanned = (
     Option<engine::log::LogId>,
 );
 
-fn scan(dir: &DataDir) -> anyhow::Result<Scanned> {
+fn scan(dir: &DataDir, removed: &mut Removed) -> anyhow::Result<Scanned> {
     let (mut segments, mut kinds, mut log_id) = (Vec::new(), BTreeMap::new(), None);
     let bar = progress::bar("counting", 0);
     for base in &dir.segments {
@@ -108,7 +123,12 @@ fn scan(dir: &DataDir) -> anyhow::Result<Scanned> {
         let mut last = reader.header.prev;
         while let Some(step) = reader.next()? {
             let header = match &step {
-                Step::Frame(frame) => frame.header(),
+                Step::Frame(frame) => {
+                    if reader.header.compaction == 0 {
+                        removed.note(frame, *base)?;
+                    }
+                    frame.header()
+                }
                 Step::Damaged { header, .. } => header,
                 Step::Broken { .. } => continue,
             };

@@ -68,6 +68,53 @@ fn what_is_dead_is_counted_told_and_removed() {
 }
 
 #[test]
+fn a_removed_repo_is_told_until_its_last_copy_has_left_the_log() {
+    let (dir, repos) = stopped();
+    let path = dir.path().to_str().unwrap();
+    let none = json(&["stats", path, "--json"]);
+    assert_eq!(none["removedRepos"]["count"], 0);
+
+    let engine = start(dir.path());
+    let did = repos[0].did.clone();
+    // Of its newest commit, which says nothing of the account.
+    let digest = *repos[0].head().unwrap().commit.digest();
+    let is_there = || {
+        let mut files = segments(dir.path()).into_iter();
+        files.any(|file| {
+            std::fs::read(file)
+                .unwrap()
+                .windows(32)
+                .any(|bytes| bytes == digest)
+        })
+    };
+    let change = engine::entry::Change::RepoRemoved { did: did.clone() };
+    let removal = engine::entry::EntryDraft::private(vec![change]);
+    let lsn = append(&engine, removal).first;
+    wait(engine.log().seal_now()).unwrap();
+    stop(engine, true);
+
+    let told = json(&["stats", path, "--json", "--keep-hours", "2"]);
+    let told = &told["removedRepos"];
+    assert_eq!(
+        (&told["count"], &told["oldest"][0]["did"]),
+        (&1.into(), &did.as_str().into())
+    );
+    assert_eq!(told["oldest"][0]["lsn"], lsn.get());
+    let until = engine::log::Lsn::saturating(lsn.get() + 2 * 3_600_000_000);
+    assert_eq!(told["oldest"][0]["inLogUntilAfter"], crate::summary::time(until));
+    let (_, text) = tool(&["stats", path]);
+    has_line(&text, &["removed repo", did.as_str(), "still in the log"]);
+
+    assert!(is_there());
+    json(&["compact", path, "--keep-hours", "0", "--json"]);
+    let after = json(&["stats", path, "--json"]);
+    assert_eq!(after["removedRepos"]["count"], 0);
+    assert!(!is_there());
+    let (outcome, text) = tool(&["verify", path]);
+    assert_eq!(outcome, Ok(Outcome::Clean), "{text}");
+}
+
+#[test]
 fn a_replica_that_is_not_named_stops_it() {
     let (dir, _) = stopped();
     std::fs::write(dir.path().join("replica-writers"), "").unwrap();

@@ -7,7 +7,7 @@ use redb::ReadOnlyTable;
 use super::nodes::{FoundKind, RepoNodes};
 use super::reader::IndexReader;
 use super::rows::{RecordRow, RepoKey};
-use super::{Bytes, IndexError, RECORDS, RecordBytes};
+use super::{Bytes, IndexError, RecordBytes};
 use crate::log::Location;
 use crate::repo::mst::{NodeData, NodePlace};
 use crate::repo::{Cid, Did, Tid};
@@ -79,7 +79,7 @@ impl IndexReader {
         };
         let mut pass = Pass {
             nodes: RepoNodes::new(self.clone(), repo),
-            records: self.transaction().open_table(RECORDS).map_err(IndexError::from)?,
+            records: self.records(),
             repo,
             since: since.to_u64(),
             take,
@@ -89,15 +89,15 @@ impl IndexReader {
     }
 }
 
-struct Pass<T> {
+struct Pass<'r, T> {
     nodes: RepoNodes,
-    records: ReadOnlyTable<Bytes, RecordBytes>,
+    records: &'r ReadOnlyTable<Bytes, RecordBytes>,
     repo: RepoKey,
     since: u64,
     take: T,
 }
 
-impl<E, T: FnMut(ChangedBlock<'_>) -> Result<(), E>> Pass<T> {
+impl<E, T: FnMut(ChangedBlock<'_>) -> Result<(), E>> Pass<'_, T> {
     fn give(&mut self, block: ChangedBlock<'_>) -> Result<(), Stop<E>> {
         (self.take)(block).map_err(Stop::Taker)
     }

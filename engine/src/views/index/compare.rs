@@ -291,7 +291,7 @@ mod tests {
                 .to_vec();
             records.insert(key.as_slice(), &[0; 56]).unwrap();
         }
-        transaction.commit().unwrap();
+        a.slot.commit(transaction).unwrap();
         let found = a.reader().unwrap().differences(&expected, 10).unwrap();
         let found: Vec<_> = found
             .iter()

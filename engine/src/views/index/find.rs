@@ -8,10 +8,10 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
+use super::IndexError;
 use super::nodes::RepoNodes;
 use super::reader::IndexReader;
 use super::rows::{RecordRow, RepoKey};
-use super::{IndexError, RECORDS};
 use crate::log::Location;
 use crate::repo::mst::{StreamError, StreamItem, StreamRecord, stream};
 use crate::repo::{Cid, Did};
@@ -87,7 +87,7 @@ impl IndexReader {
         found: &mut Vec<(Cid, BlockPlace)>,
         until: Instant,
     ) -> Result<(), FindError> {
-        let records = self.transaction().open_table(RECORDS).map_err(IndexError::from)?;
+        let records = self.records();
         let (from, to) = (repo.prefix(), repo.end());
         let rows = records
             .range(from.as_slice()..to.as_slice())

@@ -22,15 +22,14 @@ mod renew;
 mod rows;
 mod scan;
 mod segments;
+mod slot;
 mod sweep;
 #[cfg(test)]
 mod tests;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::{Mutex, RwLock};
 use redb::{Database, Durability, ReadableDatabase, TableDefinition};
 
 pub use blobs::{BlobItem, MissingBlob};
@@ -46,6 +45,8 @@ pub(crate) use renew::{Renewal, remove_leftovers};
 pub use rows::{BlobRow, RecordRow};
 pub use scan::RecordRows;
 pub use segments::SegmentUse;
+pub(crate) use slot::OldSnapshots;
+use slot::Slot;
 
 use crate::entry::{Change, Entry};
 use crate::log::{LogId, Lsn};
@@ -158,49 +159,12 @@ pub struct IndexView {
     builds: apply::Builds,
     /// Whether there may be something to sweep.
     unswept: bool,
-    snapshots: Snapshots,
-}
-
-/// What every snapshot holds a clone of, so that one can tell when all that were taken before a moment are gone.
-type Snapshots = Arc<Mutex<Arc<()>>>;
-
-/// The open file. Another one may take its place; see `renew`.
-#[derive(Debug)]
-struct Slot {
-    database: RwLock<Arc<Database>>,
-    /// How often another one did.
-    renewals: AtomicU64,
-}
-
-impl Slot {
-    fn new(database: Database) -> Arc<Slot> {
-        Arc::new(Slot {
-            database: RwLock::new(Arc::new(database)),
-            renewals: AtomicU64::new(0),
-        })
-    }
-
-    fn database(&self) -> Arc<Database> {
-        Arc::clone(&self.database.read())
-    }
 }
 
 /// Hands out snapshots of the index to any thread, without write access.
 #[derive(Clone, Debug)]
 pub struct IndexSource {
     slot: Arc<Slot>,
-    snapshots: Snapshots,
-}
-
-/// Snapshots that were taken before a moment.
-#[derive(Debug)]
-pub(crate) struct OldSnapshots(Arc<()>);
-
-impl OldSnapshots {
-    /// Whether there are none any more.
-    pub(crate) fn are_gone(&self) -> bool {
-        Arc::strong_count(&self.0) == 1
-    }
 }
 
 impl IndexSource {
@@ -209,9 +173,7 @@ impl IndexSource {
     /// # Errors
     /// The database failed.
     pub fn reader(&self) -> Result<IndexReader, IndexError> {
-        // Before the transaction: a snapshot may count as older than it is, never as younger.
-        let held = Arc::clone(&self.snapshots.lock());
-        IndexReader::new(self.database(), held)
+        self.slot.reader()
     }
 
     fn database(&self) -> Arc<Database> {
@@ -220,7 +182,7 @@ impl IndexSource {
 
     /// The snapshots that were taken up to now.
     pub(crate) fn old_snapshots(&self) -> OldSnapshots {
-        OldSnapshots(std::mem::take(&mut *self.snapshots.lock()))
+        self.slot.old_snapshots()
     }
 
     /// Builds the nodes of the tree of `did` anew from its records, in one transaction, and compares the root with the
@@ -239,7 +201,7 @@ impl IndexSource {
         match built {
             None => Ok(Rebuilt::NoRepo),
             Some((root, expected)) if root == expected => {
-                transaction.commit()?;
+                self.slot.commit(transaction)?;
                 Ok(Rebuilt::Sound)
             }
             Some((root, expected)) => Ok(Rebuilt::Damaged { root, expected }),
@@ -291,7 +253,6 @@ impl IndexView {
             applied,
             builds: apply::Builds::default(),
             unswept: true,
-            snapshots: Snapshots::default(),
         })
     }
 
@@ -308,14 +269,13 @@ impl IndexView {
     pub fn source(&self) -> IndexSource {
         IndexSource {
             slot: Arc::clone(&self.slot),
-            snapshots: Arc::clone(&self.snapshots),
         }
     }
 
     fn fold(&mut self, entries: &[Entry]) -> Result<(), ApplyError> {
         let new = &entries[entries.partition_point(|entry| entry.lsn <= self.applied)..];
         let Some(last) = new.last() else { return Ok(()) };
-        let renewals = self.slot.renewals.load(Ordering::Acquire);
+        let renewals = self.slot.renewals();
         if renewals != self.renewals {
             // What was built in memory went into another file. The flip builds it from the records.
             (self.renewals, self.unswept) = (renewals, true);
@@ -328,7 +288,7 @@ impl IndexView {
         // Given up on an error, and what is built in memory with it.
         let folded = apply::fold(&transaction, new, &mut self.builds).and_then(|()| {
             put_meta(&transaction, META_APPLIED, &last.lsn.get().to_be_bytes())?;
-            Ok(transaction.commit().map_err(IndexError::from)?)
+            Ok(self.slot.commit(transaction)?)
         });
         if folded.is_err() {
             self.builds.clear();
@@ -349,7 +309,7 @@ impl IndexView {
             let mut transaction = self.slot.database().begin_write()?;
             transaction.set_durability(Durability::None)?;
             self.unswept = sweep::sweep(&transaction, limit)?;
-            transaction.commit()?;
+            self.slot.commit(transaction)?;
         }
         Ok(self.unswept)
     }
@@ -360,8 +320,7 @@ impl IndexView {
         // Opening after a crash is then immediate; without it redb walks the whole file.
         transaction.set_quick_repair(true);
         put_meta(&transaction, META_APPLIED, &self.applied.get().to_be_bytes())?;
-        transaction.commit()?;
-        Ok(())
+        self.slot.commit(transaction)
     }
 }
 

@@ -4,9 +4,9 @@ use std::ops::Bound;
 
 use bytes::Bytes;
 
+use super::IndexError;
 use super::reader::IndexReader;
 use super::rows::{NodeRow, PREFIX_BYTES, RecordRow, RepoKey, after_prefix, text_in_key};
-use super::{IndexError, NODES, RECORDS};
 use crate::repo::Cid;
 use crate::repo::mst::{NodePlace, NodeSource, NodeSourceError, encode_leaf, encode_passing_on, key_layer};
 
@@ -64,7 +64,7 @@ impl RepoNodes {
     }
 
     pub(super) fn find(&self, cid: &Cid, place: &NodePlace<'_>) -> Result<Result<Found, Absent>, IndexError> {
-        let nodes = self.reader.transaction().open_table(NODES)?;
+        let nodes = self.reader.node_rows();
         let top = match place.layer {
             Some(layer) => layer,
             None => {
@@ -115,7 +115,7 @@ impl RepoNodes {
         top: u8,
         mut absent: Absent,
     ) -> Result<Result<Found, Absent>, IndexError> {
-        let records = self.reader.transaction().open_table(RECORDS)?;
+        let records = self.reader.records();
         let low = match place.low {
             Some(low) => Bound::Excluded(self.repo.key(&[low.as_bytes()])),
             None => Bound::Included(self.repo.prefix().to_vec()),

@@ -3,24 +3,33 @@
 use std::ops::Bound;
 use std::sync::Arc;
 
-use redb::{AccessGuard, Database, Range, ReadTransaction, ReadableDatabase, ReadableTable};
+use redb::{AccessGuard, Database, Range, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable};
 
 use super::nodes::RepoNodes;
 use super::rows::{
     HeadRow, PREFIX_BYTES, RecordRow, RepoKey, after_prefix, collection_of, text, text_in_key,
 };
-use super::{COLLECTIONS, GENERATIONS, HEADS, IndexError, META, META_APPLIED, RECORDS, REPOS, RecordBytes};
+use super::{
+    COLLECTIONS, GENERATIONS, HEADS, IndexError, META, META_APPLIED, NODES, RECORDS, REPOS, RecordBytes,
+};
 use crate::log::{Location, Lsn};
 use crate::repo::{Cid, Did, Nsid, RecordKey, RepoPath, Tid};
 
 /// A snapshot of the index. Cheap to take and to clone; holds back the reuse of pages while it lives, so do not keep it
 /// over a slow client.
 #[derive(Clone)]
-pub struct IndexReader {
-    transaction: Arc<ReadTransaction>,
+pub struct IndexReader(Arc<Snapshot>);
+
+/// One read transaction, and the tables that nearly every question needs.
+struct Snapshot {
+    repos: ReadOnlyTable<&'static str, u32>,
+    heads: ReadOnlyTable<u32, &'static [u8]>,
+    records: ReadOnlyTable<&'static [u8], RecordBytes>,
+    nodes: ReadOnlyTable<&'static [u8], &'static [u8]>,
+    transaction: ReadTransaction,
+    applied: Lsn,
     /// A snapshot reads from an open file only.
     _open: Arc<Database>,
-    applied: Lsn,
     /// See [`OldSnapshots`](super::OldSnapshots).
     _held: Arc<()>,
 }
@@ -28,7 +37,7 @@ pub struct IndexReader {
 impl std::fmt::Debug for IndexReader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("IndexReader")
-            .field("applied", &self.applied)
+            .field("applied", &self.applied())
             .finish_non_exhaustive()
     }
 }
@@ -114,22 +123,38 @@ impl IndexReader {
             let row = meta.get(META_APPLIED)?.ok_or(IndexError::Row { table: "meta" })?;
             super::lsn_of(row.value()).ok_or(IndexError::Row { table: "meta" })?
         };
-        Ok(IndexReader {
-            transaction: Arc::new(transaction),
-            _open: database,
+        Ok(IndexReader(Arc::new(Snapshot {
+            repos: transaction.open_table(REPOS)?,
+            heads: transaction.open_table(HEADS)?,
+            records: transaction.open_table(RECORDS)?,
+            nodes: transaction.open_table(NODES)?,
+            transaction,
             applied,
+            _open: database,
             _held: held,
-        })
+        })))
     }
 
     pub(super) fn transaction(&self) -> &ReadTransaction {
-        &self.transaction
+        &self.0.transaction
+    }
+
+    pub(super) fn heads(&self) -> &ReadOnlyTable<u32, &'static [u8]> {
+        &self.0.heads
+    }
+
+    pub(super) fn records(&self) -> &ReadOnlyTable<&'static [u8], RecordBytes> {
+        &self.0.records
+    }
+
+    pub(super) fn node_rows(&self) -> &ReadOnlyTable<&'static [u8], &'static [u8]> {
+        &self.0.nodes
     }
 
     /// The LSN that every answer is from.
     #[must_use]
     pub fn applied(&self) -> Lsn {
-        self.applied
+        self.0.applied
     }
 
     /// Where the repo of `did` stands, or `None` if it never had a commit or was removed.
@@ -158,7 +183,7 @@ impl IndexReader {
     /// # Errors
     /// See [`IndexReader::repo`].
     pub fn repos(&self, after: Option<u32>, limit: usize) -> Result<Vec<RepoHead>, IndexError> {
-        let heads = self.transaction.open_table(HEADS)?;
+        let heads = self.heads();
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let mut found = Vec::new();
         for row in heads.range::<u32>((from, Bound::Unbounded))? {
@@ -186,8 +211,8 @@ impl IndexReader {
         };
         let prefix = [collection.as_str().as_bytes(), &[0]].concat();
         let from = [&prefix[..], &from.to_be_bytes()].concat();
-        let collections = self.transaction.open_table(COLLECTIONS)?;
-        let heads = self.transaction.open_table(HEADS)?;
+        let collections = self.transaction().open_table(COLLECTIONS)?;
+        let heads = self.heads();
         let mut found = Vec::new();
         for row in collections.range(from.as_slice()..after_prefix(&prefix).as_slice())? {
             if found.len() >= limit {
@@ -214,8 +239,8 @@ impl IndexReader {
         let Some(repo) = self.key(did)? else {
             return Ok(Vec::new());
         };
-        let records = self.transaction.open_table(RECORDS)?;
-        let collections = self.transaction.open_table(COLLECTIONS)?;
+        let records = self.records();
+        let collections = self.transaction().open_table(COLLECTIONS)?;
         let end = repo.end();
         let mut at = repo.prefix().to_vec();
         let mut found = Vec::new();
@@ -246,7 +271,7 @@ impl IndexReader {
         let Some(repo) = self.key(did)? else {
             return Ok(None);
         };
-        let records = self.transaction.open_table(RECORDS)?;
+        let records = self.records();
         let row = records.get(repo.key(&[path.to_string().as_bytes()]).as_slice())?;
         row.map(|row| RecordRow::decode(row.value())).transpose()
     }
@@ -269,7 +294,7 @@ impl IndexReader {
         let prefix = repo.key(&[collection.as_str().as_bytes(), b"/"]);
         let end = after_prefix(&prefix);
         let cursor = cursor.map(|rkey| [&prefix[..], rkey.as_str().as_bytes()].concat());
-        let records = self.transaction.open_table(RECORDS)?;
+        let records = self.records();
         let item = |row: Result<Row<'static>, redb::StorageError>| {
             let (key, value) = row?;
             let rkey = text_in_key(key.value(), prefix.len(), "records")?;
@@ -314,7 +339,7 @@ impl IndexReader {
             Some(path) => repo.key(&[path.to_string().as_bytes(), &[0]]),
             None => repo.prefix().to_vec(),
         };
-        let records = self.transaction.open_table(RECORDS)?;
+        let records = self.records();
         let rows = records.range(from.as_slice()..repo.end().as_slice())?;
         Ok(Records(Some((rows, self.clone()))))
     }
@@ -342,8 +367,8 @@ impl IndexReader {
     /// See [`IndexReader::repo`].
     pub fn staged_generations(&self, limit: usize) -> Result<Vec<(Did, u32)>, IndexError> {
         const TABLE: &str = "generations";
-        let generations = self.transaction.open_table(GENERATIONS)?;
-        let heads = self.transaction.open_table(HEADS)?;
+        let generations = self.transaction().open_table(GENERATIONS)?;
+        let heads = self.heads();
         let mut found = Vec::new();
         for row in generations.iter()?.take(limit) {
             let (key, _) = row?;
@@ -355,19 +380,23 @@ impl IndexReader {
     }
 
     pub(super) fn head(&self, did: &Did) -> Result<Option<(u32, HeadRow)>, IndexError> {
-        let repos = self.transaction.open_table(REPOS)?;
-        let Some(number) = repos.get(did.as_str())?.map(|row| row.value()) else {
+        let Some(number) = self.0.repos.get(did.as_str())?.map(|row| row.value()) else {
             return Ok(None);
         };
-        let heads = self.transaction.open_table(HEADS)?;
+        let heads = self.heads();
         let head = heads.get(number)?.ok_or(IndexError::Row { table: "heads" })?;
         Ok(Some((number, HeadRow::decode(head.value())?)))
     }
 
     pub(super) fn key(&self, did: &Did) -> Result<Option<RepoKey>, IndexError> {
-        Ok(self.head(did)?.map(|(number, head)| RepoKey {
+        let Some(number) = self.0.repos.get(did.as_str())?.map(|row| row.value()) else {
+            return Ok(None);
+        };
+        let row = self.heads().get(number)?;
+        let generation = row.and_then(|row| HeadRow::generation(row.value()));
+        Ok(Some(RepoKey {
             number,
-            generation: head.generation,
+            generation: generation.ok_or(IndexError::Row { table: "heads" })?,
         }))
     }
 }

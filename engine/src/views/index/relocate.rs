@@ -220,12 +220,11 @@ impl IndexReader {
         entries: &[Entry],
         inputs: &BTreeSet<Lsn>,
     ) -> Result<Moved, RelocateError> {
-        let records = self.transaction().open_table(RECORDS)?;
-        let heads = self.transaction().open_table(HEADS)?;
+        let (records, heads) = (self.records(), self.heads());
         let mut moved = Moved::default();
         for entry in entries {
             for placed in walk.placed(entry)? {
-                match step(&records, &heads, &placed, inputs)? {
+                match step(records, heads, &placed, inputs)? {
                     Some(Step::Record(..)) => moved.records += 1,
                     Some(Step::Commit(..)) => moved.commits += 1,
                     None => {}
@@ -265,8 +264,7 @@ impl IndexSource {
         let mut transaction = self.database().begin_write()?;
         transaction.set_durability(Durability::None)?;
         put_meta(&transaction, META_COMPACTION, &places.encode())?;
-        transaction.commit()?;
-        Ok(())
+        self.slot.commit(transaction)
     }
 
     /// Lets the rows follow the blocks of these compacted entries out of `inputs`, in one transaction that is not durable
@@ -282,7 +280,7 @@ impl IndexSource {
             .set_durability(Durability::None)
             .map_err(IndexError::from)?;
         relocate(&transaction, walk, entries, inputs)?;
-        transaction.commit().map_err(IndexError::from)?;
+        self.slot.commit(transaction)?;
         Ok(())
     }
 
@@ -291,8 +289,7 @@ impl IndexSource {
         let mut transaction = self.database().begin_write()?;
         transaction.set_durability(Durability::Immediate)?;
         transaction.set_quick_repair(true);
-        transaction.commit()?;
-        Ok(())
+        self.slot.commit(transaction)
     }
 }
 

@@ -10,7 +10,6 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use redb::Database;
 
@@ -118,8 +117,7 @@ impl Renewal {
         }
         std::fs::rename(&self.new, &self.live).map_err(io_error)?;
         let new = self.view.slot.database();
-        let retired = std::mem::replace(&mut *source.slot.database.write(), new);
-        source.slot.renewals.fetch_add(1, Ordering::AcqRel);
+        let retired = source.slot.replace(new);
         Ok(Retired { _file: retired })
     }
 }

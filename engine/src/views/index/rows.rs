@@ -256,6 +256,11 @@ impl HeadRow {
         Ok(out)
     }
 
+    /// The live generation, of a row whose rest is not needed.
+    pub(super) fn generation(row: &[u8]) -> Option<u16> {
+        row.first_chunk().map(|bytes| u16::from_be_bytes(*bytes))
+    }
+
     pub(super) fn decode(mut row: &[u8]) -> Result<HeadRow, IndexError> {
         const TABLE: &str = "heads";
         let row = &mut row;

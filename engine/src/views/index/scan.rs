@@ -4,7 +4,7 @@ use redb::Range;
 
 use super::reader::IndexReader;
 use super::rows::{PREFIX_BYTES, RecordRow, text_in_key};
-use super::{IndexError, RECORDS, RecordBytes};
+use super::{IndexError, RecordBytes};
 use crate::repo::Did;
 
 /// A repo's records in path order, paths as they are stored; see [`IndexReader::record_rows`].
@@ -38,7 +38,7 @@ impl IndexReader {
         let Some(repo) = self.key(did)? else {
             return Ok(RecordRows(None));
         };
-        let records = self.transaction().open_table(RECORDS)?;
+        let records = self.records();
         let rows = records.range(repo.prefix().as_slice()..repo.end().as_slice())?;
         Ok(RecordRows(Some((rows, self.clone()))))
     }

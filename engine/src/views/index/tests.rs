@@ -741,7 +741,7 @@ fn nodes_that_are_lost_or_damaged_are_built_anew_from_the_records() {
             at % 3 > 0
         })
         .unwrap();
-    transaction.commit().unwrap();
+    view.slot.commit(transaction).unwrap();
     assert_eq!(source.rebuild_nodes(&repo.did).unwrap(), Rebuilt::Sound);
     assert_eq!(source.rebuild_nodes(&other.did).unwrap(), Rebuilt::Sound);
     assert_eq!(dump(&view), sound);
@@ -763,7 +763,7 @@ fn nodes_that_are_lost_or_damaged_are_built_anew_from_the_records() {
             .unwrap()
             .is_some()
     );
-    transaction.commit().unwrap();
+    view.slot.commit(transaction).unwrap();
     let (_, _, expected) = repo.head.unwrap();
     match source.rebuild_nodes(&repo.did).unwrap() {
         Rebuilt::Damaged { expected: said, root } => assert!(said == expected && root != expected),

@@ -10,7 +10,7 @@ use crate::testkit::{PATIENCE, POST, Server, User};
 
 type Bytes = &'static [u8];
 const NODES: TableDefinition<Bytes, Bytes> = TableDefinition::new("nodes");
-const RECORDS: TableDefinition<Bytes, Bytes> = TableDefinition::new("records");
+const RECORDS: TableDefinition<Bytes, &[u8; 56]> = TableDefinition::new("records");
 
 #[expect(
     clippy::disallowed_methods,

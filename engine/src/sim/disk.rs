@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -52,6 +52,8 @@ pub struct CrashDisk(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
+    /// Which file the changes are of: another one may have been put in its place by now.
+    inode: u64,
     unsynced: Vec<Change>,
     /// Writes until one fails; the disk fails for good then.
     spared: Option<u64>,
@@ -92,6 +94,9 @@ impl CrashDisk {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             opened => opened?,
         };
+        if file.metadata()?.ino() != self.state().inode {
+            return Ok(());
+        }
         for change in unsynced.iter().rev() {
             change.undo(&file)?;
         }
@@ -162,7 +167,11 @@ impl CrashFile {
             .truncate(false)
             .open(path)?;
         // Who had it open before has closed it, or it is another file by now.
-        disk.state().unsynced.clear();
+        {
+            let mut state = disk.state();
+            state.unsynced.clear();
+            state.inode = file.metadata()?.ino();
+        }
         Ok(CrashFile {
             file,
             disk: Arc::clone(disk),

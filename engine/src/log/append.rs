@@ -36,7 +36,10 @@ use crate::storage::{OpenMode, StorageFile};
 /// of a millisecond.
 const AHEAD_STEP_BYTES: u64 = 256 << 10;
 /// What the steps write.
-static ZEROS: [u8; AHEAD_STEP_BYTES as usize] = [0; AHEAD_STEP_BYTES as usize];
+static ZEROS: [u8; ZEROS_BYTES as usize] = [0; ZEROS_BYTES as usize];
+/// Zeros in one write. A kernel keeps the pages of one write together, and takes them all for written when an append later
+/// changes one of them.
+const ZEROS_BYTES: u64 = 4 << 10;
 
 /// Where a group came to lie.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,6 +89,17 @@ struct OpenSegment {
     written_to: u64,
     /// Zeros could not be written, so no more are tried in this segment.
     no_ahead: bool,
+}
+
+fn write_zeros(file: &dyn StorageFile, at: u64, len: u64) -> std::io::Result<()> {
+    let (mut at, end) = (at, at + len);
+    while at < end {
+        let piece = (ZEROS_BYTES - at % ZEROS_BYTES).min(end - at);
+        let zeros = usize::try_from(piece).ok().and_then(|len| ZEROS.get(..len));
+        file.write_at(at, zeros.unwrap_or_default())?;
+        at += piece;
+    }
+    Ok(())
 }
 
 impl LogCore {
@@ -300,10 +314,9 @@ impl LogCore {
         let Some(open) = &mut self.open else {
             return Ok(false);
         };
-        let zeros = ZEROS.get(..usize::try_from(len).unwrap_or(0)).unwrap_or_default();
         // Also when it fails, as a part may have been written.
         open.written_to = at + len;
-        if let Err(error) = open.file.write_at(at, zeros) {
+        if let Err(error) = write_zeros(&*open.file, at, len) {
             open.no_ahead = true;
             tracing::warn!(%error, segment = %open.entry.header.base.hex(), "writing ahead failed; appends are slower until the next segment");
             return Ok(false);

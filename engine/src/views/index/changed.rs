@@ -4,7 +4,7 @@ use std::ops::Bound;
 
 use redb::ReadOnlyTable;
 
-use super::nodes::{FoundKind, RepoNodes};
+use super::nodes::{FoundKind, RepoNodes, records_in};
 use super::reader::IndexReader;
 use super::rows::{RecordRow, RepoKey};
 use super::{Bytes, IndexError, RecordBytes};
@@ -158,14 +158,7 @@ impl<E, T: FnMut(ChangedBlock<'_>) -> Result<(), E>> Pass<'_, T> {
 
     /// The records in the place of a leaf.
     fn leaf(&mut self, place: &NodePlace<'_>) -> Result<(), Stop<E>> {
-        let low = match place.low {
-            Some(low) => Bound::Excluded(self.repo.key(&[low.as_bytes()])),
-            None => Bound::Included(self.repo.prefix().to_vec()),
-        };
-        let high = match place.high {
-            Some(high) => self.repo.key(&[high.as_bytes()]),
-            None => self.repo.end(),
-        };
+        let (low, high) = records_in(self.repo, place);
         let range = (low.as_ref().map(Vec::as_slice), Bound::Excluded(high.as_slice()));
         for row in self.records.range::<&[u8]>(range)? {
             let row = RecordRow::decode(row?.1.value())?;

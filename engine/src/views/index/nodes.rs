@@ -116,14 +116,7 @@ impl RepoNodes {
         mut absent: Absent,
     ) -> Result<Result<Found, Absent>, IndexError> {
         let records = self.reader.records();
-        let low = match place.low {
-            Some(low) => Bound::Excluded(self.repo.key(&[low.as_bytes()])),
-            None => Bound::Included(self.repo.prefix().to_vec()),
-        };
-        let high = match place.high {
-            Some(high) => self.repo.key(&[high.as_bytes()]),
-            None => self.repo.end(),
-        };
+        let (low, high) = records_in(self.repo, place);
         let range = (low.as_ref().map(Vec::as_slice), Bound::Excluded(high.as_slice()));
         let mut leaf: Vec<(String, Cid)> = Vec::new();
         let is_it = |leaf: &[(String, Cid)]| {
@@ -192,6 +185,19 @@ fn passing_on(cid: &Cid, block: &[u8], layers: u8) -> Option<Vec<u8>> {
         above = Some(block);
     }
     above.filter(|_| below == *cid)
+}
+
+/// The keys between which the records of a place lie: the first with its bound, the other excluded.
+pub(super) fn records_in(repo: RepoKey, place: &NodePlace<'_>) -> (Bound<Vec<u8>>, Vec<u8>) {
+    let low = match place.low {
+        Some(low) => Bound::Excluded(repo.key(&[low.as_bytes()])),
+        None => Bound::Included(repo.prefix().to_vec()),
+    };
+    let high = match place.high {
+        Some(high) => repo.key(&[high.as_bytes()]),
+        None => repo.end(),
+    };
+    (low, high)
 }
 
 /// The layer in a key of `nodes`.

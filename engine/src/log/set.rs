@@ -152,10 +152,15 @@ impl SegmentSet {
             .retired
             .binary_search_by_key(&base, |other| other.header.base)
             .is_ok();
-        match is_retired.then(|| next(&segments.retired)).flatten() {
-            Some(retired) => Some(retired),
-            None => next(&segments.live),
+        if !is_retired {
+            return next(&segments.live);
         }
+        next(&segments.retired).or_else(|| {
+            // What a compaction wrote has taken the place of all of them, and has bases of its own: what comes after them comes
+            // after it.
+            let after = segments.live.partition_point(|other| other.header.compaction > 0);
+            segments.live.get(after).cloned()
+        })
     }
 
     /// Whether reading can go on after this LSN. Within a compacted part, only the places between its own frames are

@@ -146,6 +146,34 @@ fn a_reader_that_stands_at_the_end_of_what_is_replaced_goes_on_behind_it() {
 }
 
 #[test]
+fn a_reader_at_the_end_of_compacted_segments_goes_on_behind_them_when_they_are_compacted_again() {
+    let (_, storage) = memory();
+    let (log, _, _) = written(&storage);
+    log.close().unwrap();
+    drop(log);
+    // As good as no frames in memory: everything is read from files.
+    let config = LogConfig {
+        ring_bytes: 1,
+        ..config(4)
+    };
+    let (log, _) = Log::open(Arc::clone(&storage), clock(), dir(), &config).unwrap();
+    let reader = log.reader();
+    let through = reader.segments().last().unwrap().last;
+    assert!(compact(&reader, through).unwrap() > 0);
+    let mut idle = reader.tail(Lsn::ZERO);
+    idle.next_batch(Lsn::MAX, usize::MAX).unwrap();
+    assert_eq!(idle.position(), through);
+    // What is replaced is still there, and its bases are below those of what takes its place.
+    let mut writer = reader.begin_compaction(through, 4096).unwrap();
+    fill(&mut writer, 0..20).unwrap();
+    writer.finish(draft("end")).unwrap().commit().unwrap();
+    let behind = [put(&log, &["one"]).last, put(&log, &["two"]).last];
+    let after = idle.next_batch(Lsn::MAX, usize::MAX).unwrap();
+    assert_eq!(after.iter().map(Frame::lsn).collect::<Vec<_>>(), behind);
+    assert!(reader.end_compaction().unwrap() > 0);
+}
+
+#[test]
 fn what_is_not_finished_is_taken_back() {
     let (_, storage) = memory();
     let (log, segments, frames) = written(&storage);

@@ -14,7 +14,7 @@ use super::Engine;
 use crate::compact::{self, CompactError, CompactOptions, Compacted, Plan, Policy};
 use crate::log::{CompactionError, Lsn};
 use crate::views::driver::{DriverConfig, DriverError};
-use crate::views::index::{IndexError, OldSnapshots, Renewal};
+use crate::views::index::{IndexError, OldSnapshots, Renewal, remove_leftovers};
 
 /// How long a compaction waits until rows that are gone are swept from the index.
 const SWEEP_WAIT: Duration = Duration::from_secs(60);
@@ -112,6 +112,10 @@ impl Engine {
         });
         if let Err(error) = self.renew_index().await {
             tracing::warn!(%error, "the index keeps its file, which is bigger than it need be");
+            // Perhaps the disk is full: what was copied must not stay on it until the next start.
+            if let Err(error) = remove_leftovers(&inner.dir) {
+                tracing::warn!(%error, "the unfinished copy of the index stays until the next start");
+            }
         }
         Ok(done)
     }

@@ -8,7 +8,7 @@ use crate::entry::{Change, Entry, EntryDraft, RepoNumber, RepoRow};
 use crate::log::{CompactionWriter, Location, LogId, LogReader, Lsn, WrittenCompaction, verify_segment};
 use crate::repo::mst::Builder;
 use crate::repo::{Cid, Commit};
-use crate::views::accounts::{self, AccountsView};
+use crate::views::accounts::{self, AccountsOptions, AccountsView};
 use crate::views::driver::{DriverConfig, Fold};
 use crate::views::index::{self, IndexReader, IndexView, RepoDump};
 use crate::views::{View, ViewError};
@@ -82,7 +82,12 @@ pub(crate) fn rewrite(
         options.index_cache_bytes,
     )?;
     index.adopt(log.compaction())?;
-    let mut accounts = AccountsView::open(&scratch.0, log_id)?;
+    // Nobody else reads it.
+    let alone = AccountsOptions {
+        readers: 1,
+        ..AccountsOptions::default()
+    };
+    let mut accounts = AccountsView::open_with(&scratch.0, log_id, alone)?;
     let mut steps = Pacer::new(options.pace.clone());
     fold(log, through, &mut index, &mut accounts, &mut steps)?;
 
@@ -145,11 +150,19 @@ fn fold(
         persist_after: NEVER,
     };
     let views: Vec<Box<dyn View + '_>> = vec![Box::new(&mut *steps), Box::new(index), Box::new(accounts)];
-    let folded = Fold::new(views, |from| log.tail(from), config).replay(through, &mut |_| {});
+    let mut fold = Fold::new(views, |from| log.tail(from), config);
+    let folded = loop {
+        match fold.step(through) {
+            Ok(batch) if batch.entries == 0 => break Ok(fold.applied()),
+            Ok(_) => {}
+            Err(error) => break Err(error),
+        }
+    };
+    drop(fold);
     if steps.stopped {
         return Err(Stopped.into());
     }
-    let applied = folded?.applied;
+    let applied = folded?;
     if applied == through {
         Ok(())
     } else {

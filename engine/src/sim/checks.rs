@@ -7,16 +7,31 @@ use super::imports::check_staged;
 use super::model::{Account, ExpectedEvent, State, check_repo};
 use super::world::{CACHE_BYTES, LOG_ID, Life, NAMES, World};
 use crate::entry::EntryKind;
-use crate::log::ReadError;
+use crate::log::{Lsn, ReadError};
 use crate::repo::Cid;
 use crate::repo::event::{Event, decode};
 use crate::views::View;
 use crate::views::accounts::tests::{dump, dump_view};
 use crate::views::accounts::{Accounts, AccountsError, AccountsView, queries};
-use crate::views::driver::{DriverError, Fold};
+use crate::views::driver::{DriverConfig, DriverError, Fold};
 use crate::views::index::{self, IndexReader, IndexView};
 
+/// Applies everything up to `limit`, to views that nobody opens again.
+pub(super) fn fold_up_to(fold: &mut Fold<'_>, limit: Lsn) -> Result<(), DriverError> {
+    while fold.step(limit)?.entries > 0 {}
+    Ok(())
+}
+
 impl World {
+    /// Batches for views that are made to be compared: mostly the whole log in a few.
+    pub(super) fn batches_for_once(&self) -> DriverConfig {
+        let most = if self.one_in(4) { 20_000 } else { 400_000 };
+        DriverConfig {
+            batch_bytes: 1 + usize::try_from(self.below(most)).unwrap(),
+            ..DriverConfig::default()
+        }
+    }
+
     /// What the views answer is what the model says at the LSN up to which they are applied, of everything.
     pub(super) fn check(&self, life: &Life) {
         let state = self.check_heads(life);
@@ -132,9 +147,9 @@ impl World {
         let mut accounts = AccountsView::open_with(dir.path(), LOG_ID, life.config.accounts).unwrap();
         {
             let views: Vec<Box<dyn View + '_>> = vec![Box::new(&mut index), Box::new(&mut accounts)];
-            let mut fold = Fold::new(views, |from| life.log.reader.tail(from), self.config().driver);
-            match fold.replay(applied, &mut |_| {}) {
-                Ok(_) => {}
+            let mut fold = Fold::new(views, |from| life.log.reader.tail(from), self.batches_for_once());
+            match fold_up_to(&mut fold, applied) {
+                Ok(()) => {}
                 Err(DriverError::Read(ReadError::Io { .. })) => return,
                 Err(error) => panic!("{}", error.reason()),
             }
@@ -143,15 +158,16 @@ impl World {
         let live = life.index.reader().unwrap();
         let differences = live.differences(&index.reader().unwrap(), 10).unwrap();
         assert_eq!(differences, [], "I4: the live index is not what the log says");
-        let tables = life
-            .accounts
-            .read_blocking(|conn| Ok::<_, AccountsError>(dump(conn)))
-            .unwrap();
-        assert_eq!(
-            tables,
-            dump_view(&accounts),
-            "I4: the live accounts are not what the log says"
-        );
+        if self.account_rows {
+            let live = life
+                .accounts
+                .read_blocking(|conn| Ok::<_, AccountsError>(dump(conn)));
+            assert_eq!(
+                live.unwrap(),
+                dump_view(&accounts),
+                "I4: the live accounts are not what the log says"
+            );
+        }
         seen.rebuilds += 1;
     }
 }

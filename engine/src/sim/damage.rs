@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::Seen;
+use super::checks::fold_up_to;
 use super::model::check_repo;
 use super::world::{CACHE_BYTES, LOG_ID, World};
 use crate::engine::LOG_DIR;
@@ -122,15 +123,14 @@ impl World {
         };
         let log = found.reader();
         let dir = tempfile::tempdir_in(self.dir.path()).unwrap();
-        let config = self.config();
         let mut index = IndexView::open(&dir.path().join(index::FILE_NAME), LOG_ID, CACHE_BYTES).unwrap();
         index.adopt(log.compaction()).unwrap();
-        let mut accounts = AccountsView::open_with(dir.path(), LOG_ID, config.accounts).unwrap();
+        let mut accounts = AccountsView::open_with(dir.path(), LOG_ID, self.config().accounts).unwrap();
         {
             let views: Vec<Box<dyn View + '_>> = vec![Box::new(&mut index), Box::new(&mut accounts)];
-            let mut fold = Fold::new(views, |from| log.tail(from), config.driver);
-            match fold.replay(last, &mut |_| {}) {
-                Ok(_) => {}
+            let mut fold = Fold::new(views, |from| log.tail(from), self.batches_for_once());
+            match fold_up_to(&mut fold, last) {
+                Ok(()) => {}
                 Err(DriverError::Read(error)) => {
                     self.say(|| format!("  refused when it is read: {error}"));
                     seen.lies_refused += 1;

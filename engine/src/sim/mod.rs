@@ -39,6 +39,7 @@ struct Seen {
     groups: u64,
     commits: u64,
     accounts: u64,
+    changesets: u64,
     deleted: u64,
     seals: u64,
     batches: u64,
@@ -63,7 +64,7 @@ struct Seen {
 
 impl Seen {
     /// How often each kind of thing happened that must not silently stop happening.
-    fn counts(&self) -> [(&'static str, u64); 24] {
+    fn counts(&self) -> [(&'static str, u64); 25] {
         [
             ("failure of the index's disk", self.index_faults),
             ("life", self.lives),
@@ -72,6 +73,7 @@ impl Seen {
             ("group", self.groups),
             ("commit", self.commits),
             ("account", self.accounts),
+            ("changeset of accounts", self.changesets),
             ("deletion", self.deleted),
             ("seal", self.seals),
             ("batch", self.batches),
@@ -100,7 +102,7 @@ fn number(name: &str) -> Option<u64> {
 }
 
 fn run(seed: u64, verbose: bool, seen: &mut Seen) {
-    let mut world = World::new(seed, verbose);
+    let mut world = World::new(seed, None, verbose);
     for _ in 0..2 + world.below(4) {
         world.live(true, None, seen);
         if world.one_in(6) {
@@ -163,7 +165,7 @@ fn power_can_go_at_every_write_of_a_run() {
     let mut seen = Seen::default();
     for seed in 0..number("PDS_SIM_CUTS").unwrap_or(1) {
         for spared in 0.. {
-            let mut world = World::new(seed, false);
+            let mut world = World::new(seed, Some(true), false);
             let struck = world.live(false, Some(spared), &mut seen);
             world.conclude(&mut seen);
             if !struck {

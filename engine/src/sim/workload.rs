@@ -12,7 +12,7 @@ use crate::repo::event::{AccountStatus, encode_account, encode_identity};
 use crate::repo::mst::{NodePlace, NodeSource, NodeSourceError, Tree};
 use crate::repo::{Cid, Did, Tid};
 use crate::views::accounts::tests::{actor, login};
-use crate::views::accounts::{self, AccountsError, LockKey, queries};
+use crate::views::accounts::{self, AccountsError, LockKey, Prepared, queries};
 use crate::views::checkpoint::{MANIFEST_NAME, ViewSnapshot};
 use crate::views::index::{self, RepoNodes};
 use crate::views::testkit::{TestRepo, Writes, record};
@@ -152,34 +152,18 @@ impl World {
         }
         let what = self.below(4);
         let handle = format!("{name}{}.test", self.below(1_000));
-        let (sql_did, sql_handle) = (did.clone(), handle.clone());
-        let keys = [LockKey::did(&did), LockKey::handle(&handle)];
-        let outcome = self.runtime.block_on(life.accounts.prepare(keys, move |tx| {
-            match (&known, what) {
-                (None, _) => {
-                    queries::insert_actor(tx, &actor(&sql_did, &sql_handle))?;
-                    queries::insert_login(tx, &sql_did, &login(&format!("{sql_handle}@x")))?;
-                }
-                (Some(_), 0) => drop(queries::delete_account(tx, &sql_did)?),
-                (Some(known), 1) if known.deactivated => drop(queries::activate(tx, &sql_did)?),
-                (Some(_), 1) => drop(queries::deactivate(
-                    tx,
-                    &sql_did,
-                    "2026-01-01T00:00:00.000Z",
-                    None,
-                )?),
-                (Some(_), _) => drop(queries::set_handle(tx, &sql_did, &sql_handle)?),
+        let (mut rows, mut locks) = (Vec::new(), None);
+        if self.account_rows {
+            let prepared = self.prepare_account(life, (&did, &handle), known, what);
+            if prepared.changeset.is_empty() {
+                // The handle that it has already: there is nothing to log, and its keys are free again.
+                return Ok(());
             }
-            Ok::<_, AccountsError>(())
-        }));
-        let prepared = outcome.expect("a transaction on an account that nothing else changes");
-        if prepared.changeset.is_empty() {
-            // The handle that it has already: there is nothing to log, and its keys are free again.
-            return Ok(());
+            rows.push(Change::AccountsChangeset {
+                bytes: prepared.changeset,
+            });
+            locks = Some(prepared.locks);
         }
-        let change = Change::AccountsChangeset {
-            bytes: prepared.changeset,
-        };
         match (planned.state.accounts.get_mut(&did), what) {
             (None, _) => {
                 let account = Account {
@@ -187,10 +171,7 @@ impl World {
                     deactivated: false,
                 };
                 planned.state.accounts.insert(did.clone(), account);
-                planned.add(
-                    EntryDraft::identity(encode_identity(&parsed, None), vec![change]),
-                    &did,
-                );
+                planned.add(EntryDraft::identity(encode_identity(&parsed, None), rows), &did);
                 planned.add(
                     EntryDraft::account(encode_account(&parsed, None), Vec::new()),
                     &did,
@@ -211,8 +192,8 @@ impl World {
                     .repos
                     .insert(did.clone(), Arc::new(TestRepo::new(name)));
                 let event = encode_account(&parsed, Some(AccountStatus::Deleted));
-                let gone = Change::RepoRemoved { did: parsed };
-                planned.add(EntryDraft::account(event, vec![change, gone]), &did);
+                rows.push(Change::RepoRemoved { did: parsed });
+                planned.add(EntryDraft::account(event, rows), &did);
                 planned.state.staged.retain(|(staged, _)| *staged != did);
                 life.importing.remove(name);
                 seen.deleted += 1;
@@ -220,24 +201,47 @@ impl World {
             (Some(account), 1) => {
                 account.deactivated = !account.deactivated;
                 let status = account.deactivated.then_some(AccountStatus::Deactivated);
-                planned.add(
-                    EntryDraft::account(encode_account(&parsed, status), vec![change]),
-                    &did,
-                );
+                planned.add(EntryDraft::account(encode_account(&parsed, status), rows), &did);
             }
             (Some(account), _) => {
                 account.handle = handle;
-                planned.add(
-                    EntryDraft::identity(encode_identity(&parsed, None), vec![change]),
-                    &did,
-                );
+                planned.add(EntryDraft::identity(encode_identity(&parsed, None), rows), &did);
             }
         }
         let last = self.append(life, planned, seen)?;
-        prepared.locks.logged();
+        if let Some(locks) = locks {
+            locks.logged();
+            seen.changesets += 1;
+        }
         life.changing.insert(did, last);
         seen.accounts += 1;
         Ok(())
+    }
+
+    /// The transaction of such a change, prepared by the account database as it is applied.
+    fn prepare_account(
+        &self,
+        life: &Life,
+        (did, handle): (&str, &str),
+        known: Option<Account>,
+        what: u64,
+    ) -> Prepared<()> {
+        let keys = [LockKey::did(did), LockKey::handle(handle)];
+        let (did, handle) = (did.to_owned(), handle.to_owned());
+        let outcome = self.runtime.block_on(life.accounts.prepare(keys, move |tx| {
+            match (&known, what) {
+                (None, _) => {
+                    queries::insert_actor(tx, &actor(&did, &handle))?;
+                    queries::insert_login(tx, &did, &login(&format!("{handle}@x")))?;
+                }
+                (Some(_), 0) => drop(queries::delete_account(tx, &did)?),
+                (Some(known), 1) if known.deactivated => drop(queries::activate(tx, &did)?),
+                (Some(_), 1) => drop(queries::deactivate(tx, &did, "2026-01-01T00:00:00.000Z", None)?),
+                (Some(_), _) => drop(queries::set_handle(tx, &did, &handle)?),
+            }
+            Ok::<_, AccountsError>(())
+        }));
+        outcome.expect("a transaction on an account that nothing else changes")
     }
 
     pub(super) fn checkpoint(&mut self, life: &Life, seen: &mut Seen) {

@@ -22,7 +22,7 @@ use crate::log::sim::SimLog;
 use crate::log::{Epoch, Failed, Log, LogConfig, LogId, Lsn, OpenError};
 use crate::repo::Cid;
 use crate::storage::{Fault, FaultyStorage, MemoryStorage};
-use crate::views::accounts::{self, Accounts, AccountsOptions, AccountsView, MIGRATIONS};
+use crate::views::accounts::{self, Accounts, AccountsOptions, AccountsView, MIGRATIONS, stand_in};
 use crate::views::checkpoint::Checkpoints;
 use crate::views::driver::{DriverConfig, Fold};
 use crate::views::index::{self, IndexSource};
@@ -30,6 +30,8 @@ use crate::views::{View, ViewError};
 
 /// Groups that may wait to be applied before writes are refused.
 const BACKLOG_GROUPS: usize = 16;
+/// One run in so many has rows in the account database.
+const ACCOUNT_RUNS: u64 = 12;
 const NOW: u64 = 1_767_225_600_000_000;
 pub(super) const LOG_ID: LogId = LogId([6; 16]);
 pub(super) const NAMES: [&str; 4] = ["alice", "bob", "carol", "dave"];
@@ -59,6 +61,9 @@ pub struct World {
     /// The account database as it was last made durable.
     pub(super) accounts_saved: Arc<Mutex<Files>>,
     pub(super) runtime: tokio::runtime::Runtime,
+    /// Whether the account database is SQLite, with rows, in this run, or its stand-in.
+    pub(super) account_rows: bool,
+    _stand_in: Option<stand_in::Below>,
     /// Whether every step is printed.
     pub(super) verbose: bool,
 }
@@ -134,7 +139,8 @@ pub(super) fn read_accounts(dir: &Path) -> Files {
 }
 
 impl World {
-    pub fn new(seed: u64, verbose: bool) -> World {
+    /// The world of `seed`. `account_rows` decides what the account database is, instead of the seed.
+    pub fn new(seed: u64, account_rows: Option<bool>, verbose: bool) -> World {
         let chance = SeededEntropy::new(seed);
         let memory = Path::new("/dev/shm");
         let dir = if memory.is_dir() {
@@ -143,11 +149,15 @@ impl World {
             tempfile::tempdir()
         };
         let remote = chance.next_u64().is_multiple_of(3).then_some(Lsn::ZERO);
+        let by_chance = chance.next_u64().is_multiple_of(ACCOUNT_RUNS);
+        let account_rows = account_rows.unwrap_or(by_chance);
+        let dir = dir.unwrap();
+        let stand_in = (!account_rows).then(|| stand_in::put_below(dir.path()));
         World {
             chance,
             disk: MemoryStorage::new(),
             clock: Arc::new(ScriptedClock::at(NOW)),
-            dir: dir.unwrap(),
+            dir,
             model: Model::default(),
             epoch: 0,
             durable: Lsn::ZERO,
@@ -160,6 +170,8 @@ impl World {
                 .enable_time()
                 .build()
                 .unwrap(),
+            account_rows,
+            _stand_in: stand_in,
             verbose,
         }
     }
@@ -384,7 +396,7 @@ impl World {
         // The shipper brings out what the replica lacked before anybody writes.
         self.remote = self.remote.map(|_| last);
         while self.apply(&mut life, seen)? {}
-        if !self.model.now().migrated {
+        if self.account_rows && !self.model.now().migrated {
             let steps = MIGRATIONS.iter().map(|step| Change::AccountsMigration {
                 name: step.name.to_owned(),
                 sql: step.sql.to_owned(),

@@ -56,7 +56,7 @@ pub fn record(text: &str, blobs: &[Cid]) -> Vec<u8> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelRecord {
     pub cid: Cid,
-    pub bytes: Vec<u8>,
+    pub bytes: Bytes,
     pub rev: Tid,
     pub blobs: BTreeSet<Cid>,
 }
@@ -128,7 +128,7 @@ impl TestRepo {
                     ops.push(RepoOp { path, action });
                     let model = ModelRecord {
                         cid,
-                        bytes: bytes.clone(),
+                        bytes: bytes.clone().into(),
                         rev,
                         blobs: blobs.clone(),
                     };
@@ -155,7 +155,7 @@ impl TestRepo {
             data: flushed.root,
             rev,
         }
-        .sign(&self.key)
+        .sign_unverified(&self.key)
         .unwrap();
 
         let mut car = Vec::new();
@@ -204,7 +204,7 @@ impl TestRepo {
         let rev = Tid::next_after(self.head.map(|(_, rev, _)| rev), 1_700_000_000_000_000, 3);
         let model = |(bytes, blobs): &(Vec<u8>, BTreeSet<Cid>)| ModelRecord {
             cid: Cid::for_dag_cbor(bytes),
-            bytes: bytes.clone(),
+            bytes: bytes.clone().into(),
             rev,
             blobs: blobs.clone(),
         };
@@ -222,7 +222,7 @@ impl TestRepo {
             data,
             rev,
         }
-        .sign(&self.key)
+        .sign_unverified(&self.key)
         .unwrap();
         self.head = Some((commit.cid(), rev, data));
         let mut rows: Vec<RepoRow> = self
@@ -232,7 +232,7 @@ impl TestRepo {
                 path: path.clone(),
                 rev,
                 cid: record.cid,
-                block: record.bytes.clone().into(),
+                block: record.bytes.clone(),
             })
             .collect();
         if !in_order {

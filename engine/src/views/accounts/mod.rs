@@ -28,6 +28,8 @@ mod rewrite;
 mod schema;
 mod snapshot;
 #[cfg(test)]
+pub(crate) mod stand_in;
+#[cfg(test)]
 pub(crate) mod tests;
 mod time;
 mod writer;
@@ -105,6 +107,8 @@ pub struct Accounts {
     applied: Arc<AtomicU64>,
     revision: Arc<AtomicU64>,
     wait: Duration,
+    #[cfg(test)]
+    stand_in: Option<Arc<stand_in::StandIn>>,
 }
 
 impl std::fmt::Debug for Accounts {
@@ -135,6 +139,10 @@ impl AccountsView {
         log_id: LogId,
         options: AccountsOptions,
     ) -> Result<AccountsView, AccountsError> {
+        #[cfg(test)]
+        if let Some(view) = stand_in::open(dir, log_id, options)? {
+            return Ok(view);
+        }
         let path = dir.join(FILE_NAME);
         let locks = Locks::new(options.transactions_max);
         let applied = Arc::new(AtomicU64::new(0));
@@ -153,6 +161,8 @@ impl AccountsView {
             applied,
             revision,
             wait: options.wait,
+            #[cfg(test)]
+            stand_in: None,
         };
         Ok(AccountsView {
             handle,
@@ -284,6 +294,11 @@ impl View for AccountsView {
     }
 
     fn persist(&mut self) -> Result<(), ViewError> {
+        #[cfg(test)]
+        if let Some(stand_in) = &self.handle.stand_in {
+            let noted = stand_in.write(self.applied());
+            return noted.map_err(|error| ViewError::store(VIEW_NAME, error));
+        }
         on_writer(&self.handle.queue, Writer::persist)
             .map_err(|failure| ViewError::store(VIEW_NAME, failure.error))
     }
@@ -399,6 +414,10 @@ impl Accounts {
     /// # Errors
     /// The database could not be opened once more, or takes no more work.
     pub fn snapshot(&self) -> Result<AccountsSnapshot, AccountsError> {
+        #[cfg(test)]
+        if let Some(stand_in) = &self.stand_in {
+            return stand_in.snapshot(self.applied());
+        }
         let noted = on_writer(&self.queue, Writer::note_position);
         noted.map_err(|failure| failure.error)?;
         AccountsSnapshot::pin(self.readers.path())

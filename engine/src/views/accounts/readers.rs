@@ -46,6 +46,19 @@ impl Readers {
         }))
     }
 
+    /// Of a database that nobody reads.
+    #[cfg(test)]
+    pub fn none(path: &Path, wait: Duration) -> Arc<Readers> {
+        Arc::new(Readers {
+            path: path.to_owned(),
+            idle: Mutex::default(),
+            returned: Condvar::new(),
+            gate: Semaphore::new(0),
+            waiting: Semaphore::new(0),
+            wait,
+        })
+    }
+
     /// Where the database is.
     pub fn path(&self) -> &Path {
         &self.path

@@ -32,6 +32,11 @@ pub(crate) fn rewrite<E: From<AccountsError>>(
     scratch: &Path,
     emit: &mut dyn FnMut(Change) -> Result<(), E>,
 ) -> Result<(), E> {
+    #[cfg(test)]
+    if view.handle.stand_in.is_some() {
+        assert_eq!(steps, [], "a stand-in has no schema");
+        return Ok(());
+    }
     let mut copy = Connection::open(scratch).map_err(sql)?;
     for (name, value) in [
         ("journal_mode", "OFF"),

@@ -20,8 +20,11 @@ const PAGES_A_STEP: i32 = 256;
 /// over until this is dropped, so do not keep it longer than a copy takes.
 #[derive(Debug)]
 pub struct AccountsSnapshot {
-    conn: Connection,
-    lsn: Lsn,
+    pub(super) conn: Connection,
+    pub(super) lsn: Lsn,
+    /// What the copy is instead, if the database is a stand-in.
+    #[cfg(test)]
+    pub(super) stand_in: Option<Vec<u8>>,
 }
 
 impl AccountsSnapshot {
@@ -30,7 +33,12 @@ impl AccountsSnapshot {
         let conn = open_reader(path)?;
         conn.execute_batch("BEGIN")?;
         let lsn = read_applied(&conn)?;
-        Ok(AccountsSnapshot { conn, lsn })
+        Ok(AccountsSnapshot {
+            conn,
+            lsn,
+            #[cfg(test)]
+            stand_in: None,
+        })
     }
 
     /// The pinned state itself, for queries.
@@ -40,6 +48,10 @@ impl AccountsSnapshot {
     }
 
     fn copy(&self, to: &Path) -> Result<(), AccountsError> {
+        #[cfg(test)]
+        if let Some(bytes) = &self.stand_in {
+            return Ok(std::fs::write(to, bytes)?);
+        }
         {
             let mut copy = Connection::open(to)?;
             // Nobody else sees the file before it is whole and synced.

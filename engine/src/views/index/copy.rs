@@ -23,6 +23,11 @@ impl IndexReader {
     /// # Errors
     /// `path` exists, or either file fails.
     pub fn copy_to(&self, path: &Path) -> Result<(), IndexError> {
+        self.copy_in_transactions(path, ROWS_PER_TRANSACTION)
+    }
+
+    /// The same in transactions of up to `rows`, which is at least one.
+    pub(super) fn copy_in_transactions(&self, path: &Path, rows: usize) -> Result<(), IndexError> {
         if path.try_exists().map_err(redb::StorageError::Io)? {
             let exists = std::io::Error::from(std::io::ErrorKind::AlreadyExists);
             return Err(redb::StorageError::Io(exists).into());
@@ -30,43 +35,75 @@ impl IndexReader {
         let target = Database::builder()
             .set_cache_size(COPY_CACHE_BYTES)
             .create(path)?;
-        let source = self.transaction();
-        copy(source, &target, REPOS)?;
-        copy(source, &target, HEADS)?;
-        copy(source, &target, RECORDS)?;
-        copy(source, &target, NODES)?;
-        copy(source, &target, BLOBS)?;
-        copy(source, &target, BLOB_REFS)?;
-        copy(source, &target, RECORD_BLOBS)?;
-        copy(source, &target, COLLECTIONS)?;
-        copy(source, &target, GENERATIONS)?;
-        copy(source, &target, DEAD)?;
-        copy(source, &target, SEGMENTS)?;
-        copy(source, &target, META)
+        let copy = Copy {
+            source: self.transaction(),
+            target: &target,
+            open: target.begin_write()?,
+            room: rows,
+            rows,
+        };
+        let copy = copy
+            .table(REPOS)?
+            .table(HEADS)?
+            .table(RECORDS)?
+            .table(NODES)?
+            .table(BLOBS)?
+            .table(BLOB_REFS)?
+            .table(RECORD_BLOBS)?
+            .table(COLLECTIONS)?
+            .table(GENERATIONS)?
+            .table(DEAD)?
+            .table(SEGMENTS)?
+            .flush()?
+            // Last and alone: it makes the file an index.
+            .table(META)?;
+        let Copy { mut open, .. } = copy;
+        // Opening the copy is immediate then, and closing it gives back the room that it took ahead.
+        open.set_quick_repair(true);
+        Ok(open.commit()?)
     }
 }
 
-fn copy<K: Key + 'static, V: Value + 'static>(
-    source: &ReadTransaction,
-    target: &Database,
-    definition: TableDefinition<K, V>,
-) -> Result<(), IndexError> {
-    let rows = source.open_table(definition)?;
-    let mut rows = rows.iter()?;
-    loop {
-        let transaction: WriteTransaction = target.begin_write()?;
-        let mut copied = 0;
-        {
-            let mut table = transaction.open_table(definition)?;
-            for row in rows.by_ref().take(ROWS_PER_TRANSACTION) {
-                let (key, value) = row?;
-                table.insert(key.value(), value.value())?;
-                copied += 1;
+/// A copy that is being made.
+struct Copy<'a> {
+    source: &'a ReadTransaction,
+    target: &'a Database,
+    open: WriteTransaction,
+    /// Rows for which there is room in the open transaction.
+    room: usize,
+    /// Rows for which there is room in a new one.
+    rows: usize,
+}
+
+impl<'a> Copy<'a> {
+    fn table<K: Key + 'static, V: Value + 'static>(
+        mut self,
+        definition: TableDefinition<K, V>,
+    ) -> Result<Copy<'a>, IndexError> {
+        let rows = self.source.open_table(definition)?;
+        let mut rows = rows.iter()?;
+        loop {
+            let mut copied = 0;
+            {
+                let mut table = self.open.open_table(definition)?;
+                for row in rows.by_ref().take(self.room) {
+                    let (key, value) = row?;
+                    table.insert(key.value(), value.value())?;
+                    copied += 1;
+                }
             }
+            self.room -= copied;
+            if self.room > 0 {
+                return Ok(self);
+            }
+            self = self.flush()?;
         }
-        transaction.commit()?;
-        if copied < ROWS_PER_TRANSACTION {
-            return Ok(());
-        }
+    }
+
+    /// Ends the open transaction and begins another: one is open at a time.
+    fn flush(mut self) -> Result<Copy<'a>, IndexError> {
+        self.open.commit()?;
+        (self.open, self.room) = (self.target.begin_write()?, self.rows);
+        Ok(self)
     }
 }

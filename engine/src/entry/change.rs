@@ -49,8 +49,9 @@ pub enum Change {
         did: Did,
     },
     /// Records of one generation of a repo, without the commit that made them: an import, or a compacted segment. Each
-    /// takes the place of what that generation has at its path. A generation that is not there yet begins; unless the
-    /// repo is unknown it is *staged*: nobody sees it before a [`Change::RepoHead`] of the same generation.
+    /// takes the place of what that generation has at its path. A generation that is not there yet begins, and its repo if
+    /// there is none; it is *staged*: nobody sees it before a [`Change::RepoHead`] of the same generation. Rows of the live
+    /// generation come only between [`Change::ReposNumbered`] and its head.
     RepoRows {
         /// The repo.
         did: Did,

@@ -83,11 +83,14 @@ impl World {
         Ok(())
     }
 
-    /// An import into a repo that there is: rows of one that nobody knows would be live at once.
+    /// An import into a repo that there is, or into one that nobody has heard of.
     fn begin_import(&mut self, name: &'static str) -> Option<Import> {
         let state = self.model.now();
-        let repo = state.repos.get(&format!("did:plc:{name}"))?;
-        let mut repo = Some(TestRepo::clone(repo)).filter(|repo| repo.head.is_some())?;
+        let did = format!("did:plc:{name}");
+        let mut repo = match state.repos.get(&did) {
+            Some(repo) => TestRepo::clone(repo),
+            None => TestRepo::new(name),
+        };
         // Above all that this repo or one of the same name before it ever had, those included that a crash took back.
         self.generation += 1;
         let generation = self.generation;

@@ -58,12 +58,12 @@ impl Tables<'_> {
         let generation = small(lsn, generation)?;
         let mut repo = match self.take_known(did)? {
             Some(repo) => repo,
-            None => {
-                let mut repo = self.take(did)?;
-                repo.head.generation = generation;
-                repo.head.newest = generation;
-                repo
+            // The one that a new repo's commits go to. It has no head that would vouch for rows, and could not be given up.
+            None if generation == 0 => {
+                let what = format!("rows of the live generation of {did}, which has no repo");
+                return Err(contradiction(lsn, what));
             }
+            None => self.take(did)?,
         };
         let key = repo.generation(generation);
         let mut place = self.place(lsn, &mut repo, generation, builds)?;
@@ -259,6 +259,14 @@ impl Tables<'_> {
         builds: &mut Builds,
     ) -> Result<Place, ApplyError> {
         if generation == repo.head.generation {
+            // Only what a compaction has written down: the numbers, then rows, then the head.
+            if repo.head.commit.is_some() {
+                let what = format!(
+                    "rows of the live generation of {} come behind its head",
+                    repo.head.did
+                );
+                return Err(contradiction(lsn, what));
+            }
             return Ok(Place::Live);
         }
         let key = repo.generation(generation);

@@ -2,7 +2,7 @@
 
 mod history;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use redb::{ReadableDatabase, ReadableTable};
@@ -426,15 +426,56 @@ fn what_is_staged_is_in_no_answer_until_the_flip_and_all_of_it_after() {
         true,
     );
     let entry = placer.place(rows.into_iter().next().unwrap());
+    let error = view.apply(&[entry]).unwrap_err();
+    assert!(error.to_string().contains("behind its head"), "{error}");
+    moved.check(&view.reader().unwrap());
+}
+
+#[test]
+fn rows_of_a_did_without_a_repo_are_staged_and_can_be_given_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut view, mut placer) = (open(dir.path()), Placer::new());
+    let records: BTreeMap<_, _> = (0..9)
+        .map(|n| (format!("app.test.post/{n}"), (record("x", &[]), BTreeSet::new())))
+        .collect();
+    let nobody = TestRepo::new("new");
+    let did = nobody.did.clone();
+    let (rows, _) = nobody.clone().import(1, &records, 4, true);
+    for draft in rows {
+        view.apply(&[placer.place(draft)]).unwrap();
+        let reader = view.reader().unwrap();
+        nobody.check(&reader);
+        assert_eq!(reader.staged_generations(10).unwrap(), [(did.clone(), 1)]);
+        assert_eq!(reader.next_generation(&did).unwrap(), Some(2));
+    }
+    let given_up = EntryDraft::private(vec![Change::GenerationSwept {
+        did: did.clone(),
+        generation: 1,
+    }]);
+    view.apply(&[placer.place(given_up)]).unwrap();
+    sweep_all(&mut view);
+    assert_eq!(view.reader().unwrap().staged_generations(10).unwrap(), []);
+
+    // The next one comes to its end, and the repo goes on from there.
+    let mut repo = TestRepo::new("new");
+    let (rows, flip) = repo.import(2, &records, 4, false);
+    for draft in rows.into_iter().chain([flip]) {
+        view.apply(&[placer.place(draft)]).unwrap();
+    }
+    repo.check(&view.reader().unwrap());
+    let entry = placer.place(repo.commit(&create(&["app.test.post/after"]), &NoNodes));
     view.apply(&[entry]).unwrap();
-    assert!(
-        view.reader()
-            .unwrap()
-            .record(&repo.did, &"a.b.c/x".parse().unwrap())
-            .unwrap()
-            .is_some(),
-        "rows of the live one"
-    );
+    sweep_all(&mut view);
+    repo.check(&view.reader().unwrap());
+
+    // The generation that commits of a new repo go to is never staged.
+    let before = dump(&view);
+    let (rows, _) = TestRepo::new("other").import(0, &records, 4, true);
+    let error = view
+        .apply(&[placer.place(rows.into_iter().next().unwrap())])
+        .unwrap_err();
+    assert!(error.to_string().contains("has no repo"), "{error}");
+    assert_eq!(dump(&view), before);
 }
 
 #[test]

@@ -13,7 +13,8 @@ use crate::compact::{
 };
 use crate::log::{Lsn, WrittenCompaction};
 use crate::storage::FaultyStorage;
-use crate::views::index::{self, IndexReader, OldSnapshots};
+use crate::views::driver::DriverError;
+use crate::views::index::{self, IndexReader, OldSnapshots, Renewal};
 
 /// How far a compaction is.
 pub(super) enum Compacting {
@@ -28,7 +29,32 @@ pub(super) enum Compacting {
         reader: IndexReader,
         state: State,
         snapshots: OldSnapshots,
+        renewing: Renewing,
     },
+}
+
+/// How far the new file of the index is.
+pub(super) enum Renewing {
+    Due,
+    /// It is as far as the live one was.
+    Prepared(Box<Renewal>),
+    /// It is the live one, and its name is not durable.
+    Named,
+    /// There is one, or there will be none.
+    Over,
+}
+
+impl Compacting {
+    /// Whether the engine takes no checkpoint now.
+    pub(super) fn keeps_checkpoints_off(&self) -> bool {
+        matches!(
+            self,
+            Compacting::Replaced {
+                renewing: Renewing::Due | Renewing::Prepared(_) | Renewing::Named,
+                ..
+            }
+        )
+    }
 }
 
 /// A compaction may fail because a disk did, and for no other reason.
@@ -57,16 +83,19 @@ impl World {
                 reader,
                 state,
                 snapshots,
+                renewing,
             }) => {
                 assert!(!snapshots.are_gone(), "a snapshot is held and not counted");
                 for repo in state.repos.values() {
                     check_repo(repo, &reader, &life.log.reader, &self.verified);
                 }
-                if self.one_in(2) {
+                let renewing = self.renew(life, renewing, seen);
+                if !matches!(renewing, Renewing::Over) || self.one_in(2) {
                     life.compacting = Some(Compacting::Replaced {
                         reader,
                         state,
                         snapshots,
+                        renewing,
                     });
                     return Ok(());
                 }
@@ -176,9 +205,85 @@ impl World {
             reader,
             state,
             snapshots,
+            renewing: Renewing::Due,
         });
         seen.compactions += 1;
         Ok(())
+    }
+
+    /// The next step to a new file of the index, or a few. One that fails leaves the live one as it is.
+    fn renew(&mut self, life: &mut Life, mut renewing: Renewing, seen: &mut Seen) -> Renewing {
+        loop {
+            renewing = match renewing {
+                Renewing::Due => self.prepare_renewal(life, seen),
+                Renewing::Prepared(renewal) => self.finish_renewal(life, *renewal, seen),
+                Renewing::Named | Renewing::Over => {
+                    self.settle_names(false, seen);
+                    Renewing::Over
+                }
+            };
+            if matches!(renewing, Renewing::Over) || self.one_in(2) {
+                return renewing;
+            }
+        }
+    }
+
+    fn prepare_renewal(&mut self, life: &Life, seen: &mut Seen) -> Renewing {
+        if self.one_in(4) {
+            life.disks.1.no_room_after(self.below(60));
+        }
+        let applied = life.fold.applied();
+        let renewal = Renewal::prepare(
+            &life.index,
+            &life.config.dir,
+            LOG_ID,
+            CACHE_BYTES,
+            life.log.reader.clone(),
+            life.config.driver,
+            || applied,
+        );
+        self.say(|| format!("  a new file of the index: {:?}", renewal.as_ref().map(drop)));
+        match renewal {
+            Ok(renewal) => Renewing::Prepared(Box::new(renewal)),
+            Err(error) => self.no_renewal(life, &error, seen),
+        }
+    }
+
+    fn finish_renewal(&mut self, life: &Life, renewal: Renewal, seen: &mut Seen) -> Renewing {
+        self.keep_old_name();
+        let finished = renewal.finish(&life.index);
+        self.say(|| {
+            format!(
+                "  it takes the live one's place: {:?}",
+                finished.as_ref().map(drop)
+            )
+        });
+        match finished {
+            Ok(retired) => {
+                life.disks.1.new_is_over();
+                drop(retired);
+                self.check(life);
+                seen.renewals += 1;
+                Renewing::Named
+            }
+            Err(error) => self.no_renewal(life, &error, seen),
+        }
+    }
+
+    /// As the engine, which goes on with the file that it has.
+    fn no_renewal(&self, life: &Life, error: &DriverError, seen: &mut Seen) -> Renewing {
+        let (faulty, under) = &life.disks;
+        assert!(
+            under.was_full() || under.struck() || !faulty.struck().is_empty(),
+            "a renewal failed without a fault: {}",
+            error.reason()
+        );
+        under.new_is_over();
+        index::remove_leftovers(&life.config.dir).unwrap();
+        self.settle_names(false, seen);
+        self.check_heads(life);
+        seen.renewals_failed += 1;
+        Renewing::Over
     }
 
     /// A compaction while no process runs, with faults of its own, and perhaps a crash.
@@ -190,6 +295,7 @@ impl World {
             self.inject(&faulty, &under);
         }
         let guard = put_under(&self.dir.path().join(index::FILE_NAME), &under);
+        self.keep_old_name();
         let policy = Policy {
             limit: self.mark(),
             min_dead_share: 0.0,

@@ -1,6 +1,7 @@
 //! How a process ends, and what a crash makes of the files of the views.
 
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 use super::Seen;
 use super::disk::CrashDisk;
@@ -18,6 +19,7 @@ impl World {
         let power = !self.one_in(3);
         self.say(|| format!("  dies; power {}", if power { "goes" } else { "stays" }));
         let index_path = dir.join(index::FILE_NAME);
+        self.settle_names(power, seen);
         if power {
             under.cut_power(&index_path, &self.chance).unwrap();
         }
@@ -36,6 +38,34 @@ impl World {
         }
         *self.accounts_saved.lock() = read_accounts(&dir);
         seen.spoiled += 1;
+    }
+
+    /// The index's file may soon be another one: what it was stays where a cut of power can put it back.
+    pub(super) fn keep_old_name(&self) {
+        let (live, old) = self.names();
+        match std::fs::hard_link(live, old) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => panic!("{error}"),
+            _ => {}
+        }
+    }
+
+    /// Which file the index's name stands for is durable, or a cut of power decides it.
+    pub(super) fn settle_names(&self, power: bool, seen: &mut Seen) {
+        let (live, old) = self.names();
+        let inode = |path: &Path| std::fs::metadata(path).map(|file| file.ino()).ok();
+        let Some(before) = inode(&old) else { return };
+        if power && inode(&live).is_some_and(|now| now != before) && self.one_in(2) {
+            self.say(|| "  the index's old file is back".to_owned());
+            std::fs::rename(&old, &live).unwrap();
+            seen.renewals_lost += 1;
+        } else {
+            std::fs::remove_file(&old).unwrap();
+        }
+    }
+
+    fn names(&self) -> (PathBuf, PathBuf) {
+        let dir = self.dir.path();
+        (dir.join(index::FILE_NAME), dir.join("index-before"))
     }
 
     /// What was durable, and of the write-ahead file any beginning.

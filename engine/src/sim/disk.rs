@@ -1,7 +1,9 @@
 //! The file of the index on a disk that can lose power: redb writes through [`CrashFile`] into a real file, which is
-//! always as the process sees it, and a journal of what was not synced lets a cut of power take any part of that back.
+//! always as the process sees it, and a journal of what was not synced lets a cut of power take any part of that back. The file
+//! that is to take its place lies on the same disk, and may fail alone.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -11,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use redb::StorageBackend;
 
 use crate::clock::SeededEntropy;
+use crate::views::index::NEW_NAME;
 
 /// What a disk writes whole or not at all.
 const SECTOR_BYTES: usize = 512;
@@ -41,7 +44,10 @@ impl Drop for Under {
 /// The file cannot be opened.
 pub fn backend(path: &Path) -> io::Result<Option<CrashFile>> {
     UNDER.with_borrow(|under| match under {
-        Some((at, disk)) if at == path => CrashFile::open(path, disk).map(Some),
+        Some((at, disk)) if at == path => CrashFile::open(path, disk, false).map(Some),
+        Some((at, disk)) if at.with_file_name(NEW_NAME) == path => {
+            CrashFile::open(path, disk, true).map(Some)
+        }
         _ => Ok(None),
     })
 }
@@ -52,9 +58,13 @@ pub struct CrashDisk(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    /// Which file the changes are of: another one may have been put in its place by now.
-    inode: u64,
-    unsynced: Vec<Change>,
+    /// By file: another one may have been put in the place of the first.
+    unsynced: BTreeMap<u64, Vec<Change>>,
+    /// The file that is to take the place of the live one.
+    new: Option<u64>,
+    /// Writes to it until there is no room for more.
+    room: Option<u64>,
+    full: bool,
     /// Writes until one fails; the disk fails for good then.
     spared: Option<u64>,
     struck: bool,
@@ -77,6 +87,22 @@ impl CrashDisk {
         self.state().spared = Some(spared);
     }
 
+    /// Lets the write to the next new file after `spared` more fail, and all after it.
+    pub fn no_room_after(&self, spared: u64) {
+        self.state().room = Some(spared);
+    }
+
+    /// The new file is the live one now, or will never be.
+    pub fn new_is_over(&self) {
+        let mut state = self.state();
+        (state.new, state.room) = (None, None);
+    }
+
+    /// Whether there was no room for a new file.
+    pub fn was_full(&self) -> bool {
+        self.state().full
+    }
+
     /// Whether the asked-for failure has happened.
     pub fn struck(&self) -> bool {
         self.state().struck
@@ -89,14 +115,14 @@ impl CrashDisk {
 
     /// Power was cut: of what was not synced, a part stays that `chance` picks.
     pub fn cut_power(&self, path: &Path, chance: &SeededEntropy) -> io::Result<()> {
-        let unsynced = std::mem::take(&mut self.state().unsynced);
+        let mut unsynced = std::mem::take(&mut self.state().unsynced);
         let file = match File::options().read(true).write(true).open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             opened => opened?,
         };
-        if file.metadata()?.ino() != self.state().inode {
+        let Some(unsynced) = unsynced.remove(&file.metadata()?.ino()) else {
             return Ok(());
-        }
+        };
         for change in unsynced.iter().rev() {
             change.undo(&file)?;
         }
@@ -155,25 +181,29 @@ impl Change {
 #[derive(Debug)]
 pub struct CrashFile {
     file: File,
+    inode: u64,
     disk: Arc<CrashDisk>,
 }
 
 impl CrashFile {
-    fn open(path: &Path, disk: &Arc<CrashDisk>) -> io::Result<CrashFile> {
+    fn open(path: &Path, disk: &Arc<CrashDisk>, new: bool) -> io::Result<CrashFile> {
         let file = File::options()
             .read(true)
             .write(true)
             .create(true)
             .truncate(false)
             .open(path)?;
+        let inode = file.metadata()?.ino();
         // Who had it open before has closed it, or it is another file by now.
-        {
-            let mut state = disk.state();
-            state.unsynced.clear();
-            state.inode = file.metadata()?.ino();
+        let mut state = disk.state();
+        state.note_synced(inode);
+        if new {
+            state.new = Some(inode);
         }
+        drop(state);
         Ok(CrashFile {
             file,
+            inode,
             disk: Arc::clone(disk),
         })
     }
@@ -193,10 +223,30 @@ impl CrashFile {
             Some(spared) => *spared -= 1,
             None => {}
         }
+        if state.new == Some(self.inode) {
+            match &mut state.room {
+                Some(0) => {
+                    state.full = true;
+                    return Err(io::ErrorKind::StorageFull.into());
+                }
+                Some(spared) => *spared -= 1,
+                None => {}
+            }
+        }
         if state.dead {
             return Err(io::Error::other("simulated: the index's disk has stopped"));
         }
         Ok(state)
+    }
+}
+
+impl State {
+    fn note(&mut self, inode: u64, change: Change) {
+        self.unsynced.entry(inode).or_default().push(change);
+    }
+
+    fn note_synced(&mut self, inode: u64) {
+        self.unsynced.insert(inode, Vec::new());
     }
 }
 
@@ -216,23 +266,21 @@ impl StorageBackend for CrashFile {
             len,
             usize::try_from(old.saturating_sub(len)).map_err(io::Error::other)?,
         )?;
-        state.unsynced.push(Change::Length { old, cut, new: len });
+        state.note(self.inode, Change::Length { old, cut, new: len });
         self.file.set_len(len)
     }
 
     fn sync_data(&self) -> io::Result<()> {
         let mut state = self.writable()?;
-        state.unsynced.clear();
+        state.note_synced(self.inode);
         Ok(())
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         let mut state = self.writable()?;
-        state.unsynced.push(Change::Write {
-            at: offset,
-            old: self.before(offset, data.len())?,
-            new: data.to_vec(),
-        });
+        let old = self.before(offset, data.len())?;
+        let new = data.to_vec();
+        state.note(self.inode, Change::Write { at: offset, old, new });
         self.file.write_all_at(data, offset)
     }
 }

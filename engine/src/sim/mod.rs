@@ -55,6 +55,9 @@ struct Seen {
     compactions_offline: u64,
     compactions_stopped: u64,
     compactions_rolled_forward: u64,
+    renewals: u64,
+    renewals_failed: u64,
+    renewals_lost: u64,
     full: u64,
     lies: BTreeSet<damage::Lie>,
     lies_refused: u64,
@@ -64,7 +67,7 @@ struct Seen {
 
 impl Seen {
     /// How often each kind of thing happened that must not silently stop happening.
-    fn counts(&self) -> [(&'static str, u64); 25] {
+    fn counts(&self) -> [(&'static str, u64); 28] {
         [
             ("failure of the index's disk", self.index_faults),
             ("life", self.lives),
@@ -89,6 +92,9 @@ impl Seen {
             ("compaction between lives", self.compactions_offline),
             ("compaction that was stopped", self.compactions_stopped),
             ("compaction that a start ended", self.compactions_rolled_forward),
+            ("new file of the index", self.renewals),
+            ("new file of the index that failed", self.renewals_failed),
+            ("new file of the index that lost its name", self.renewals_lost),
             ("full backlog", self.full),
             ("lie that was refused", self.lies_refused),
         ]

@@ -81,6 +81,8 @@ pub(super) struct Life {
     /// Imports under way, by name.
     pub(super) importing: BTreeMap<&'static str, Import>,
     pub(super) compacting: Option<Compacting>,
+    /// The disks of the log and of the index.
+    pub(super) disks: (FaultyStorage, Arc<CrashDisk>),
     /// Keeps the locks of what is prepared.
     pub(super) ring_bytes: usize,
 }
@@ -316,7 +318,12 @@ impl World {
     }
 
     /// As [`crate::engine::EnginePrelude::start`], on this thread.
-    fn start(&mut self, faulty: &FaultyStorage, under: &CrashDisk, seen: &mut Seen) -> Result<Life, End> {
+    fn start(
+        &mut self,
+        faulty: &FaultyStorage,
+        under: &Arc<CrashDisk>,
+        seen: &mut Seen,
+    ) -> Result<Life, End> {
         let log_error = |error: OpenError| match error {
             OpenError::Io { .. } => End::Failed(error.to_string()),
             other => panic!("refused after a mere crash: {other}"),
@@ -386,6 +393,7 @@ impl World {
             changing: BTreeMap::new(),
             importing: BTreeMap::new(),
             compacting: None,
+            disks: (faulty.clone(), Arc::clone(under)),
             ring_bytes,
         };
         if self.one_in(3) {
@@ -461,6 +469,9 @@ impl World {
             self.apply(life, seen)?;
             return Ok(());
         }
+        if life.compacting.is_some() && self.one_in(8) {
+            return self.compact(life, seen);
+        }
         match self.below(47) {
             40..45 => self.import(life, seen)?,
             45..47 => self.compact(life, seen)?,
@@ -486,6 +497,10 @@ impl World {
                 self.say(|| "  persist".to_owned());
                 life.fold.persist().map_err(|error| End::Failed(error.reason()))?;
             }
+            35 if life
+                .compacting
+                .as_ref()
+                .is_some_and(Compacting::keeps_checkpoints_off) => {}
             35 => self.checkpoint(life, seen),
             36 if self.one_in(4) => self.rebuild(life, seen),
             36 => life.fold.tidy().map_err(|error| End::Failed(error.reason()))?,
@@ -568,6 +583,7 @@ impl World {
         // A fault that waited for its turn may strike here.
         let _ = ended;
         drop(life);
+        self.settle_names(false, seen);
         *self.accounts_saved.lock() = read_accounts(self.dir.path());
     }
 }

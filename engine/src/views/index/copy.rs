@@ -7,7 +7,7 @@ use redb::{Database, Key, ReadTransaction, ReadableTable, TableDefinition, Value
 use super::reader::IndexReader;
 use super::{
     BLOB_REFS, BLOBS, COLLECTIONS, DEAD, GENERATIONS, HEADS, IndexError, META, NODES, RECORD_BLOBS, RECORDS,
-    REPOS, SEGMENTS,
+    REPOS, SEGMENTS, database_at,
 };
 
 /// Memory that a copy's new file may cache, bytes. Rows are written in order, so little of it is read again.
@@ -32,9 +32,7 @@ impl IndexReader {
             let exists = std::io::Error::from(std::io::ErrorKind::AlreadyExists);
             return Err(redb::StorageError::Io(exists).into());
         }
-        let target = Database::builder()
-            .set_cache_size(COPY_CACHE_BYTES)
-            .create(path)?;
+        let target = database_at(path, COPY_CACHE_BYTES)?;
         let copy = Copy {
             source: self.transaction(),
             target: &target,

@@ -41,6 +41,8 @@ pub use nodes::RepoNodes;
 pub use reader::{IndexReader, ListOrder, RecordItem, Records, RepoCounts, RepoHead};
 pub use relocate::Places;
 pub(crate) use relocate::{Moved, RelocateError, Walk};
+#[cfg(test)]
+pub(crate) use renew::NEW_NAME;
 pub(crate) use renew::{Renewal, remove_leftovers};
 pub use rows::{BlobRow, RecordRow};
 pub use scan::RecordRows;
@@ -234,15 +236,7 @@ impl IndexView {
     /// another process has the file.
     pub fn open(path: &Path, log_id: LogId, cache_bytes: usize) -> Result<IndexView, IndexError> {
         let fresh = std::fs::metadata(path).map_or(true, |file| file.len() == 0);
-        let mut builder = Database::builder();
-        builder.set_cache_size(cache_bytes);
-        #[cfg(test)]
-        let database = match crate::sim::disk::backend(path).map_err(redb::StorageError::Io)? {
-            Some(simulated) => builder.create_with_backend(simulated)?,
-            None => builder.create(path)?,
-        };
-        #[cfg(not(test))]
-        let database = builder.create(path)?;
+        let database = database_at(path, cache_bytes)?;
         if fresh {
             initialize(&database, log_id)?;
         }
@@ -386,6 +380,17 @@ impl From<redb::TableError> for ApplyError {
 fn put_meta(transaction: &redb::WriteTransaction, name: &str, value: &[u8]) -> Result<(), IndexError> {
     transaction.open_table(META)?.insert(name, value)?;
     Ok(())
+}
+
+/// Opens or creates the file at `path`.
+fn database_at(path: &Path, cache_bytes: usize) -> Result<Database, IndexError> {
+    let mut builder = Database::builder();
+    builder.set_cache_size(cache_bytes);
+    #[cfg(test)]
+    if let Some(simulated) = crate::sim::disk::backend(path).map_err(redb::StorageError::Io)? {
+        return Ok(builder.create_with_backend(simulated)?);
+    }
+    Ok(builder.create(path)?)
 }
 
 /// Makes every table, so that a reader never meets a missing one.

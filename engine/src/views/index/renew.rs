@@ -19,7 +19,7 @@ use crate::views::driver::{DriverConfig, DriverError, Fold};
 use crate::views::{View, ViewError};
 
 /// The new file's name until it is the live one.
-const NEW_NAME: &str = "index.redb.new";
+pub(crate) const NEW_NAME: &str = "index.redb.new";
 /// Batches after which the rest is left to the moment in which nothing else is applied.
 const ROUNDS_MAX: usize = 1000;
 

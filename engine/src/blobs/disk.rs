@@ -6,7 +6,10 @@
 //! | writing                     | a temporary file, which [`DiskBlobs::sweep_temporary`] removes later  |
 //! | syncing the file, renaming  | the blob, perhaps; nothing refers to it                             |
 //! | syncing the directories     | the blob for good                                                   |
+//!
+//! The root is synced before the first blob of an account that this process takes, not for each: its directory is there from then on.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, IoSlice, Write};
 use std::ops::Range;
@@ -17,6 +20,7 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
+use parking_lot::Mutex;
 
 use super::{BlobError, BlobReader, BlobStore, BlobStream, BlobUpload, UploadMeter};
 use crate::repo::{Cid, Did};
@@ -30,10 +34,40 @@ const READ_BYTES: u64 = 256 << 10;
 /// The piece in which an upload is written, in bytes; a little more where chunks do not fit evenly.
 const WRITE_BYTES: usize = 256 << 10;
 
+/// Accounts whose directories are remembered to be there for good; all are forgotten when there are more.
+const SETTLED_MAX: usize = 16 << 10;
+
 /// Media in files below one directory. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct DiskBlobs {
     root: Arc<Path>,
+    settled: Arc<Settled>,
+}
+
+/// Accounts whose directory a crash does not take away any more.
+#[derive(Debug, Default)]
+struct Settled(Mutex<HashSet<PathBuf>>);
+
+impl Settled {
+    /// Makes the directory if it is not there, for good.
+    fn settle(&self, root: &Path, directory: &Path) -> io::Result<()> {
+        match fs::create_dir(directory) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                if self.0.lock().contains(directory) {
+                    return Ok(());
+                }
+            }
+            // Also one that was known, and was removed by hand.
+            made => made?,
+        }
+        sync_directory(root)?;
+        let mut settled = self.0.lock();
+        if settled.len() >= SETTLED_MAX {
+            settled.clear();
+        }
+        settled.insert(directory.to_owned());
+        Ok(())
+    }
 }
 
 impl DiskBlobs {
@@ -46,7 +80,10 @@ impl DiskBlobs {
         let temporary = root.join(TEMPORARY);
         fs::create_dir_all(&temporary).map_err(|error| failed(&temporary, &error))?;
         sync_directory(&root).map_err(|error| failed(&root, &error))?;
-        Ok(DiskBlobs { root: root.into() })
+        Ok(DiskBlobs {
+            root: root.into(),
+            settled: Arc::default(),
+        })
     }
 
     /// Removes what uploads left that were not written to for `older_than` and never finished. Gives the number of files.
@@ -116,7 +153,7 @@ impl BlobStore for DiskBlobs {
             temporary: Temporary(path),
             meter: UploadMeter::new(max_bytes),
             directory: self.root.join(did.as_str()),
-            root: self.root.clone(),
+            store: self.clone(),
         }))
     }
 
@@ -177,7 +214,7 @@ struct DiskUpload {
     temporary: Temporary,
     meter: UploadMeter,
     directory: PathBuf,
-    root: Arc<Path>,
+    store: DiskBlobs,
 }
 
 impl DiskUpload {
@@ -221,19 +258,18 @@ impl BlobUpload for DiskUpload {
             temporary,
             meter,
             directory,
-            root,
+            store,
             ..
         } = upload;
         let target = directory.join(cid.to_string());
         blocking(move || {
             let settle = || -> io::Result<()> {
                 write_all(&file, &pending)?;
-                file.sync_all()?;
-                fs::create_dir_all(&directory)?;
+                file.sync_data()?;
+                store.settled.settle(&store.root, &directory)?;
                 // Replaces a blob of the same name by the same bytes.
                 fs::rename(&temporary.0, &target)?;
-                sync_directory(&directory)?;
-                sync_directory(&root)
+                sync_directory(&directory)
             };
             settle().map_err(|error| failed(&target, &error))
         })

@@ -1,5 +1,6 @@
 //! One subscriber: cursor rules, backfill, live, and the rules by which it is dropped.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -286,7 +287,26 @@ async fn send_all<S: EventSink>(
         stalled_or_gone(feeding)?;
         *position = event.lsn;
     }
-    stalled_or_gone(tokio::time::timeout(inner.settings.stall, sink.flush()).await)
+    let flushed = stalled_or_gone(tokio::time::timeout(inner.settings.stall, sink.flush()).await);
+    give_way();
+    flushed
+}
+
+/// After so many sends others may run.
+const SENDS_IN_A_ROW: u32 = 4;
+
+thread_local! {
+    static SENT: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Now and then lets other threads have the processor. One event goes to a thousand subscribers in a few milliseconds, and that is how
+/// long a scheduler may let somebody wait who has work for a tenth of one: a commit.
+fn give_way() {
+    let sent = SENT.get().wrapping_add(1);
+    SENT.set(sent);
+    if sent.is_multiple_of(SENDS_IN_A_ROW) {
+        std::thread::yield_now();
+    }
 }
 
 fn stalled_or_gone<E>(outcome: Result<Result<(), E>, tokio::time::error::Elapsed>) -> Result<(), End> {

@@ -184,6 +184,9 @@ struct Running {
     _threads: FirehoseThreads,
 }
 
+/// What is sent to a thousand subscribers stands back behind the commit that they will hear of next.
+const FIREHOSE_NICENESS: i32 = 5;
+
 /// The threads of the firehose. They end with this, without being waited for: their work is all in the log.
 struct FirehoseThreads(Option<tokio::runtime::Runtime>, tokio::runtime::Handle);
 
@@ -194,6 +197,10 @@ impl FirehoseThreads {
             .worker_threads((cores / 2).clamp(1, 8))
             .max_blocking_threads(8)
             .thread_name("firehose")
+            .on_thread_start(|| {
+                // A system that does not allow it shares evenly.
+                let _evenly = rustix::process::setpriority_process(None, FIREHOSE_NICENESS);
+            })
             .enable_all()
             .build()
             .map_err(|error| ServerError::io("the firehose's threads", error))?;

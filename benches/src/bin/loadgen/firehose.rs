@@ -1,5 +1,6 @@
 //! The scenarios of `subscribeRepos`: replay from a cursor, and live events to many subscribers.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -8,6 +9,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde_json::{Map, json};
 use tokio::net::TcpStream;
+use tokio::runtime::{Handle, Runtime};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, timeout};
@@ -37,6 +39,8 @@ const MARKER_WAIT: Duration = Duration::from_millis(500);
 const MARKERS: u32 = 60;
 /// How many subscribers connect at once.
 const CONNECTING: usize = 32;
+/// How far subscribers stand back behind those that write.
+const SUBSCRIBERS_NICENESS: i32 = 10;
 /// Before this, a `seq` is not a time in microseconds (2001).
 const LEAST_TIME_SEQ: u64 = 1_000_000_000_000_000;
 
@@ -211,6 +215,43 @@ struct Seen {
     last: u64,
 }
 
+/// A thread for subscribers, which stands back behind those that write: they stand for other people's machines, and what
+/// they cost this one must not be taken for what the server makes writers wait.
+struct Apart(Option<Runtime>);
+
+impl Apart {
+    fn new() -> Result<Apart> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("subscribers")
+            .on_thread_start(|| {
+                // A system that does not allow it shares evenly.
+                let _evenly = rustix::process::setpriority_process(None, SUBSCRIBERS_NICENESS);
+            })
+            .enable_all()
+            .build()
+            .context("the subscribers' runtime cannot start")?;
+        Ok(Apart(Some(runtime)))
+    }
+
+    fn handle(&self) -> Result<&Handle> {
+        Ok(self
+            .0
+            .as_ref()
+            .context("the subscribers' runtime has ended")?
+            .handle())
+    }
+}
+
+impl Drop for Apart {
+    fn drop(&mut self) {
+        // It is dropped inside of another runtime, which must not be made to wait.
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
 /// `fan-out`.
 ///
 /// # Errors
@@ -224,7 +265,8 @@ pub async fn fan_out(args: &FanOut) -> Result<Outcome> {
         from: AtomicU64::new(u64::MAX),
         until: watch::Sender::new(u64::MAX),
     });
-    let (mut subscribers, from) = subscribe_all(&api, args, &account, &span).await?;
+    let apart = Apart::new()?;
+    let (mut subscribers, from) = subscribe_all(&api, args, &account, &span, apart.handle()?).await?;
     if from < LEAST_TIME_SEQ {
         bail!("this server's seq ({from}) is not a time, so there is no lag to measure");
     }
@@ -277,16 +319,22 @@ async fn subscribe_all(
     args: &FanOut,
     account: &Account,
     span: &Arc<Span>,
+    apart: &Handle,
 ) -> Result<(JoinSet<Seen>, u64)> {
     let sockets: Vec<Subscription> = stream::iter(0..args.subscribers)
-        .map(|_| Subscription::open(api.base(), None, FAN_OUT_BUFFER))
+        .map(|_| {
+            let base = api.base().to_owned();
+            // Where it is opened is where its socket is watched.
+            apart.spawn(async move { Subscription::open(&base, None, FAN_OUT_BUFFER).await })
+        })
+        .map(async |opened| opened.await.context("a subscriber's task ended badly")?)
         .buffer_unordered(CONNECTING)
         .try_collect()
         .await?;
     let mut subscribers = JoinSet::new();
     let (live, mut first_events) = mpsc::channel(sockets.len().max(1));
     for socket in sockets {
-        subscribers.spawn(subscriber(socket, span.clone(), live.clone()));
+        subscribers.spawn_on(subscriber(socket, span.clone(), live.clone()), apart);
     }
     drop(live);
     let mut waiting = args.subscribers;
@@ -339,6 +387,7 @@ async fn subscriber(mut stream: Subscription, span: Arc<Span>, live: mpsc::Sende
                     let lag = crate::now_micros().saturating_sub(seq);
                     tally.success(Duration::from_micros(lag), bytes);
                 }
+                give_way();
             }
             Err(error) => {
                 tally.failure(format!("{error:#}"));
@@ -347,6 +396,22 @@ async fn subscriber(mut stream: Subscription, span: Arc<Span>, live: mpsc::Sende
         }
     }
     Seen { tally, last }
+}
+
+/// After so many events others may run.
+const EVENTS_IN_A_ROW: u32 = 8;
+
+thread_local! {
+    static TAKEN: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Lets the server and the writers have the processor now and then, as if the subscribers were on other machines.
+fn give_way() {
+    let taken = TAKEN.get().wrapping_add(1);
+    TAKEN.set(taken);
+    if taken.is_multiple_of(EVENTS_IN_A_ROW) {
+        std::thread::yield_now();
+    }
 }
 
 /// Writes for as long as was asked.

@@ -21,7 +21,7 @@ const CHUNK_BYTES: usize = 128 << 10;
 /// Chunks that may wait for a slow client.
 const CHUNKS_AHEAD: usize = 3;
 /// How much an export's thread stands back behind those of commits, as a Unix niceness.
-const NICENESS: i32 = 10;
+const NICENESS: i32 = 19;
 /// How long a client may refuse bytes before its export ends.
 const STALL: Duration = Duration::from_secs(60);
 /// How long an export may take in all: it holds a snapshot, which keeps the index from reusing its pages.

@@ -275,6 +275,7 @@ fn catch_up(fold: &mut Fold<'_>, marks: &Marks) -> Result<(), DriverError> {
             marks.advance_visible();
             return Ok(());
         }
+        metrics::histogram!("pds_views_batch_entries").record(batch.entries as f64);
         let _ = marks
             .backlog
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |bytes| {

@@ -7,7 +7,7 @@ use super::imports::check_staged;
 use super::model::{Account, ExpectedEvent, State, check_repo};
 use super::world::{CACHE_BYTES, LOG_ID, Life, NAMES, World};
 use crate::entry::EntryKind;
-use crate::log::{Lsn, ReadError};
+use crate::log::Lsn;
 use crate::repo::Cid;
 use crate::repo::event::{Event, decode};
 use crate::views::View;
@@ -37,7 +37,7 @@ impl World {
         let state = self.check_heads(life);
         let reader = life.index.reader().unwrap();
         for repo in state.repos.values() {
-            check_repo(repo, &reader, &life.log.reader, &self.verified);
+            check_repo(repo, &reader, &life.log.reader, &self.judge);
         }
     }
 
@@ -46,7 +46,7 @@ impl World {
         let state = self.check_heads(life);
         if let Some(repo) = state.repos.get(&format!("did:plc:{}", self.pick(&NAMES))) {
             let reader = life.index.reader().unwrap();
-            check_repo(repo, &reader, &life.log.reader, &self.verified);
+            check_repo(repo, &reader, &life.log.reader, &self.judge);
         }
     }
 
@@ -101,8 +101,7 @@ impl World {
             let max = 1 + usize::try_from(self.below(4_000)).unwrap();
             let frames = match tail.next_public_batch(visible, max) {
                 Ok(frames) => frames,
-                // The log's disk fails for good in this life.
-                Err(ReadError::Io { .. }) => return,
+                Err(error) if self.judge.may_refuse(&error) => return,
                 Err(error) => panic!("{error}"),
             };
             if frames.is_empty() {
@@ -150,7 +149,7 @@ impl World {
             let mut fold = Fold::new(views, |from| life.log.reader.tail(from), self.batches_for_once());
             match fold_up_to(&mut fold, applied) {
                 Ok(()) => {}
-                Err(DriverError::Read(ReadError::Io { .. })) => return,
+                Err(DriverError::Read(error)) if self.judge.may_refuse(&error) => return,
                 Err(error) => panic!("{}", error.reason()),
             }
             assert_eq!(fold.applied(), applied);

@@ -87,7 +87,7 @@ impl World {
             }) => {
                 assert!(!snapshots.are_gone(), "a snapshot is held and not counted");
                 for repo in state.repos.values() {
-                    check_repo(repo, &reader, &life.log.reader, &self.verified);
+                    check_repo(repo, &reader, &life.log.reader, &self.judge);
                 }
                 let renewing = self.renew(life, renewing, seen);
                 if !matches!(renewing, Renewing::Over) || self.one_in(2) {

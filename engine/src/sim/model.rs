@@ -1,12 +1,13 @@
 //! What the engine should know: plain maps, one copy for every group of the log.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::entry::EntryKind;
 use bytes::Bytes;
 
+use super::liar::LyingStorage;
+use crate::entry::EntryKind;
 use crate::log::{Location, LogReader, Lsn, ReadError};
 use crate::repo::mst::{BuiltNode, Tree, build_from_sorted};
 use crate::repo::{Cid, Commit, Tid};
@@ -105,19 +106,63 @@ impl Model {
     }
 }
 
-/// Every answer about one repo, its signed commit, and the tree that its records make. Signatures that were verified
-/// before are in `verified`; the rest is looked at each time.
-pub fn check_repo(repo: &TestRepo, reader: &IndexReader, log: &LogReader, verified: &RefCell<BTreeSet<Cid>>) {
+/// What is known about answers: whose signatures were verified before, and whether the log's disk may have lied.
+#[derive(Default)]
+pub struct Judge {
+    verified: RefCell<BTreeSet<Cid>>,
+    /// The disk of this life, if it is one that lies.
+    pub(super) liar: Option<LyingStorage>,
+    /// Whether a disk of before has.
+    pub(super) lied_before: bool,
+    /// Answers that were refused because of a lie.
+    pub refused: Cell<u64>,
+}
+
+impl Judge {
+    /// Whether the disk has lied.
+    pub fn lied(&self) -> bool {
+        self.lied_before || self.liar.as_ref().is_some_and(|liar| liar.told().is_some())
+    }
+
+    /// A refusal is right where the disk fails for good in this life, and where it has lied.
+    pub fn may_refuse(&self, error: &ReadError) -> bool {
+        match error {
+            ReadError::Io { .. } => true,
+            ReadError::Corrupt { .. } if self.lied() => {
+                self.refused.set(self.refused.get() + 1);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Bytes of the log, unless they are refused: by the log, or by who compares them with their CID.
+    fn read(&self, log: &LogReader, at: Location, cid: Cid) -> Option<Bytes> {
+        match log.read_at(at) {
+            Ok(bytes) if cid.matches(&bytes) => Some(bytes),
+            Ok(_) => {
+                assert!(self.lied(), "other bytes at {at:?} than those of {cid}");
+                self.refused.set(self.refused.get() + 1);
+                None
+            }
+            Err(error) if self.may_refuse(&error) => None,
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+/// Every answer about one repo, its signed commit, and the tree that its records make.
+pub fn check_repo(repo: &TestRepo, reader: &IndexReader, log: &LogReader, judge: &Judge) {
     repo.check(reader);
     let Some((commit_cid, rev, data)) = repo.head else {
         return;
     };
     let head = reader.repo(&repo.did).unwrap().unwrap();
-    let Some(bytes) = read(log, head.commit_location) else {
+    let Some(bytes) = judge.read(log, head.commit_location, commit_cid) else {
         return;
     };
     let commit = Commit::decode(bytes).unwrap();
-    if verified.borrow_mut().insert(commit.cid()) {
+    if judge.verified.borrow_mut().insert(commit.cid()) {
         commit.verify(&repo.public_key()).unwrap();
     }
     assert_eq!(
@@ -126,7 +171,7 @@ pub fn check_repo(repo: &TestRepo, reader: &IndexReader, log: &LogReader, verifi
     );
     for (path, model) in &repo.records {
         let row = reader.record(&repo.did, &path.parse().unwrap()).unwrap().unwrap();
-        let Some(bytes) = read(log, row.location) else {
+        let Some(bytes) = judge.read(log, row.location, model.cid) else {
             return;
         };
         assert_eq!(*bytes, *model.bytes, "the record at {path}");
@@ -141,13 +186,4 @@ pub fn check_repo(repo: &TestRepo, reader: &IndexReader, log: &LogReader, verifi
         "the records of {} make another tree than its commit says",
         repo.did
     );
-}
-
-/// Bytes of the log, unless its disk fails for good in this life.
-fn read(log: &LogReader, at: Location) -> Option<Bytes> {
-    match log.read_at(at) {
-        Ok(bytes) => Some(bytes),
-        Err(ReadError::Io { .. }) => None,
-        Err(error) => panic!("{error}"),
-    }
 }

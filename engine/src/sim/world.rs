@@ -1,7 +1,6 @@
 //! One run: a disk, a clock, a workload, and lives of a process that end badly.
 
-use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +11,7 @@ use super::Seen;
 use super::compaction::Compacting;
 use super::disk::{CrashDisk, put_under};
 use super::imports::Import;
-use super::model::{ExpectedEvent, Group, Model};
+use super::model::{ExpectedEvent, Group, Judge, Model};
 use super::workload::Planned;
 use crate::clock::{Clock, ScriptedClock, SeededEntropy};
 use crate::engine::open::{Bounds, open_views};
@@ -20,7 +19,6 @@ use crate::engine::{CHECKPOINTS_DIR, Durability, EngineConfig, EngineError, LOG_
 use crate::entry::{Change, Entry, EntryDraft};
 use crate::log::sim::SimLog;
 use crate::log::{Epoch, Failed, Log, LogConfig, LogId, Lsn, OpenError};
-use crate::repo::Cid;
 use crate::storage::{Fault, FaultyStorage, MemoryStorage};
 use crate::views::accounts::{self, Accounts, AccountsOptions, AccountsView, MIGRATIONS, stand_in};
 use crate::views::checkpoint::Checkpoints;
@@ -56,8 +54,7 @@ pub struct World {
     pub(super) floor: Lsn,
     /// The greatest generation that an import was given.
     pub(super) generation: u32,
-    /// Commits whose signature was verified.
-    pub(super) verified: RefCell<BTreeSet<Cid>>,
+    pub(super) judge: Judge,
     /// The account database as it was last made durable.
     pub(super) accounts_saved: Arc<Mutex<Files>>,
     pub(super) runtime: tokio::runtime::Runtime,
@@ -91,7 +88,7 @@ pub(super) struct Life {
 #[derive(Debug)]
 pub(super) enum End {
     /// Something failed, which it may only after a fault.
-    Failed(#[allow(dead_code, reason = "printed by Debug")] String),
+    Failed(String),
 }
 
 impl From<Failed> for End {
@@ -166,7 +163,7 @@ impl World {
             remote,
             floor: Lsn::ZERO,
             generation: 0,
-            verified: RefCell::default(),
+            judge: Judge::default(),
             accounts_saved: Arc::default(),
             runtime: tokio::runtime::Builder::new_current_thread()
                 .enable_time()
@@ -196,7 +193,7 @@ impl World {
         }
     }
 
-    fn step_clock(&self) {
+    pub(super) fn step_clock(&self) {
         let now = self.clock.now_micros();
         match self.below(12) {
             0 => self.clock.set(now - self.below(3_600_000_000)),
@@ -318,7 +315,7 @@ impl World {
     }
 
     /// As [`crate::engine::EnginePrelude::start`], on this thread.
-    fn start(
+    pub(super) fn start(
         &mut self,
         faulty: &FaultyStorage,
         under: &Arc<CrashDisk>,
@@ -446,7 +443,7 @@ impl World {
     }
 
     /// The replica takes some more of what is durable here.
-    fn advance_remote(&mut self) {
+    pub(super) fn advance_remote(&mut self) {
         let Some(remote) = self.remote else { return };
         let ends: Vec<Lsn> = self.model.groups.iter().map(|group| group.last).collect();
         let ends: Vec<Lsn> = ends
@@ -515,7 +512,7 @@ impl World {
     }
 
     /// One batch of the views; whether there was one.
-    fn apply(&mut self, life: &mut Life, seen: &mut Seen) -> Result<bool, End> {
+    pub(super) fn apply(&mut self, life: &mut Life, seen: &mut Seen) -> Result<bool, End> {
         let before = life.fold.applied();
         let batch = life
             .fold

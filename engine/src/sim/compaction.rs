@@ -86,11 +86,15 @@ impl World {
                 renewing,
             }) => {
                 assert!(!snapshots.are_gone(), "a snapshot is held and not counted");
-                for repo in state.repos.values() {
-                    check_repo(repo, &reader, &life.log.reader, &self.judge);
-                }
                 let renewing = self.renew(life, renewing, seen);
-                if !matches!(renewing, Renewing::Over) || self.one_in(2) {
+                let goes_on = !matches!(renewing, Renewing::Over) || self.one_in(2);
+                // For the last time, and sometimes before.
+                if !goes_on || self.one_in(3) {
+                    for repo in state.repos.values() {
+                        check_repo(repo, &reader, &life.log.reader, &self.judge);
+                    }
+                }
+                if goes_on {
                     life.compacting = Some(Compacting::Replaced {
                         reader,
                         state,

@@ -29,7 +29,7 @@ use crate::views::{View, ViewError};
 /// Groups that may wait to be applied before writes are refused.
 const BACKLOG_GROUPS: usize = 16;
 /// One run in so many has rows in the account database.
-const ACCOUNT_RUNS: u64 = 12;
+const ACCOUNT_RUNS: u64 = 16;
 const NOW: u64 = 1_767_225_600_000_000;
 pub(super) const LOG_ID: LogId = LogId([6; 16]);
 pub(super) const NAMES: [&str; 4] = ["alice", "bob", "carol", "dave"];
@@ -469,9 +469,9 @@ impl World {
         if life.compacting.is_some() && self.one_in(8) {
             return self.compact(life, seen);
         }
-        match self.below(47) {
+        match self.below(46) {
             40..45 => self.import(life, seen)?,
-            45..47 => self.compact(life, seen)?,
+            45 => self.compact(life, seen)?,
             0..14 => self.commit(life, seen)?,
             14..16 => self.upload(life, seen)?,
             16..20 => self.change_account(life, seen)?,

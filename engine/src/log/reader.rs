@@ -89,8 +89,14 @@ impl LogReader {
     /// # Errors
     /// [`ReadError::NoSuchSegment`], [`ReadError::Corrupt`] if the location reaches beyond the segment, or the disk's.
     pub fn read_at(&self, location: Location) -> Result<Bytes, ReadError> {
-        self.segment(location.segment)?
-            .read(location.offset, location.len as usize)
+        let segment = self.segment(location.segment)?;
+        // A sealed one is mapped, and needs no call to the system either.
+        if segment.is_open()
+            && let Some(recent) = self.ring.read(location)
+        {
+            return Ok(recent);
+        }
+        segment.read(location.offset, location.len as usize)
     }
 
     /// The frame at `location`, checked.

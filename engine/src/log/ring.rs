@@ -1,11 +1,13 @@
-//! The most recent frames, in memory: those who follow the log closely read no file.
+//! The most recent frames, in memory: those who follow the log closely, and those who ask for what was just written, read no
+//! file.
 
 use std::collections::VecDeque;
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::frame::Frame;
-use super::lsn::Lsn;
+use super::lsn::{Location, Lsn};
 
 /// The newest frames, without a gap, up to a number of bytes.
 ///
@@ -73,5 +75,24 @@ impl Ring {
             found.push(frame.clone());
         }
         Some(found)
+    }
+
+    /// A copy of the bytes at `at`, if they lie within one frame that is here.
+    pub(super) fn read(&self, at: Location) -> Option<Bytes> {
+        let state = self.state.lock();
+        // Segments and offsets rise with the LSNs.
+        let found = state.frames.partition_point(|frame| {
+            let lies = frame.location();
+            (lies.segment, lies.offset + u64::from(lies.len)) <= (at.segment, at.offset)
+        });
+        let frame = state.frames.get(found)?;
+        let lies = frame.location();
+        if lies.segment != at.segment {
+            return None;
+        }
+        let from = usize::try_from(at.offset.checked_sub(lies.offset)?).ok()?;
+        let bytes = frame.bytes().get(from..from.checked_add(at.len as usize)?)?;
+        // Not a part of the batch's buffer, which it would keep.
+        Some(Bytes::copy_from_slice(bytes))
     }
 }

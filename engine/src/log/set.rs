@@ -339,6 +339,11 @@ impl SegmentEntry {
         Ok(Bytes::copy_from_slice(bytes))
     }
 
+    /// Whether it is still written to.
+    pub(super) fn is_open(&self) -> bool {
+        matches!(*self.state.read(), State::Open { .. })
+    }
+
     /// The whole file of a sealed segment; opened and mapped at the first use.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 mod ahead;
 mod compaction;
 mod install;
+mod recent;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

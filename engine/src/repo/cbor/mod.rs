@@ -19,8 +19,9 @@ pub use reader::{Kind, MapKeys, Reader, validate};
 pub use value::{BlobRef, Map, Value, blob_refs, for_each_link};
 pub use writer::{Writer, head_len};
 
-/// How deep arrays and maps may nest. Real records stay below 20; the bound keeps recursion off the stack's end.
-pub const MAX_DEPTH: usize = 128;
+/// How deep arrays and maps may nest. Real records stay below 20; the bound keeps recursion off the stack's end. Some JSON parsers
+/// stop at 128 levels, and answers put a few around a record.
+pub const MAX_DEPTH: usize = 120;
 
 const MAJOR_UINT: u8 = 0;
 const MAJOR_NEGATIVE: u8 = 1;

@@ -16,7 +16,7 @@ use engine::repo::{Cid, Did};
 use futures_util::{StreamExt, stream};
 use tempfile::NamedTempFile;
 
-use crate::store::{ObjectName, ReplicaStore, RetryPolicy, StoreError, retry};
+use crate::store::{MAX_LIST, ObjectName, ReplicaStore, RetryPolicy, StoreError, retry};
 
 /// What an upload keeps in memory before it turns to a file, in bytes.
 pub const MEMORY_BYTES: usize = 1 << 20;
@@ -149,6 +149,22 @@ impl BlobStore for ReplicaBlobs {
         retry(&RetryPolicy::default(), || self.store.delete(&name))
             .await
             .map_err(|error| failed(&error))
+    }
+
+    async fn list(&self, did: &Did, after: Option<&Cid>, limit: usize) -> Result<Vec<Cid>, BlobError> {
+        let prefix = format!("blobs/{did}/");
+        let after = after.map(|cid| format!("{prefix}{cid}"));
+        let limit = limit.clamp(1, MAX_LIST);
+        let policy = RetryPolicy::default();
+        let listed = retry(&policy, || self.store.list(&prefix, after.as_deref(), limit)).await;
+        let listed = listed.map_err(|error| failed(&error))?;
+        let cids = listed
+            .iter()
+            .map(|object| object.name.as_str().get(prefix.len()..)?.parse().ok());
+        // One that is no CID would end the list early if it were left out.
+        cids.collect::<Option<_>>().ok_or_else(|| BlobError::Failed {
+            detail: format!("below {prefix} is an object that is no blob"),
+        })
     }
 
     fn describe(&self) -> String {

@@ -71,6 +71,8 @@ pub enum CheckpointError {
 pub(crate) struct CheckpointRequest {
     pub(crate) dir: PathBuf,
     pub(crate) lsn: Lsn,
+    /// No older one stays.
+    pub(crate) alone: bool,
     pub(crate) reply: oneshot::Sender<Result<(), CheckpointError>>,
 }
 

@@ -23,15 +23,11 @@ pub(crate) fn replacement(local: &[SegmentInfo], named: &[SegmentEntry]) -> Opti
     if !local.iter().all(|segment| segment.sealed) {
         return None;
     }
-    let same = |(here, there): &(&SegmentInfo, &SegmentEntry)| {
-        (here.base.get(), here.last.get(), here.prev.get(), here.bytes)
-            == (there.base, there.last, there.prev, there.raw_bytes)
-    };
     let shared = local
         .iter()
         .rev()
         .zip(named.iter().rev())
-        .take_while(same)
+        .take_while(is_same)
         .count();
     let (here, there) = (local.len() - shared, named.len().checked_sub(shared)?);
     if (here, there) == (0, 0) {
@@ -50,6 +46,20 @@ pub(crate) fn replace(named: &mut Vec<SegmentEntry>, entries: &[SegmentEntry]) -
     };
     named.splice(..=at, entries.iter().cloned());
     true
+}
+
+/// The last LSN of the compacted part of the log, if the manifest names the very segments of it that are here; else zero.
+pub(crate) fn named(local: &[SegmentInfo], named: &[SegmentEntry]) -> Lsn {
+    let compacted = local.partition_point(|segment| segment.compaction > 0);
+    let local = local.get(..compacted).unwrap_or_default();
+    let all_named = local.len() <= named.len() && local.iter().zip(named).all(|pair| is_same(&pair));
+    if all_named { end(local) } else { Lsn::ZERO }
+}
+
+/// Whether the manifest's segment is the local one.
+fn is_same((here, there): &(&SegmentInfo, &SegmentEntry)) -> bool {
+    (here.base.get(), here.last.get(), here.prev.get(), here.bytes)
+        == (there.base, there.last, there.prev, there.raw_bytes)
 }
 
 /// The LSN at which the replacement ends.

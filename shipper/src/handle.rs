@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use engine::clock::Clock;
 use engine::log::{Epoch, Log, Lsn, SEGMENT_HEADER_BYTES, SegmentInfo, Watermark};
@@ -88,6 +88,28 @@ pub(crate) struct Shared {
     pub(crate) hurry: Notify,
     /// The last LSN in the segments of the newest manifest.
     pub(crate) covered: AtomicU64,
+    /// What was being written to the replica before is of no use: this reign began after it.
+    pub(crate) begun: SystemTime,
+    /// What is known to be gone.
+    pub(crate) erased: Mutex<Erased>,
+}
+
+/// What of before is known to be gone from the replica, because a look at all of its objects found nothing that its
+/// newest manifest does not name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Erased {
+    /// No object has frames at or before this LSN but those that a compaction wrote.
+    pub through: Lsn,
+    /// The oldest checkpoint that is there or on its way; `None` if there is none.
+    pub oldest_checkpoint: Option<Lsn>,
+}
+
+impl Erased {
+    /// Whether nothing is left of what was removed by the entry `removal`, given that checkpoints after `views` have nothing of it.
+    #[must_use]
+    pub fn is_without(&self, removal: Lsn, views: Lsn) -> bool {
+        self.through >= removal && self.oldest_checkpoint.is_none_or(|oldest| oldest > views)
+    }
 }
 
 /// What the follower tells.
@@ -123,6 +145,8 @@ impl Shared {
         };
         Shared {
             covered: AtomicU64::new(claim.replica.manifest.covered_lsn().get()),
+            erased: Mutex::default(),
+            begun: SystemTime::UNIX_EPOCH + Duration::from_micros(clock.now_micros()),
             requests: Requests::new(store, config.request_timeout),
             config,
             clock,
@@ -214,6 +238,12 @@ impl ShipHandle {
         Lsn::saturating(self.shared.covered.load(Ordering::Acquire))
     }
 
+    /// What is known to be gone from the replica. It may be more.
+    #[must_use]
+    pub fn erased(&self) -> Erased {
+        *self.shared.erased.lock()
+    }
+
     /// Our reign.
     #[must_use]
     pub fn epoch(&self) -> Epoch {
@@ -298,6 +328,22 @@ impl ShipHandle {
     /// # Errors
     /// [`CheckpointError`]; nothing is published then, and a later checkpoint may be tried.
     pub async fn publish_checkpoint(&self, dir: std::path::PathBuf, lsn: Lsn) -> Result<(), CheckpointError> {
+        self.publish(dir, lsn, false).await
+    }
+
+    /// As [`ShipHandle::publish_checkpoint`], and no older one stays: they may hold what was deleted since.
+    ///
+    /// # Errors
+    /// [`CheckpointError`]; nothing is published then.
+    pub async fn replace_checkpoints(
+        &self,
+        dir: std::path::PathBuf,
+        lsn: Lsn,
+    ) -> Result<(), CheckpointError> {
+        self.publish(dir, lsn, true).await
+    }
+
+    async fn publish(&self, dir: std::path::PathBuf, lsn: Lsn, alone: bool) -> Result<(), CheckpointError> {
         if lsn > self.shared.remote.get() {
             return Err(CheckpointError::NotDurable {
                 lsn,
@@ -305,7 +351,12 @@ impl ShipHandle {
             });
         }
         let (reply, wait) = oneshot::channel();
-        let request = CheckpointRequest { dir, lsn, reply };
+        let request = CheckpointRequest {
+            dir,
+            lsn,
+            alone,
+            reply,
+        };
         self.checkpoints
             .send(request)
             .await

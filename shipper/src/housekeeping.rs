@@ -7,6 +7,7 @@
 //! | create `manifest/<g + 1>` | everything covered is named | derives g + 2 from it |
 //! | check that g + 1 is the newest | the same | the same |
 //! | delete covered chunks, displaced checkpoints, old manifests | some are left | sweeps them after its first manifest |
+//! | sweep: list all, delete what is not named, until nothing is found | some are left | the same |
 //!
 //! The check before the deletions matters because create-if-absent forgets the names of deleted objects: a writer that
 //! slept long enough could create a generation that was deleted meanwhile. It then sees a higher one and deletes nothing.
@@ -23,11 +24,10 @@ use crate::checkpoint::{self, CheckpointError, CheckpointRequest, LocalFile};
 use crate::chunk::{ChunkHeader, ChunkKind};
 use crate::compacted;
 use crate::fence::{self, ReplicaError};
-use crate::handle::{Shared, with_sources};
+use crate::handle::{Erased, Shared, with_sources};
 use crate::manifest::{CheckpointEntry, FileEntry, Manifest, ManifestError, SegmentEntry};
-use crate::names::{
-    self, CHECKPOINT_PREFIX, Generation, MANIFEST_PREFIX, Ordinal, SEGMENT_PREFIX, WAL_PREFIX,
-};
+use crate::names::{self, Generation, Ordinal};
+use crate::orphans::{self, OLD_MANIFESTS};
 use crate::plan::{self, ManifestVerdict};
 use crate::sealed::{self, FOOTER_BYTES, Footer, SealedError, SealedSummary};
 use crate::ship::ShipEnd;
@@ -35,10 +35,6 @@ use crate::store::{Created, ObjectName, StoreError};
 
 /// Deletions at a time.
 const DELETES_AT_A_TIME: usize = 8;
-/// Manifests that stay before the newest.
-const OLD_MANIFESTS: u64 = 3;
-/// Most objects that a sweep looks at per prefix.
-const MAX_SWEPT: usize = 1_000_000;
 
 /// What housekeeping remembers of a chunk.
 #[derive(Clone, Copy, Debug)]
@@ -96,6 +92,9 @@ pub(crate) struct Housekeeper {
     shared: Arc<Shared>,
     checkpoints: mpsc::Receiver<CheckpointRequest>,
     manifest: Manifest,
+    /// Whether `manifest` was published by this process: then an earlier reign can publish nothing any more.
+    published: bool,
+    /// Whether nothing can be in the replica that `manifest` does not name.
     swept: bool,
 }
 
@@ -106,6 +105,7 @@ impl Housekeeper {
             shared,
             checkpoints,
             manifest,
+            published: false,
             swept: false,
         }
     }
@@ -123,8 +123,15 @@ impl Housekeeper {
                 }
             };
             let outcome = match request {
-                Some(CheckpointRequest { dir, lsn, reply }) => {
-                    let result = self.checkpoint(&dir, lsn).await;
+                Some(CheckpointRequest {
+                    dir,
+                    lsn,
+                    alone,
+                    reply,
+                }) => {
+                    let result = self.checkpoint(&dir, lsn, alone).await;
+                    // Files of one that was not published are named by nobody.
+                    self.swept &= result.is_ok();
                     let fenced = match &result {
                         Err(Refused::Trouble(Trouble::Fenced(by))) => Some(*by),
                         _ => None,
@@ -134,6 +141,10 @@ impl Housekeeper {
                     fenced.map_or(Ok(()), |by| Err(Trouble::Fenced(by)))
                 }
                 None => self.segments().await,
+            };
+            let outcome = match outcome {
+                Ok(()) => self.sweep().await,
+                failed => failed,
             };
             match outcome {
                 Ok(()) => pause = self.shared.config.housekeeping_interval,
@@ -201,7 +212,10 @@ impl Housekeeper {
                 manifest.checkpoints.clear();
             }
         })
-        .await
+        .await?;
+        // The names of what was tried before are not known.
+        self.swept = false;
+        Ok(())
     }
 
     /// Seals the open segment early if many chunks wait for one that covers them: neither a restore's requests nor our
@@ -307,7 +321,7 @@ impl Housekeeper {
         }
     }
 
-    async fn checkpoint(&mut self, dir: &Path, lsn: Lsn) -> Result<(), Refused> {
+    async fn checkpoint(&mut self, dir: &Path, lsn: Lsn, alone: bool) -> Result<(), Refused> {
         // Its places are those of the local segments.
         self.follow_compaction().await?;
         if let Some(newest) = self.manifest.checkpoints.first()
@@ -321,6 +335,10 @@ impl Housekeeper {
         let owned = dir.to_owned();
         let read = tokio::task::spawn_blocking(move || checkpoint::read_dir(&owned)).await;
         let files = read.map_err(|error| Trouble::Task(error.to_string()))??;
+        {
+            let mut erased = self.shared.erased.lock();
+            erased.oldest_checkpoint = Some(erased.oldest_checkpoint.map_or(lsn, |oldest| oldest.min(lsn)));
+        }
         let mut entries = Vec::with_capacity(files.len());
         for file in files {
             entries.push(self.ship_file(lsn, file).await?);
@@ -329,7 +347,10 @@ impl Housekeeper {
             lsn: lsn.get(),
             files: entries,
         };
-        let keep = self.shared.config.keep_checkpoints.max(1);
+        let keep = match alone {
+            true => 1,
+            false => self.shared.config.keep_checkpoints.max(1),
+        };
         self.publish(|manifest| {
             manifest.checkpoints.retain(|other| other.lsn < entry.lsn);
             manifest.checkpoints.insert(0, entry.clone());
@@ -425,6 +446,7 @@ impl Housekeeper {
                 continue;
             }
             let displaced = std::mem::replace(&mut self.manifest, next);
+            self.published = true;
             let covered_lsn = self.manifest.covered_lsn().get();
             self.shared.covered.store(covered_lsn, Ordering::Release);
             self.delete_covered(covered, &displaced).await;
@@ -442,7 +464,8 @@ impl Housekeeper {
         );
         let from = there.next_ordinal();
         self.shared.links.lock().retain(|link| link.ordinal >= from);
-        self.manifest = there;
+        (self.manifest, self.published, self.swept) = (there, false, false);
+        *self.shared.erased.lock() = Erased::default();
         Ok(())
     }
 
@@ -469,7 +492,7 @@ impl Housekeeper {
         Ok(data.map(|link| link.ordinal).collect())
     }
 
-    /// Deletes what the manifest no longer names. Failures are noted; what is left is swept by the next start.
+    /// Deletes what the manifest no longer names. What is left by a failure is swept later.
     async fn delete_covered(&mut self, covered: Vec<Ordinal>, displaced: &Manifest) {
         let from = self.manifest.next_ordinal();
         self.shared.links.lock().retain(|link| link.ordinal >= from);
@@ -489,17 +512,53 @@ impl Housekeeper {
         {
             doomed.push(Generation(old).object_name());
         }
-        if !self.swept {
-            match self.find_orphans().await {
-                Ok(orphans) => {
-                    self.swept = true;
-                    doomed.extend(orphans);
-                }
-                Err(error) => {
-                    self.shared.note_error(&error);
-                }
-            }
+        self.swept &= self.delete(doomed).await;
+        self.note_erased();
+    }
+
+    /// Deletes what the newest manifest, ours, does not name, until a look finds nothing.
+    async fn sweep(&mut self) -> Result<(), Trouble> {
+        if self.swept || !self.published {
+            return Ok(());
         }
+        let requests = &self.shared.requests;
+        let newest = fence::newest_generation(requests, self.manifest.generation()).await?;
+        if newest.is_some() {
+            // The next publication finds out whose it is.
+            self.published = false;
+            return Ok(());
+        }
+        requests.tidy(self.shared.begun).await?;
+        let orphans = orphans::find(requests, &self.manifest, self.shared.claim.epoch).await?;
+        if orphans.is_empty() {
+            self.swept = true;
+            self.note_erased();
+        } else {
+            // Whether it worked is seen by the next look.
+            self.delete(orphans).await;
+        }
+        Ok(())
+    }
+
+    /// Notes up to where nothing of before can be left. What is noted stays true whatever comes after: compacted segments give
+    /// way to compacted ones, checkpoints to newer ones.
+    fn note_erased(&self) {
+        if self.swept {
+            let mut erased = self.shared.erased.lock();
+            let through = compacted::named(&self.shared.log.segments(), &self.manifest.segments);
+            *erased = Erased {
+                through: erased.through.max(through),
+                oldest_checkpoint: self
+                    .manifest
+                    .checkpoints
+                    .last()
+                    .map(|oldest| Lsn::saturating(oldest.lsn)),
+            };
+        }
+    }
+
+    /// Deletes objects; whether all of them are gone. Failures are noted.
+    async fn delete(&self, mut doomed: Vec<String>) -> bool {
         doomed.sort();
         doomed.dedup();
         let shared = &self.shared;
@@ -508,64 +567,15 @@ impl Housekeeper {
                 Ok(name) => shared.requests.delete(&name).await,
                 Err(error) => Err(error.into()),
             };
-            if let Err(error) = deleted {
-                let text = shared.note_error(&error);
-                tracing::warn!("deleting {object} failed and is left to the next start: {text}");
+            if let Err(error) = &deleted {
+                let text = shared.note_error(error);
+                tracing::warn!("deleting {object} failed and is tried again: {text}");
             }
+            deleted.is_ok()
         });
-        deletes
-            .buffer_unordered(DELETES_AT_A_TIME)
-            .collect::<Vec<()>>()
-            .await;
-    }
-
-    /// Everything that the manifest, known to be the newest, does not name and that nobody can still name.
-    async fn find_orphans(&self) -> Result<Vec<String>, StoreError> {
-        let requests = &self.shared.requests;
-        let manifest = &self.manifest;
-        let mut orphans = Vec::new();
-        let listed = requests.list_all(WAL_PREFIX, None, MAX_SWEPT).await?;
-        let chunks: Vec<(Ordinal, u64)> = listed
-            .iter()
-            .filter_map(|object| Some((Ordinal::from_object_name(object.name.as_str())?, object.size)))
-            .collect();
-        orphans.extend(
-            plan::deletable_chunks(manifest, &chunks)
-                .into_iter()
-                .map(Ordinal::object_name),
-        );
-        for object in requests.list_all(MANIFEST_PREFIX, None, MAX_SWEPT).await? {
-            let generation = Generation::from_object_name(object.name.as_str());
-            if generation.is_some_and(|old| old.0 + OLD_MANIFESTS < manifest.generation) {
-                orphans.push(object.name.as_str().to_owned());
-            }
-        }
-        for object in requests.list_all(CHECKPOINT_PREFIX, None, MAX_SWEPT).await? {
-            let name = object.name.as_str();
-            let named = manifest
-                .checkpoints
-                .iter()
-                .flat_map(|c| &c.files)
-                .any(|file| file.object == name);
-            // A later reign's files may be on their way into a manifest that we have not seen yet.
-            if !named && names::checkpoint_epoch(name).is_some_and(|by| by <= self.shared.claim.epoch) {
-                orphans.push(name.to_owned());
-            }
-        }
-        for object in requests.list_all(SEGMENT_PREFIX, None, MAX_SWEPT).await? {
-            let name = object.name.as_str();
-            let named = manifest.segments.iter().any(|segment| segment.object == name);
-            let base = name
-                .get(SEGMENT_PREFIX.len()..)
-                .and_then(|rest| rest.get(..16))
-                .and_then(Lsn::from_hex);
-            // A later reign's may be on their way into a manifest that we have not seen yet.
-            let young = names::segment_epoch(name).is_some_and(|by| by > self.shared.claim.epoch);
-            if !named && !young && base.is_some_and(|base| base <= manifest.covered_lsn()) {
-                orphans.push(name.to_owned());
-            }
-        }
-        Ok(orphans)
+        let deletes = deletes.buffer_unordered(DELETES_AT_A_TIME);
+        let deleted: Vec<bool> = deletes.collect().await;
+        deleted.into_iter().all(|deleted| deleted)
     }
 }
 

@@ -20,6 +20,7 @@ mod housekeeping;
 pub mod log_object;
 pub mod manifest;
 pub mod names;
+pub mod orphans;
 pub mod plan;
 mod requests;
 pub mod restore;

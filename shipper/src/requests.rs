@@ -5,7 +5,7 @@ use std::future::Future;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
@@ -54,6 +54,10 @@ impl Requests {
             self.once(self.store.get_range(name, range.clone()))
         })
         .await
+    }
+
+    pub(crate) async fn tidy(&self, before: SystemTime) -> Result<(), StoreError> {
+        retry(&self.policy, || self.once(self.store.tidy(before))).await
     }
 
     pub(crate) async fn list(

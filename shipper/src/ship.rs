@@ -27,7 +27,7 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-pub use crate::handle::{DrainReport, Lag, ShipHandle, ShipState};
+pub use crate::handle::{DrainReport, Erased, Lag, ShipHandle, ShipState};
 
 use crate::checkpoint::CheckpointRequest;
 use crate::chunk::{self, ChunkDraft, ChunkHeader, ChunkKind, MAX_IN_FLIGHT, RawFrames};

@@ -71,6 +71,7 @@ impl Compact {
             min_dead_share: self.min_dead_share,
             min_dead_bytes: 1,
             force_before: Lsn::ZERO,
+            erase: None,
         };
         let bar = progress::bar("compacting", 0);
         let shown = bar.clone();

@@ -12,7 +12,7 @@ use engine::views::index::{FILE_NAME, IndexView, SegmentUse};
 use serde_json::json;
 
 use crate::data_dir::DataDir;
-use crate::removed::Removed;
+use crate::removed::{self, Removed};
 use crate::segment::{SegmentReader, Step};
 use crate::{Outcome, progress, summary};
 
@@ -23,7 +23,16 @@ const REPOS_AT_A_TIME: usize = 1_000;
 #[derive(Debug, Args)]
 pub struct Stats {
     /// The data directory of a server that is stopped.
-    dir: PathBuf,
+    #[arg(required_unless_present = "replica", conflicts_with = "replica")]
+    dir: Option<PathBuf>,
+    /// A replica instead, of which it is told which removed repos are still in it: file:///dir, or
+    /// `https://ACCOUNT.blob.core.windows.net/CONTAINER[/PREFIX]` with the server's PDS_REPLICA_AZURE_* variables. It is
+    /// restored into a temporary directory.
+    #[arg(long, value_name = "URL")]
+    replica: Option<String>,
+    /// Where a restored replica may be put for a while.
+    #[arg(long, value_name = "DIR")]
+    temp_dir: Option<PathBuf>,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -70,16 +79,21 @@ impl Stats {
     /// # Errors
     /// A server has the directory, or a file cannot be read.
     pub fn run(self, out: &mut dyn Write) -> anyhow::Result<Outcome> {
-        let dir = DataDir::open(&self.dir)?;
+        let root = match (&self.dir, &self.replica) {
+            (Some(dir), _) => dir,
+            (None, Some(url)) => {
+                let temp = self.temp_dir.unwrap_or_else(std::env::temp_dir);
+                return removed::of_replica(url, &temp, self.keep_hours, self.json, out);
+            }
+            (None, None) => bail!("neither a directory nor a replica"),
+        };
+        let dir = DataDir::open(root)?;
         if dir.running {
-            bail!(
-                "a server has {} open; its metrics tell the same",
-                self.dir.display()
-            );
+            bail!("a server has {} open; its metrics tell the same", root.display());
         }
         let mut removed = Removed::default();
         let (mut segments, kinds, log_id) = scan(&dir, &mut removed)?;
-        let index_path = self.dir.join(FILE_NAME);
+        let index_path = root.join(FILE_NAME);
         let mut repos = Vec::new();
         if let (Some(log_id), true) = (log_id, index_path.exists()) {
             let index =
@@ -93,6 +107,7 @@ impl Stats {
                 }
             }
             repos = top_repos(&reader, self.top)?;
+            removed.look_beside(&dir, log_id, reader.erased()?)?;
         }
         if self.json {
             let mut all = as_json(&segments, &kinds, &repos);
@@ -124,9 +139,7 @@ fn scan(dir: &DataDir, removed: &mut Removed) -> anyhow::Result<Scanned> {
         while let Some(step) = reader.next()? {
             let header = match &step {
                 Step::Frame(frame) => {
-                    if reader.header.compaction == 0 {
-                        removed.note(frame, *base)?;
-                    }
+                    removed.note(frame, *base)?;
                     frame.header()
                 }
                 Step::Damaged { header, .. } => header,

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use engine::entry::{Change, Entry};
+use engine::entry::{Change, Entry, RepoRemoval};
 use engine::log::Lsn;
 use engine::repo::car::{CarLimits, CarSlice};
 use engine::repo::commit::Commit;
@@ -43,7 +43,9 @@ pub fn dids(entry: &Entry) -> Vec<Did> {
             | Change::GenerationSwept { did, .. } => did,
             Change::AccountsMigration { .. }
             | Change::AccountsChangeset { .. }
-            | Change::ReposNumbered { .. } => continue,
+            | Change::ReposNumbered { .. }
+            | Change::RemovalsPending { .. }
+            | Change::RemovalsGone { .. } => continue,
         };
         if !dids.contains(did) {
             dids.push(did.clone());
@@ -123,6 +125,13 @@ fn change_line(change: &Change) -> String {
         Change::GenerationSwept { generation, .. } => format!("generation {generation} given up"),
         Change::ReposNumbered { next, repos } => {
             format!("{} repos numbered; the next new one is {next}", repos.len())
+        }
+        Change::RemovalsPending { removals } => format!(
+            "{} repos were removed before, of which copies may be left",
+            removals.len()
+        ),
+        Change::RemovalsGone { removals } => {
+            format!("the last copies of {} removed repos are gone", removals.len())
         }
     }
 }
@@ -377,7 +386,20 @@ fn change_json(change: &Change) -> Value {
                 .collect();
             json!({ "reposNumbered": repos, "next": next })
         }
+        Change::RemovalsPending { removals } => json!({ "removalsPending": removals_json(removals) }),
+        Change::RemovalsGone { removals } => json!({ "removalsGone": removals_json(removals) }),
     }
+}
+
+fn removals_json(removals: &[RepoRemoval]) -> Vec<Value> {
+    removals
+        .iter()
+        .map(|removal| {
+            json!({
+                "did": removal.did.as_str(), "lsn": removal.lsn.get(), "removedAt": time(removal.lsn),
+            })
+        })
+        .collect()
 }
 
 /// A JSON value for people: one `key: value` a line, nested values further in.

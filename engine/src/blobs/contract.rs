@@ -21,6 +21,7 @@ pub async fn all(store: &dyn BlobStore) {
     the_same_content_is_one_blob_per_account(store).await;
     ranges_are_exact(store).await;
     deletion_is_idempotent(store).await;
+    a_list_is_whole_and_of_one_account(store).await;
     assert!(!store.describe().is_empty());
 }
 
@@ -143,4 +144,28 @@ pub async fn deletion_is_idempotent(store: &dyn BlobStore) {
     assert_eq!(store.exists(&did, &cid).await, Ok(false));
     assert_eq!(put(store, &did, b"gone").await, cid);
     assert_eq!(store.exists(&did, &cid).await, Ok(true));
+}
+
+/// A list has every blob of the account once, in order, however small its pieces are.
+pub async fn a_list_is_whole_and_of_one_account(store: &dyn BlobStore) {
+    let (one, other) = (did("listed"), did("listed.not"));
+    assert_eq!(store.list(&one, None, 10).await, Ok(Vec::new()));
+    let mut cids = Vec::new();
+    for n in 0..5u8 {
+        cids.push(put(store, &one, &[n]).await);
+        put(store, &other, &[n, n]).await;
+    }
+    cids.sort_by_key(ToString::to_string);
+    assert_eq!(store.list(&one, None, 10).await, Ok(cids.clone()));
+    let mut listed: Vec<Cid> = Vec::new();
+    loop {
+        let page = store.list(&one, listed.last(), 2).await.expect("listed");
+        listed.extend(&page);
+        if page.len() < 2 {
+            break;
+        }
+    }
+    assert_eq!(listed, cids);
+    store.delete(&one, &cids[0]).await.expect("deleted");
+    assert_eq!(store.list(&one, None, 10).await, Ok(cids.split_off(1)));
 }

@@ -9,7 +9,7 @@
 //!
 //! The root is synced before the first blob of an account that this process takes, not for each: its directory is there from then on.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, IoSlice, Write};
 use std::ops::Range;
@@ -196,6 +196,39 @@ impl BlobStore for DiskBlobs {
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(failed(&path, &error)),
+        })
+        .await
+    }
+
+    async fn list(&self, did: &Did, after: Option<&Cid>, limit: usize) -> Result<Vec<Cid>, BlobError> {
+        let directory = self.root.join(did.as_str());
+        let after = after.map(ToString::to_string).unwrap_or_default();
+        blocking(move || {
+            let list = || -> io::Result<Vec<Cid>> {
+                let entries = match fs::read_dir(&directory) {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+                    entries => entries?,
+                };
+                // The first ones by name, in the memory of as many.
+                let mut first = BTreeMap::new();
+                for entry in entries {
+                    let name = entry?.file_name();
+                    // What else is there is not ours.
+                    let Some((name, cid)) = name
+                        .to_str()
+                        .filter(|name| **name > *after)
+                        .and_then(|name| Some((name.to_owned(), name.parse().ok()?)))
+                    else {
+                        continue;
+                    };
+                    first.insert(name, cid);
+                    if first.len() > limit {
+                        first.pop_last();
+                    }
+                }
+                Ok(first.into_values().collect())
+            };
+            list().map_err(|error| failed(&directory, &error))
         })
         .await
     }

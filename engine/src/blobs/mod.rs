@@ -69,6 +69,12 @@ pub trait BlobStore: Send + Sync + 'static {
     /// The store cannot be written.
     async fn delete(&self, did: &Did, cid: &Cid) -> Result<(), BlobError>;
 
+    /// The blobs of `did` after `after` in the order of their CIDs' text, at most `limit`; fewer mean that there are no more.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    async fn list(&self, did: &Did, after: Option<&Cid>, limit: usize) -> Result<Vec<Cid>, BlobError>;
+
     /// Where this is, for logs and error messages; without secrets.
     fn describe(&self) -> String;
 }

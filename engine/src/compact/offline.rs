@@ -113,7 +113,12 @@ pub fn compact_offline(
         checkpoints.take(&snapshots, epoch).map_err(checkpoint)?;
     }
     log.end_compaction().map_err(fail)?;
-    drop(index_copy);
+    drop((index_copy, accounts_copy));
+    match accounts.handle().empty_wal_blocking() {
+        Ok(true) => {}
+        Ok(false) => tracing::info!("the account database keeps its write-ahead file"),
+        Err(error) => tracing::warn!(%error, "the account database keeps its write-ahead file"),
+    }
     let applied = index.applied();
     let source = index.source();
     let renewal = Renewal::prepare(

@@ -26,6 +26,9 @@ pub struct Policy {
     /// Compacts for the sake of deletions whatever the share is, if there is an entry that was never compacted at or
     /// before this LSN.
     pub force_before: Lsn,
+    /// Compacts whatever the share is if it can reach the entry of this LSN, and that was never compacted: the removal of a
+    /// repo whose bytes have stayed for long enough.
+    pub erase: Option<Lsn>,
 }
 
 /// What a compaction would do.
@@ -86,7 +89,11 @@ pub fn plan(segments: &[SegmentInfo], uses: &[SegmentUse], policy: &Policy) -> O
     };
     let pays = plan.freed() >= policy.min_dead_bytes && plan.dead_share() >= policy.min_dead_share;
     let mut fresh = run.iter().filter(|segment| segment.compaction == 0);
-    plan.due = pays || fresh.any(|segment| segment.last <= policy.force_before);
+    plan.due = pays
+        || fresh.any(|segment| {
+            let has = |lsn: Lsn| segment.prev < lsn && lsn <= segment.last;
+            segment.last <= policy.force_before || policy.erase.is_some_and(has)
+        });
     Some(plan)
 }
 
@@ -127,6 +134,7 @@ mod tests {
             min_dead_share: 0.5,
             min_dead_bytes: 1_000,
             force_before: Lsn::ZERO,
+            erase: None,
         }
     }
 
@@ -171,10 +179,25 @@ mod tests {
             ..tiny
         };
         assert!(plan(&segments, &uses, &waits).unwrap().due);
+        let removed = |lsn| Policy {
+            erase: Some(Lsn::saturating(lsn)),
+            ..tiny
+        };
+        assert!(plan(&segments, &uses, &removed(200)).unwrap().due);
+        assert!(
+            !plan(&segments, &uses, &removed(201)).unwrap().due,
+            "the removal is in the segment behind"
+        );
+        let compacted = [segment(0, 900, 3), segment(1, 10_000, 0)];
+        assert!(
+            !plan(&compacted, &uses, &removed(50)).unwrap().due,
+            "the removal was compacted away"
+        );
         let compacted = [segment(0, 900, 3), segment(1, 10_000, 3)];
         assert!(
             !plan(&compacted, &uses, &waits).unwrap().due,
             "it was done already"
         );
+        assert!(!plan(&compacted, &uses, &removed(150)).unwrap().due);
     }
 }

@@ -117,6 +117,7 @@ pub(crate) fn rewrite(
     drop(accounts);
     let reader = index.reader()?;
     out.repos(&reader)?;
+    out.removals(&reader)?;
     drop((reader, index));
     out.flush()?;
     let Emitter { writer, mut done, .. } = out;
@@ -244,6 +245,7 @@ impl Emitter<'_> {
             Change::RepoRows { rows, .. } => rows.iter().map(RepoRow::encoded_len).sum(),
             Change::RepoHead { commit, .. } => commit.len(),
             Change::ReposNumbered { repos, .. } => repos.len() * 64,
+            Change::RemovalsPending { removals } => removals.len() * 64,
             _ => 256,
         } + 64;
         self.changes.push(change);
@@ -295,6 +297,19 @@ impl Emitter<'_> {
             }
             let Some(last) = page.last() else { return Ok(()) };
             after = Some(last.number);
+        }
+    }
+
+    /// Of these repos nothing is written but that they were removed, until the last copy is known to be gone.
+    fn removals(&mut self, index: &IndexReader) -> Result<(), CompactError> {
+        let mut after = None;
+        loop {
+            let removals = index.removals(after.as_ref(), REPOS_AT_A_TIME)?;
+            let Some(last) = removals.last() else {
+                return Ok(());
+            };
+            after = Some(last.clone());
+            self.push(Change::RemovalsPending { removals })?;
         }
     }
 

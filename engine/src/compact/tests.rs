@@ -20,6 +20,8 @@ use crate::views::driver::{DriverConfig, Fold};
 use crate::views::index::IndexView;
 use crate::views::testkit::{TestRepo, Writes, record};
 
+mod erase;
+
 const DEADLINE: Duration = Duration::from_secs(60);
 
 fn wait<F: Future>(future: F) -> F::Output {

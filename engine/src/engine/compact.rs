@@ -121,7 +121,7 @@ impl Engine {
     }
 
     /// Puts a dense file in the place of the index's. For who has the locks of compaction and checkpoints.
-    async fn renew_index(&self) -> Result<(), CompactError> {
+    pub(super) async fn renew_index(&self) -> Result<(), CompactError> {
         let inner = Arc::clone(&self.inner);
         let log = self.log_reader();
         let renewal = blocking(move || {

@@ -17,6 +17,7 @@
 //! | entries above what the replica has             | keeps them unapplied until the shipper has shipped them       |
 
 mod compact;
+mod erase;
 mod error;
 pub(crate) mod open;
 #[cfg(test)]
@@ -32,6 +33,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 pub use compact::Removal;
+pub use erase::{EraseError, Erased};
 pub use error::{AppendError, EngineError, WriteError};
 pub(crate) use open::{Bounds, CHECKPOINTS_DIR, LOG_DIR, open_views};
 pub use open::{EnginePrelude, StartOptions};
@@ -160,6 +162,8 @@ struct Inner {
     compacting: tokio::sync::Mutex<()>,
     /// What the last compaction replaced and has not removed.
     replaced: Mutex<Option<compact::Replaced>>,
+    /// When the account database's write-ahead file was emptied last: what was applied then.
+    accounts_erased: AtomicU64,
     /// LSN of the schema steps that this start had to append; [`Lsn::ZERO`] for none.
     ready_at: Lsn,
 }
@@ -526,6 +530,14 @@ impl Engine {
                     .await
                     .map_err(|error| ShutdownError::Views(error.reason().into())),
             );
+        }
+        if how.checkpoint && self.removals(1).is_ok_and(|removals| !removals.is_empty()) {
+            // So that the directory of a stopped server has no rows that were overwritten.
+            let accounts = self.inner.accounts.clone();
+            let emptied = tokio::task::spawn_blocking(move || accounts.empty_wal_blocking()).await;
+            if !matches!(emptied, Ok(Ok(true))) {
+                tracing::info!(?emptied, "the account database keeps its write-ahead file");
+            }
         }
         first
     }

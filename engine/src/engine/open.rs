@@ -227,6 +227,7 @@ impl EnginePrelude {
             index_cache_bytes: config.index_cache_bytes,
             compacting: tokio::sync::Mutex::new(()),
             replaced: Mutex::new(None),
+            accounts_erased: AtomicU64::new(0),
             ready_at: unapplied.last_migration,
         };
         if !steps.is_empty() {

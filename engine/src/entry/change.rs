@@ -7,6 +7,7 @@ use wincode::{SchemaRead, SchemaWrite};
 
 use super::EntryError;
 use super::rows::{self, RepoRow};
+use crate::log::Lsn;
 use crate::repo::{Cid, Did};
 
 /// The only version of the private part that exists.
@@ -94,6 +95,26 @@ pub enum Change {
         /// Repos that are not known yet.
         repos: Vec<RepoNumber>,
     },
+    /// Repos that were removed in a history that is not told any more, and that copies of may still be somewhere. A compacted
+    /// segment says them, so that they are not forgotten before the last copy is known to be gone.
+    RemovalsPending {
+        /// The removals.
+        removals: Vec<RepoRemoval>,
+    },
+    /// Of these removed repos no copy is left, neither on this disk nor in the replica.
+    RemovalsGone {
+        /// The removals.
+        removals: Vec<RepoRemoval>,
+    },
+}
+
+/// A repo that was removed.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RepoRemoval {
+    /// The entry that removed it.
+    pub lsn: Lsn,
+    /// The repo.
+    pub did: Did,
 }
 
 /// What the index says of a repo that its rows do not show.
@@ -151,6 +172,16 @@ enum WireChange<'a> {
     GenerationSwept { did: &'a str, generation: u32 },
     #[wincode(tag = 10)]
     ReposNumbered { next: u32, repos: Vec<WireNumber<'a>> },
+    #[wincode(tag = 11)]
+    RemovalsPending { removals: Vec<WireRemoval<'a>> },
+    #[wincode(tag = 12)]
+    RemovalsGone { removals: Vec<WireRemoval<'a>> },
+}
+
+#[derive(Debug, SchemaRead, SchemaWrite)]
+struct WireRemoval<'a> {
+    lsn: u64,
+    did: &'a str,
 }
 
 #[derive(Debug, SchemaRead, SchemaWrite)]
@@ -225,6 +256,12 @@ impl<'a> WireChange<'a> {
                     })
                     .collect(),
             },
+            Change::RemovalsPending { removals } => WireChange::RemovalsPending {
+                removals: removals.iter().map(WireRemoval::of).collect(),
+            },
+            Change::RemovalsGone { removals } => WireChange::RemovalsGone {
+                removals: removals.iter().map(WireRemoval::of).collect(),
+            },
         })
     }
 
@@ -298,6 +335,32 @@ impl<'a> WireChange<'a> {
                     .map(WireNumber::check)
                     .collect::<Result<_, _>>()?,
             },
+            WireChange::RemovalsPending { removals } => Change::RemovalsPending {
+                removals: check_removals(removals)?,
+            },
+            WireChange::RemovalsGone { removals } => Change::RemovalsGone {
+                removals: check_removals(removals)?,
+            },
+        })
+    }
+}
+
+fn check_removals(removals: Vec<WireRemoval<'_>>) -> Result<Vec<RepoRemoval>, EntryError> {
+    removals.into_iter().map(WireRemoval::check).collect()
+}
+
+impl<'a> WireRemoval<'a> {
+    fn of(removal: &'a RepoRemoval) -> WireRemoval<'a> {
+        WireRemoval {
+            lsn: removal.lsn.get(),
+            did: removal.did.as_str(),
+        }
+    }
+
+    fn check(self) -> Result<RepoRemoval, EntryError> {
+        Ok(RepoRemoval {
+            lsn: Lsn::new(self.lsn).ok_or_else(|| malformed("an LSN out of range"))?,
+            did: self.did.parse()?,
         })
     }
 }

@@ -16,7 +16,7 @@ mod tests;
 
 use bytes::Bytes;
 
-pub use change::{Change, PRIVATE_VERSION, RepoNumber, decode_private, encode_private};
+pub use change::{Change, PRIVATE_VERSION, RepoNumber, RepoRemoval, decode_private, encode_private};
 pub use rows::RepoRow;
 
 use crate::log::{Draft, Epoch, Frame, Location, Lsn, Stamp};

@@ -57,7 +57,20 @@ fn samples() -> Vec<Change> {
                 staged: vec![3],
             }],
         },
+        Change::RemovalsPending {
+            removals: vec![removal()],
+        },
+        Change::RemovalsGone {
+            removals: vec![removal()],
+        },
     ]
+}
+
+fn removal() -> RepoRemoval {
+    RepoRemoval {
+        lsn: Lsn::saturating(1_767_225_600_000_000),
+        did: did(),
+    }
 }
 
 fn row(path: &str, block: &[u8]) -> RepoRow {
@@ -106,6 +119,8 @@ fn each_change_has_the_bytes_it_always_had() {
             "0100000002000000040000000100000000000000".to_owned() + "03000000",
         ]
         .concat(),
+        format!("0101000000000000000b01000000000000000040204648470600{did_hex}"),
+        format!("0101000000000000000c01000000000000000040204648470600{did_hex}"),
     ];
     assert_eq!(samples().len(), golden.len());
     for (change, golden) in samples().into_iter().zip(golden) {
@@ -237,6 +252,15 @@ fn any_change() -> impl Strategy<Value = Change> {
                     repos: vec![repo],
                 }
             }),
+        (did.clone(), 0..1u64 << 53, any::<bool>()).prop_map(|(did, lsn, gone)| {
+            let lsn = Lsn::saturating(lsn);
+            let removals = vec![RepoRemoval { lsn, did }];
+            if gone {
+                Change::RemovalsGone { removals }
+            } else {
+                Change::RemovalsPending { removals }
+            }
+        }),
         did.prop_map(|did| Change::RepoRemoved { did }),
     ]
 }

@@ -305,6 +305,7 @@ impl World {
             min_dead_share: 0.0,
             min_dead_bytes: 0,
             force_before: Lsn::ZERO,
+            erase: None,
         };
         let options = self.compact_options();
         let dry_run = self.one_in(5);

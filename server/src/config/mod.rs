@@ -193,6 +193,8 @@ pub struct Compaction {
     pub min_dead_share: f64,
     /// `PDS_COMPACTION_FORCE_AFTER_DAYS`.
     pub force_after: Duration,
+    /// `PDS_DELETION_MAX_AGE_DAYS`.
+    pub deletion_max_age: Duration,
 }
 
 /// What goes to the log output and how.

@@ -291,6 +291,8 @@ impl Reader {
         let backfill_limit = self.millis("PDS_REPO_BACKFILL_LIMIT_MS", 259_200_000);
         let retention =
             Duration::from_secs(self.number("PDS_FIREHOSE_RETENTION_HOURS", 72, 0..=876_000) * 3_600);
+        let deletion_max_age =
+            Duration::from_secs(self.number("PDS_DELETION_MAX_AGE_DAYS", 7, 0..=36_500) * 86_400);
         let force_after =
             Duration::from_secs(self.number("PDS_COMPACTION_FORCE_AFTER_DAYS", 30, 1..=36_500) * 86_400);
         Some(Config {
@@ -333,6 +335,7 @@ impl Reader {
                 min_dead_share: f64::from(self.number::<u8>("PDS_COMPACTION_MIN_DEAD_PERCENT", 50, 1..=100))
                     / 100.0,
                 force_after,
+                deletion_max_age,
             },
             firehose_retention: backfill_limit.max(retention),
             shutdown_timeout: self.millis("PDS_SHUTDOWN_TIMEOUT_MS", 10_000),

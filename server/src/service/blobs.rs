@@ -8,7 +8,8 @@ use engine::blobs::{BlobError as StoreError, BlobStore, BlobUpload};
 use engine::entry::{Change, EntryDraft};
 use engine::repo::cid::{CidHasher, Codec};
 use engine::repo::{Cid, Did, Tid};
-use futures_util::{Stream, StreamExt};
+use futures_util::{Stream, StreamExt, TryStreamExt, stream};
+use tokio::sync::RwLock;
 use tokio::time::Instant;
 
 use crate::service::core::{Core, Unconfirmed};
@@ -25,6 +26,11 @@ const MIME_MAX: usize = 255;
 const UPLOAD_STALL: Duration = Duration::from_secs(60);
 /// How long an upload may take in all.
 const UPLOAD_TOTAL: Duration = Duration::from_secs(1800);
+/// Blobs of a removed repo that are deleted while no upload is put in place, and how many at once.
+const ERASED_AT_A_TIME: usize = 64;
+const DELETES_AT_ONCE: usize = 8;
+/// How long such a deletion waits for uploads that are being put in place, and for the log.
+const ERASE_WAIT: Duration = Duration::from_secs(10);
 /// How long a whole upload waits for room in the log before it is refused.
 const LOG_WAIT: Duration = Duration::from_secs(5);
 
@@ -101,6 +107,9 @@ pub struct Blobs {
     repos: Repos,
     store: Arc<dyn BlobStore>,
     limit: u64,
+    /// Held together by those who put bytes in place until the log says whose they are, and alone by who deletes bytes of which
+    /// the log says nothing.
+    placing: Arc<RwLock<()>>,
 }
 
 impl Blobs {
@@ -112,6 +121,7 @@ impl Blobs {
             repos,
             store,
             limit,
+            placing: Arc::default(),
         }
     }
 
@@ -186,10 +196,30 @@ impl Blobs {
         size: u64,
         upload: Box<dyn BlobUpload>,
     ) -> Result<Uploaded, BlobError> {
+        let kept = {
+            let _placing = self.placing.read().await;
+            self.place(&did, cid, mime, size, upload).await
+        };
+        if matches!(kept, Err(BlobError::RepoNotFound(_)))
+            && let Err(error) = self.discard(&did, &[cid]).await
+        {
+            tracing::warn!(%did, %cid, %error, "an upload to a repo that was removed meanwhile is left in the blob store");
+        }
+        kept
+    }
+
+    async fn place(
+        &self,
+        did: &Did,
+        cid: Cid,
+        mime: String,
+        size: u64,
+        upload: Box<dyn BlobUpload>,
+    ) -> Result<Uploaded, BlobError> {
         upload.finish(&cid).await?;
         // The bytes are in place before the entry that owns them: a crash in between leaves an orphan, never a
         // reference to nothing.
-        if let Some(row) = self.row(&did, &cid)? {
+        if let Some(row) = self.row(did, &cid)? {
             let mime = row.mime;
             return Ok(Uploaded { cid, mime, size });
         }
@@ -204,7 +234,7 @@ impl Blobs {
         // The bytes cannot be taken back if the log is full: another upload of the same content may own them by now.
         let receipt = loop {
             let draft = EntryDraft::private(vec![change.clone()]);
-            match self.repos.append_for(&did, draft) {
+            match self.repos.append_for(did, draft) {
                 Ok(receipt) => break receipt,
                 Err(WriteError::Busy) if Instant::now() < deadline => {
                     tokio::time::sleep(LOG_WAIT / 50).await;
@@ -216,6 +246,48 @@ impl Blobs {
         durable.map_err(|error| BlobError::Closed(error.to_string()))?;
         metrics::counter!("pds_blob_upload_bytes_total").increment(size);
         Ok(Uploaded { cid, mime, size })
+    }
+
+    /// Deletes the bytes of blobs of `did` of which the log says nothing: all of them once its repo is removed. If the DID has
+    /// another repo by now, that one's blobs stay. How many went.
+    ///
+    /// # Errors
+    /// [`BlobError`]; what was not deleted yet is still there, and it may be done again.
+    pub async fn erase(&self, did: &Did) -> Result<u64, BlobError> {
+        let (mut gone, mut after) = (0, None);
+        loop {
+            let page = self.store.list(did, after.as_ref(), ERASED_AT_A_TIME).await?;
+            after = page.last().copied();
+            if !page.is_empty() {
+                gone += self.discard(did, &page).await?;
+            }
+            if page.len() < ERASED_AT_A_TIME {
+                return Ok(gone);
+            }
+        }
+    }
+
+    /// Deletes those of which the log says nothing.
+    async fn discard(&self, did: &Did, cids: &[Cid]) -> Result<u64, BlobError> {
+        let alone = tokio::time::timeout(ERASE_WAIT, self.placing.write()).await;
+        let _alone = alone.map_err(|_| BlobError::Busy)?;
+        // Whatever was handed to the log before this is in the index when this is.
+        let receipt = self.engine.append(vec![EntryDraft::marker()]);
+        let receipt = receipt.map_err(WriteError::from)?;
+        let durable = tokio::time::timeout(ERASE_WAIT, receipt.durable()).await;
+        durable
+            .map_err(|_| BlobError::Busy)?
+            .map_err(|error| BlobError::Closed(error.to_string()))?;
+        let mut deletes = Vec::new();
+        for cid in cids {
+            if self.row(did, cid)?.is_none() {
+                deletes.push(self.store.delete(did, cid));
+            }
+        }
+        let gone = deletes.len() as u64;
+        let deletes = stream::iter(deletes).buffer_unordered(DELETES_AT_ONCE);
+        deletes.try_collect::<Vec<()>>().await?;
+        Ok(gone)
     }
 
     /// Opens a blob that a record references.

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use engine::clock::{Clock, SystemClock};
 use engine::compact::{CompactError, CompactOptions, Pace, Plan, Policy, Stopped};
 use engine::engine::Removal;
 use engine::log::Lsn;
@@ -12,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::checkpoints::ship_checkpoint;
 use super::millis;
+use super::removals::{self, Removals};
 use crate::app::App;
 
 /// How often it is looked whether there is something to do.
@@ -25,36 +25,51 @@ const INDEX_CACHE_BYTES: usize = 16 << 20;
 
 /// Looks now and then, and compacts when it pays.
 pub(super) async fn compaction(app: Arc<App>, stop: CancellationToken) {
+    let mut removals = Removals::default();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(LOOK) => {}
         }
-        match app.engine.end_compaction(GRACE).await {
-            Ok(Removal::Removed { bytes }) => {
-                metrics::counter!("pds_compaction_freed_bytes_total").increment(bytes);
-                tracing::info!(bytes, "what a compaction replaced is removed");
-            }
-            Ok(Removal::Nothing) => {}
-            Ok(Removal::InUse) => continue,
-            Err(error) => {
-                tracing::warn!(error = %with_causes(&error), "what a compaction replaced is still there");
-                continue;
-            }
+        look(&app, &mut removals, GRACE, &stop).await;
+    }
+}
+
+/// One look: ends the last compaction, tells what is gone by it, and begins the next if it is due.
+pub(super) async fn look(app: &Arc<App>, removals: &mut Removals, grace: Duration, stop: &CancellationToken) {
+    let ended = match app.engine.end_compaction(grace).await {
+        Ok(Removal::Removed { bytes }) => {
+            metrics::counter!("pds_compaction_freed_bytes_total").increment(bytes);
+            tracing::info!(bytes, "what a compaction replaced is removed");
+            true
         }
-        let Some(plan) = plan(&app).await.filter(|plan| plan.due) else {
-            continue;
-        };
-        run(&app, plan, &stop).await;
+        Ok(Removal::Nothing) => true,
+        Ok(Removal::InUse) => false,
+        Err(error) => {
+            tracing::warn!(error = %with_causes(&error), "what a compaction replaced is still there");
+            false
+        }
+    };
+    removals.look(app).await;
+    if !ended {
+        return;
+    }
+    if let Some(plan) = plan(app).await.filter(|plan| plan.due) {
+        run(app, plan, stop).await;
     }
 }
 
 async fn plan(app: &Arc<App>) -> Option<Plan> {
     let settings = app.config.compaction;
-    let now = SystemClock.now_micros();
+    let now = app.engine.now_micros();
     let before = |age: Duration| {
         let age = u64::try_from(age.as_micros()).unwrap_or(u64::MAX);
         Lsn::saturating(now.saturating_sub(age))
+    };
+    let erase = if settings.enabled {
+        removals::due(app, &before).await
+    } else {
+        None
     };
     let shipped = app.shipper.as_ref().map_or(Lsn::MAX, |shipper| shipper.covered());
     let policy = Policy {
@@ -70,6 +85,7 @@ async fn plan(app: &Arc<App>) -> Option<Plan> {
         } else {
             Lsn::ZERO
         },
+        erase,
     };
     let engine = app.engine.clone();
     let planned = tokio::task::spawn_blocking(move || engine.plan_compaction(&policy)).await;
@@ -113,6 +129,10 @@ async fn run(app: &Arc<App>, plan: Plan, stop: &CancellationToken) {
                 ms = millis(started.elapsed()),
                 "a compaction took effect"
             );
+            // First, so that what the index's file had of removed repos does not come into the replica.
+            if let Err(error) = removals::erase(app).await {
+                tracing::warn!(%error, "something of removed repos is still on the disk; it is tried again");
+            }
             // The replica names no checkpoint until there is one of the new segments.
             if let Some(lsn) = newest_checkpoint(app) {
                 let dir = app.engine.checkpoints().dir_of(lsn);
@@ -129,7 +149,7 @@ async fn run(app: &Arc<App>, plan: Plan, stop: &CancellationToken) {
     }
 }
 
-fn newest_checkpoint(app: &App) -> Option<Lsn> {
+pub(super) fn newest_checkpoint(app: &App) -> Option<Lsn> {
     app.engine.checkpoints().list().ok()?.into_iter().next()
 }
 
@@ -148,7 +168,7 @@ fn pace(bytes_per_second: u64, stop: CancellationToken) -> Pace {
     })
 }
 
-fn with_causes(error: &dyn std::error::Error) -> String {
+pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

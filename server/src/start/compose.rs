@@ -1,5 +1,6 @@
 //! The steps of a start: reach the replica, agree with it, open the engine, put the services together.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -37,6 +38,9 @@ use crate::service::repos::export::Exports;
 use crate::service::repos::import::Imports;
 use crate::service::repos::{Limits, Repos};
 use crate::xrpc::room::BodyRoom;
+
+/// In the data directory: what is on its way to or from the replica. Of no use after a crash.
+const SHIP_DIR: &str = "ship-tmp";
 
 /// A size of the memory plan as the machine counts; what does not fit is as much as there is.
 fn bytes(size: u64) -> usize {
@@ -176,6 +180,8 @@ pub(super) async fn open_engine(
         .map_err(|error| ServerError::Other(error.to_string()))??;
     let shipper = match (claim, store, engine.remote().cloned()) {
         (Some(claim), Some(store), Some(remote)) => {
+            let ship_dir = config.data_dir.join(SHIP_DIR);
+            empty_dir(&ship_dir).map_err(|error| ServerError::io(&ship_dir, error))?;
             let ship_config = ShipConfig {
                 in_flight: config.replica_in_flight,
                 chunk_bytes: config.memory.chunk_bytes(config.replica_in_flight),
@@ -183,7 +189,7 @@ pub(super) async fn open_engine(
                 min_interval: (durability == EngineDurability::Local
                     && !config.replica_min_interval.is_zero())
                 .then_some(config.replica_min_interval),
-                temp_dir: config.data_dir.clone(),
+                temp_dir: ship_dir,
                 ..ShipConfig::default()
             };
             Some(Shipper::new(
@@ -198,6 +204,15 @@ pub(super) async fn open_engine(
         _ => None,
     };
     Ok((engine, shipper))
+}
+
+/// Makes a directory, or removes what a crash has left in it.
+fn empty_dir(dir: &Path) -> std::io::Result<()> {
+    match std::fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    std::fs::create_dir_all(dir)
 }
 
 /// What runs beside the requests.
@@ -260,7 +275,15 @@ pub(super) async fn compose(
                 "media blobs need the replica's container".to_owned(),
             ));
         }
-        (BlobPlace::Disk(dir), _) => Arc::new(DiskBlobs::open(dir).map_err(|error| other(&error))?),
+        (BlobPlace::Disk(dir), _) => {
+            let blobs = DiskBlobs::open(dir).map_err(|error| other(&error))?;
+            // Nothing is being uploaded yet: these are what a crash has left.
+            let swept = blobs.sweep_temporary(Duration::ZERO).await;
+            if let Err(error) = swept {
+                tracing::warn!(%error, "unfinished uploads of before are left");
+            }
+            Arc::new(blobs)
+        }
     };
     let accounts = Accounts::new(Parts {
         engine: core.clone(),

@@ -7,6 +7,7 @@
 mod checkpoints;
 mod compaction;
 mod compose;
+mod removals;
 
 use std::net::SocketAddr;
 use std::path::Path;

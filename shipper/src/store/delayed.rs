@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -68,6 +68,10 @@ impl<S: ReplicaStore> ReplicaStore for DelayedStore<S> {
     async fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
         self.travel().await;
         self.inner.delete(name).await
+    }
+
+    async fn tidy(&self, before: SystemTime) -> Result<(), StoreError> {
+        self.inner.tidy(before).await
     }
 
     fn describe(&self) -> String {

@@ -20,7 +20,7 @@ use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -82,24 +82,28 @@ impl DirectoryStore {
         })
     }
 
-    /// Removes files that were staged longer than `older_than` ago and never became, or are no longer needed as, the
+    /// Removes files that were staged and last written to before `before` and never became, or are no longer needed as, the
     /// source of an object: what crashes leave. Gives their number. An upload that is still running must be younger.
     ///
     /// # Errors
     /// The staging directory cannot be read or written.
-    pub fn sweep_staged(&self, older_than: Duration) -> Result<usize, StoreError> {
+    pub fn sweep_staged(&self, before: SystemTime) -> Result<usize, StoreError> {
         let staging = self.root.join(STAGING);
         let sweep = || -> io::Result<usize> {
             let mut removed = 0;
             for entry in fs::read_dir(&staging)? {
                 let entry = entry?;
-                let modified = entry.metadata()?.modified()?;
-                if SystemTime::now()
-                    .duration_since(modified)
-                    .is_ok_and(|age| age >= older_than)
-                {
-                    fs::remove_file(entry.path())?;
-                    removed += 1;
+                let modified = match entry.metadata() {
+                    Ok(metadata) => metadata.modified()?,
+                    // It became an object meanwhile.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                    Err(error) => return Err(error),
+                };
+                if modified < before {
+                    match fs::remove_file(entry.path()) {
+                        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                        _ => removed += 1,
+                    }
                 }
             }
             Ok(removed)
@@ -410,6 +414,14 @@ impl ReplicaStore for DirectoryStore {
         self.blocking(move |store| store.delete_blocking(&name)).await
     }
 
+    async fn tidy(&self, before: SystemTime) -> Result<(), StoreError> {
+        let swept = self.blocking(move |store| store.sweep_staged(before)).await?;
+        if swept > 0 {
+            tracing::info!(swept, "removed what crashed writers had left in the replica");
+        }
+        Ok(())
+    }
+
     fn describe(&self) -> String {
         format!("directory {}", self.root.display())
     }
@@ -440,6 +452,8 @@ fn failed(path: &Path, error: &io::Error) -> StoreError {
 #[cfg(test)]
 mod tests {
     use super::super::contract;
+    use std::time::Duration;
+
     use super::*;
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -455,9 +469,18 @@ mod tests {
         let store = DirectoryStore::open(directory.path()).unwrap();
         fs::write(directory.path().join(STAGING).join("half"), b"ha").unwrap();
         assert_eq!(store.list("", None, 10).await, Ok(vec![]));
-        assert_eq!(store.sweep_staged(Duration::from_secs(3600)), Ok(0));
-        assert_eq!(store.sweep_staged(Duration::ZERO), Ok(1));
-        assert_eq!(store.sweep_staged(Duration::ZERO), Ok(0));
+        assert_eq!(
+            store.sweep_staged(SystemTime::now() - Duration::from_secs(3600)),
+            Ok(0)
+        );
+        assert_eq!(
+            store.sweep_staged(SystemTime::now() + Duration::from_secs(1)),
+            Ok(1)
+        );
+        assert_eq!(
+            store.sweep_staged(SystemTime::now() + Duration::from_secs(1)),
+            Ok(0)
+        );
     }
 
     #[tokio::test]

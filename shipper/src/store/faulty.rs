@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -342,6 +342,10 @@ impl<S: ReplicaStore> ReplicaStore for FaultyStore<S> {
         let request = self.inner.delete(name);
         self.through(Verb::Delete, name.as_str(), condition(name.as_str()), request)
             .await
+    }
+
+    async fn tidy(&self, before: SystemTime) -> Result<(), StoreError> {
+        self.inner.tidy(before).await
     }
 
     fn describe(&self) -> String {

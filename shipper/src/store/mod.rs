@@ -25,7 +25,7 @@ mod url;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -118,6 +118,14 @@ pub trait ReplicaStore: Send + Sync + 'static {
     /// # Errors
     /// The store cannot be written.
     async fn delete(&self, name: &ObjectName) -> Result<(), StoreError>;
+
+    /// Removes what crashed writers have left that is no object, if it was written to last before `before`.
+    ///
+    /// # Errors
+    /// The store cannot be written.
+    async fn tidy(&self, _before: SystemTime) -> Result<(), StoreError> {
+        Ok(())
+    }
 
     /// Where this is, for logs and error messages; without secrets.
     fn describe(&self) -> String;
@@ -232,6 +240,10 @@ impl<S: ReplicaStore + ?Sized> ReplicaStore for Arc<S> {
 
     async fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
         (**self).delete(name).await
+    }
+
+    async fn tidy(&self, before: SystemTime) -> Result<(), StoreError> {
+        (**self).tidy(before).await
     }
 
     fn describe(&self) -> String {

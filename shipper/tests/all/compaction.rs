@@ -15,28 +15,33 @@ use shipper::fence;
 use shipper::manifest::Manifest;
 use shipper::ship::{ShipHandle, Shipper};
 use shipper::start::{Started, begin};
+use shipper::store::ReplicaStore;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::common::*;
 
-struct Server {
-    engine: Engine,
-    handle: ShipHandle,
+pub struct Server {
+    pub engine: Engine,
+    pub handle: ShipHandle,
     task: JoinHandle<()>,
     restored: bool,
 }
 
 impl Server {
     async fn start(store: &Arc<Faulty>, dir: &Path) -> Server {
+        Server::start_on(as_store(store), dir).await
+    }
+
+    pub async fn start_on(store: Arc<dyn ReplicaStore>, dir: &Path) -> Server {
         let Started {
             claim,
             recovered,
             restored,
             set_aside,
             ..
-        } = begin(&as_store(store), &start_options(dir)).await.unwrap();
+        } = begin(&store, &start_options(dir)).await.unwrap();
         assert_eq!(set_aside, None);
         let config = EngineConfig {
             log: LogConfig {
@@ -63,7 +68,7 @@ impl Server {
         let remote: Watermark = engine.remote().unwrap().clone();
         let (shipper, handle) = Shipper::new(
             quick(),
-            as_store(store),
+            store,
             engine.log().clone(),
             remote,
             claim,
@@ -81,7 +86,7 @@ impl Server {
         }
     }
 
-    async fn upload(&self, n: u32) -> Lsn {
+    pub async fn upload(&self, n: u32) -> Lsn {
         let did: Did = format!("did:plc:r{}", n % 5).parse().unwrap();
         let mut changes = vec![Change::BlobStored {
             did: did.clone(),
@@ -93,6 +98,10 @@ impl Server {
         if n % 40 == 17 {
             changes.push(Change::RepoRemoved { did });
         }
+        self.write(changes).await
+    }
+
+    pub async fn write(&self, changes: Vec<Change>) -> Lsn {
         let receipt = self.engine.append(vec![EntryDraft::private(changes)]).unwrap();
         let lsns = tokio::time::timeout(SOON, receipt.durable())
             .await
@@ -120,9 +129,16 @@ impl Server {
         last
     }
 
-    async fn kill(self) {
+    /// Ends the shipper alone.
+    pub async fn stop_shipping(&mut self) {
         self.task.abort();
-        let _ = self.task.await;
+        let _ = (&mut self.task).await;
+    }
+
+    pub async fn kill(mut self) {
+        if !self.task.is_finished() {
+            self.stop_shipping().await;
+        }
         drop(self.handle);
         let engine = self.engine;
         tokio::task::spawn_blocking(move || drop(engine)).await.unwrap();
@@ -152,7 +168,7 @@ async fn covered(store: &Arc<Faulty>, last: Lsn) {
     until(store, "covered", |manifest| manifest.covered_lsn() == last).await;
 }
 
-fn options() -> CompactOptions {
+pub fn options() -> CompactOptions {
     CompactOptions {
         segment_bytes: 4_000,
         ..CompactOptions::default()

@@ -10,6 +10,7 @@
 mod common;
 mod compaction;
 mod damage;
+mod erase;
 mod faults;
 mod round_trip;
 mod simulation;

@@ -108,8 +108,44 @@ fn a_removed_repo_is_told_until_its_last_copy_has_left_the_log() {
     assert!(is_there());
     json(&["compact", path, "--keep-hours", "0", "--json"]);
     let after = json(&["stats", path, "--json"]);
-    assert_eq!(after["removedRepos"]["count"], 0);
+    let after = &after["removedRepos"];
+    assert_eq!(after["count"], 0);
     assert!(!is_there());
+    assert_eq!(after["compacted"]["oldest"][0]["did"], did.as_str());
+    // The checkpoint of the compaction has the LSN at which rows may still have waited to be swept. The server takes another.
+    assert_eq!(
+        (&after["compacted"]["count"], &after["left"]["count"]),
+        (&1.into(), &1.into())
+    );
+    assert!(after["left"]["names"][0].as_str().unwrap().starts_with("ckpt/"));
+    let engine = start(dir.path());
+    assert!(wait(engine.erase()).unwrap().through >= lsn);
+    stop(engine, true);
+    let (_, text) = tool(&["stats", path]);
+    has_line(&text, &[did.as_str(), "no server has told yet"]);
+    has_line(&text, &["nothing is left here of removed repos"]);
+    // What is beside the log is seen, too.
+    std::fs::create_dir_all(dir.path().join("set-aside/1")).unwrap();
+    let (_, text) = tool(&["stats", path]);
+    has_line(&text, &["may be left in 1 more", "set-aside/1"]);
+
+    let engine = start(dir.path());
+    let removals = engine.removals(10).unwrap();
+    let gone = engine::entry::Change::RemovalsGone { removals };
+    append(&engine, engine::entry::EntryDraft::private(vec![gone]));
+    stop(engine, true);
+    let after = json(&["stats", path, "--json"]);
+    let after = &after["removedRepos"];
+    assert_eq!(
+        (&after["count"], &after["compacted"]["count"]),
+        (&0.into(), &0.into())
+    );
+    assert_eq!(
+        (&after["gone"]["count"], &after["gone"]["newest"][0]["lsn"]),
+        (&1.into(), &lsn.get().into())
+    );
+    let (_, text) = tool(&["stats", path]);
+    has_line(&text, &[did.as_str(), "its last copy was gone by"]);
     let (outcome, text) = tool(&["verify", path]);
     assert_eq!(outcome, Ok(Outcome::Clean), "{text}");
 }

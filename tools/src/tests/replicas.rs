@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine::clock::{SeededEntropy, SystemClock};
-use engine::engine::{Durability, EnginePrelude, StartOptions};
+use engine::engine::{Durability, Engine, EnginePrelude, StartOptions};
+use engine::entry::{Change, EntryDraft};
 use engine::storage::OsStorage;
-use shipper::ship::{ShipConfig, Shipper};
+use shipper::ship::{ShipConfig, ShipHandle, Shipper};
 use shipper::start::{self, begin};
 use shipper::store::ReplicaStore;
 use shipper::store::directory::DirectoryStore;
@@ -18,6 +19,13 @@ use crate::Outcome;
 
 /// A replica of three accounts: sealed segments, chunks, a checkpoint, a hand-over.
 fn replica() -> (tempfile::TempDir, PathBuf) {
+    replica_after(|_, _, _| ())
+}
+
+/// The same, with something done before the checkpoint.
+fn replica_after(
+    then: impl FnOnce(&Engine, &ShipHandle, &tokio::runtime::Runtime),
+) -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let (data, remote) = (dir.path().join("data"), dir.path().join("replica"));
     let store: Arc<dyn ReplicaStore> = Arc::new(DirectoryStore::open(&remote).unwrap());
@@ -56,6 +64,7 @@ fn replica() -> (tempfile::TempDir, PathBuf) {
     let running = runtime.spawn(shipper.run(CancellationToken::new()));
     wait(engine.ready()).unwrap();
     fill(&engine);
+    then(&engine, &handle, &runtime);
     runtime.block_on(async {
         let checkpoint = engine.checkpoint().await.unwrap();
         handle
@@ -65,7 +74,12 @@ fn replica() -> (tempfile::TempDir, PathBuf) {
     });
     // Until sealed segments are there, as housekeeping has its own pace.
     let deadline = std::time::Instant::now() + DEADLINE;
-    while std::fs::read_dir(remote.join("seg")).map_or(0, Iterator::count) < 2 {
+    let least = if engine.log_reader().compaction() > 0 {
+        1
+    } else {
+        2
+    };
+    while std::fs::read_dir(remote.join("seg")).map_or(0, Iterator::count) < least {
         assert!(
             std::time::Instant::now() < deadline,
             "no sealed segments in the replica"
@@ -190,4 +204,66 @@ fn what_is_no_replica_is_refused() {
             .unwrap_err()
             .contains("file:///")
     );
+}
+
+fn removed_of(remote: &Path) -> serde_json::Value {
+    let url = format!("file://{}", remote.display());
+    let (outcome, text) = tool(&["stats", "--replica", &url, "--json"]);
+    assert_eq!(outcome, Ok(Outcome::Clean), "{text}");
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    json["removedRepos"].clone()
+}
+
+/// Removes the first repo, which is in the log of a replica from then on.
+fn remove_one(engine: &Engine) -> engine::log::Lsn {
+    let did = engine.reader().unwrap().repos(None, 1).unwrap()[0].did.clone();
+    let lsn = append(engine, EntryDraft::private(vec![Change::RepoRemoved { did }])).first;
+    wait(engine.log().seal_now()).unwrap();
+    lsn
+}
+
+#[test]
+fn a_replica_tells_which_removed_repos_are_still_in_it() {
+    let (_dir, remote) = replica();
+    let none = removed_of(&remote);
+    assert_eq!(
+        (&none["count"], &none["compacted"]["count"]),
+        (&0.into(), &0.into())
+    );
+
+    let (_dir, remote) = replica_after(|engine, _, _| {
+        remove_one(engine);
+    });
+    let told = removed_of(&remote);
+    assert_eq!(
+        (&told["count"], &told["compacted"]["count"]),
+        (&1.into(), &0.into())
+    );
+
+    let (_dir, remote) = replica_after(|engine, handle, runtime| {
+        let lsn = remove_one(engine);
+        let deadline = std::time::Instant::now() + DEADLINE;
+        let until = |what: &dyn Fn() -> bool| {
+            while !what() {
+                assert!(std::time::Instant::now() < deadline, "{:?}", handle.erased());
+                std::thread::yield_now();
+            }
+        };
+        until(&|| handle.covered() >= lsn);
+        let options = engine::compact::CompactOptions::default();
+        let done = runtime
+            .block_on(engine.compact(handle.covered(), options))
+            .unwrap();
+        assert!(done.through >= lsn);
+        until(&|| handle.erased().through >= lsn);
+    });
+    let told = removed_of(&remote);
+    assert_eq!(
+        (&told["count"], &told["compacted"]["count"]),
+        (&0.into(), &1.into())
+    );
+    assert_eq!(told["left"]["count"], 0, "{told}");
+    std::fs::write(remote.join("seg/0000000000000001"), "left by a crash").unwrap();
+    let told = removed_of(&remote);
+    assert_eq!(told["left"]["names"][0], "seg/0000000000000001");
 }

@@ -82,7 +82,9 @@ impl Events {
                 | Change::BlobStored { .. }
                 | Change::RowsGone { .. }
                 | Change::GenerationSwept { .. }
-                | Change::ReposNumbered { .. } => {}
+                | Change::ReposNumbered { .. }
+                | Change::RemovalsPending { .. }
+                | Change::RemovalsGone { .. } => {}
             }
         }
     }

@@ -315,6 +315,8 @@ fn step_of(change: &Change) -> Option<Step<'_>> {
         Change::BlobStored { .. }
         | Change::RepoRemoved { .. }
         | Change::ReposNumbered { .. }
+        | Change::RemovalsPending { .. }
+        | Change::RemovalsGone { .. }
         | Change::RepoRows { .. }
         | Change::RowsGone { .. }
         | Change::RepoHead { .. }

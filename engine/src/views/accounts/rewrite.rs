@@ -5,6 +5,7 @@
 //! SQLite's own, and in the end both databases are compared.
 
 use std::path::Path;
+use std::time::Duration;
 
 use rusqlite::session::Session;
 use rusqlite::types::Value;
@@ -17,6 +18,8 @@ use crate::entry::Change;
 
 /// Bytes of values after which a changeset ends.
 const BATCH_BYTES: usize = 256 << 10;
+/// How long emptying the write-ahead file waits for those who read or write.
+const WAL_WAIT: Duration = Duration::from_secs(2);
 /// Rows after which a changeset ends.
 const BATCH_ROWS: usize = 1_000;
 
@@ -235,6 +238,23 @@ impl Accounts {
         }))?;
         let done = outcome.recv().map_err(|_| AccountsError::Closed)?;
         done.map_err(|failure| failure.error)
+    }
+
+    /// Moves everything from the write-ahead file into the database and empties it, so that rows that were overwritten in the
+    /// database are in no file any more. `false` if somebody reads an older state or writes just now. Blocks, and holds up
+    /// writers, for as long as that takes.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub(crate) fn empty_wal_blocking(&self) -> Result<bool, AccountsError> {
+        #[cfg(test)]
+        if self.stand_in.is_some() {
+            return Ok(true);
+        }
+        let conn = Connection::open(self.path())?;
+        conn.busy_timeout(WAL_WAIT)?;
+        let busy: i64 = conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
+        Ok(busy == 0)
     }
 
     fn path(&self) -> &Path {

@@ -5,8 +5,8 @@ use redb::{Key, ReadOnlyTable, ReadableTable, TableDefinition, Value};
 use super::reader::IndexReader;
 use super::rows::{HeadRow, NODE_REV_BYTES, NUMBER_BYTES, PREFIX_BYTES};
 use super::{
-    BLOB_REFS, BLOBS, COLLECTIONS, DEAD, GENERATIONS, HEADS, IndexError, META, NODES, RECORD_BLOBS, RECORDS,
-    REPOS, SEGMENTS,
+    BLOB_REFS, BLOBS, COLLECTIONS, DEAD, GENERATIONS, HEADS, IndexError, META, META_ERASED, NODES,
+    RECORD_BLOBS, RECORDS, REMOVED, REPOS, SEGMENTS,
 };
 use crate::log::Lsn;
 
@@ -48,7 +48,7 @@ impl IndexReader {
             here_hidden: Hidden::of(self)?,
             expected_hidden: Hidden::of(expected)?,
         };
-        sides.compare("meta", META, Shape::Text, &mut found)?;
+        sides.compare("meta", META, Shape::Meta, &mut found)?;
         sides.compare("repos", REPOS, Shape::Text, &mut found)?;
         sides.compare("heads", HEADS, Shape::Number, &mut found)?;
         sides.compare("records", RECORDS, Shape::Owned, &mut found)?;
@@ -58,6 +58,7 @@ impl IndexReader {
         sides.compare("record_blobs", RECORD_BLOBS, Shape::Owned, &mut found)?;
         sides.compare("generations", GENERATIONS, Shape::Owned, &mut found)?;
         sides.compare("collections", COLLECTIONS, Shape::Collection, &mut found)?;
+        sides.compare("removed", REMOVED, Shape::Removal, &mut found)?;
         // Rows that wait to be swept count as in use until then.
         if sides.here_hidden.dead.is_empty() && sides.expected_hidden.dead.is_empty() {
             sides.compare("segments", SEGMENTS, Shape::Segment, &mut found)?;
@@ -76,7 +77,11 @@ impl IndexReader {
 /// What the keys of a table are.
 #[derive(Clone, Copy)]
 enum Shape {
+    /// What the file says of itself.
+    Meta,
     Text,
+    /// A removal's LSN, and the repo's DID.
+    Removal,
     Number,
     /// A segment's base LSN.
     Segment,
@@ -114,7 +119,9 @@ impl Hidden {
         let owner = match shape {
             Shape::Owned | Shape::Node | Shape::Blob => key,
             Shape::Collection => key.last_chunk::<PREFIX_BYTES>().map_or(key, |prefix| prefix),
-            Shape::Text | Shape::Number | Shape::Segment => return false,
+            // What was in a file and is not any more does not follow from the log.
+            Shape::Meta => return key == META_ERASED.as_bytes(),
+            Shape::Text | Shape::Removal | Shape::Number | Shape::Segment => return false,
         };
         // Every key under a prefix comes after it and before any greater one: its neighbour to the left decides.
         let under = |prefixes: &[Vec<u8>]| {

@@ -6,8 +6,8 @@ use redb::{Database, Key, ReadTransaction, ReadableTable, TableDefinition, Value
 
 use super::reader::IndexReader;
 use super::{
-    BLOB_REFS, BLOBS, COLLECTIONS, DEAD, GENERATIONS, HEADS, IndexError, META, NODES, RECORD_BLOBS, RECORDS,
-    REPOS, SEGMENTS, database_at,
+    BLOB_REFS, BLOBS, COLLECTIONS, DEAD, GENERATIONS, HEADS, IndexError, META, META_ERASED, NODES,
+    RECORD_BLOBS, RECORDS, REMOVED, REPOS, SEGMENTS, database_at, put_meta,
 };
 
 /// Memory that a copy's new file may cache, bytes. Rows are written in order, so little of it is read again.
@@ -52,10 +52,14 @@ impl IndexReader {
             .table(GENERATIONS)?
             .table(DEAD)?
             .table(SEGMENTS)?
+            .table(REMOVED)?
             .flush()?
             // Last and alone: it makes the file an index.
             .table(META)?;
         let Copy { mut open, .. } = copy;
+        if let Some(erased) = self.erased_by_a_copy()? {
+            put_meta(&open, META_ERASED, &erased.get().to_be_bytes())?;
+        }
         // Opening the copy is immediate then, and closing it gives back the room that it took ahead.
         open.set_quick_repair(true);
         Ok(open.commit()?)

@@ -18,6 +18,7 @@ mod find;
 mod nodes;
 mod reader;
 mod relocate;
+mod removals;
 mod renew;
 mod rows;
 mod scan;
@@ -60,7 +61,7 @@ pub const NAME: &str = "index";
 /// The index's file name, among the live views and in a checkpoint.
 pub const FILE_NAME: &str = "index.redb";
 /// The layout this program reads and writes; any other is rebuilt from the log.
-const FORMAT: u32 = 4;
+const FORMAT: u32 = 5;
 
 /// Rows that one piece of a sweep takes away: a few milliseconds, for which a batch may have to wait.
 const SWEEP_ROWS: usize = 500;
@@ -80,12 +81,14 @@ const COLLECTIONS: TableDefinition<Bytes, u64> = TableDefinition::new("collectio
 const GENERATIONS: TableDefinition<Bytes, Bytes> = TableDefinition::new("generations");
 const DEAD: TableDefinition<Bytes, ()> = TableDefinition::new("dead");
 const SEGMENTS: TableDefinition<u64, Bytes> = TableDefinition::new("segments");
+const REMOVED: TableDefinition<Bytes, ()> = TableDefinition::new("removed");
 
 const META_FORMAT: &str = "format";
 const META_LOG_ID: &str = "log_id";
 const META_APPLIED: &str = "applied";
 const META_NEXT_REPO: &str = "next_repo";
 const META_COMPACTION: &str = "compaction";
+const META_ERASED: &str = "erased";
 
 /// Why the index cannot answer.
 #[derive(Debug, thiserror::Error)]
@@ -402,6 +405,7 @@ fn initialize(database: &Database, log_id: LogId) -> Result<(), IndexError> {
     put_meta(&transaction, META_APPLIED, &0u64.to_be_bytes())?;
     put_meta(&transaction, META_NEXT_REPO, &0u32.to_be_bytes())?;
     put_meta(&transaction, META_COMPACTION, &Places::of(0).encode())?;
+    put_meta(&transaction, META_ERASED, &0u64.to_be_bytes())?;
     transaction.commit()?;
     Ok(())
 }
@@ -419,6 +423,7 @@ fn create_tables(transaction: &redb::WriteTransaction) -> Result<(), IndexError>
     transaction.open_table(GENERATIONS)?;
     transaction.open_table(DEAD)?;
     transaction.open_table(SEGMENTS)?;
+    transaction.open_table(REMOVED)?;
     Ok(())
 }
 

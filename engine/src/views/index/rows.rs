@@ -8,7 +8,7 @@
 //! location        0 segment's base LSN, low 7 bytes | 7 offset, low 5 bytes | 12 length u32        16 bytes
 //! cid             0 codec u8 (0x55 raw, 0x71 dag-cbor) | 1 SHA-256 digest                          33 bytes
 //!
-//! meta            name → bytes: format u32, log id 16 bytes, applied LSN u64, next repo number u32
+//! meta            name → bytes: format u32, log id 16 bytes, applied LSN u64, next repo number u32, erased LSN u64
 //! repos           DID → repo number
 //! heads           repo number → 0 live generation u16 | 2 flags u8 (bit 0: has a commit) | 3 rev u64
 //!                   | 11 commit digest | 43 data digest | 75 commit location | 91 records u64
@@ -22,6 +22,7 @@
 //! blob_refs       prefix | cid | path → rev u64
 //! record_blobs    prefix | path | 0x00 | cid → nothing
 //! collections     collection | 0x00 | prefix → number of records u64
+//! removed         LSN of a removal u64 | DID → nothing: a repo that was removed and of which copies may be left
 //! segments        segment's base LSN u64 → 0 records u64 | 8 their bytes u64 | 16 head commits u64 | 24 their bytes u64
 //! ```
 //!

@@ -195,6 +195,12 @@ pub(super) const SETTINGS: &[Setting] = &[
         "days behind the retention after which the log is compacted in any case, so that what was deleted is gone",
     ),
     ours(
+        "PDS_DELETION_MAX_AGE_DAYS",
+        Number,
+        "7",
+        "days after which a removed repo makes the log be compacted, so that its bytes are gone; not before the firehose's retention has passed",
+    ),
+    ours(
         "PDS_REPO_CACHE_BYTES",
         Number,
         "",

@@ -5,6 +5,7 @@ mod commit;
 mod generations;
 mod numbers;
 mod records;
+mod removals;
 
 use std::collections::HashMap;
 
@@ -14,7 +15,7 @@ use super::rows::{BlobRow, HeadRow, RepoKey, collection_key, collection_of, pack
 use super::segments::Uses;
 use super::{
     ApplyError, BLOB_REFS, BLOBS, Bytes, COLLECTIONS, DEAD, GENERATIONS, HEADS, IndexError, META,
-    META_NEXT_REPO, NODES, RECORD_BLOBS, RECORDS, REPOS, RecordBytes,
+    META_NEXT_REPO, NODES, RECORD_BLOBS, RECORDS, REMOVED, REPOS, RecordBytes,
 };
 use crate::entry::{Change, Entry, EntryKind};
 use crate::log::Lsn;
@@ -69,6 +70,7 @@ struct Tables<'t> {
     generations: Table<'t, Bytes, Bytes>,
     dead: Table<'t, Bytes, ()>,
     collections: Table<'t, Bytes, u64>,
+    removed: Table<'t, Bytes, ()>,
     /// By how much the counts of `collections` change.
     collection_deltas: HashMap<Vec<u8>, i64>,
     next_repo: u32,
@@ -121,6 +123,7 @@ impl<'t> Tables<'t> {
             generations: transaction.open_table(GENERATIONS)?,
             dead: transaction.open_table(DEAD)?,
             collections: transaction.open_table(COLLECTIONS)?,
+            removed: transaction.open_table(REMOVED)?,
             collection_deltas: HashMap::new(),
             next_repo,
             touched: HashMap::new(),
@@ -214,6 +217,7 @@ impl<'t> Tables<'t> {
             Change::RepoRemoved { did } => {
                 if let Some(repo) = self.take_known(did)? {
                     self.remove_repo(&repo, builds)?;
+                    self.note_removal(lsn, did)?;
                 }
             }
             Change::RepoRows {
@@ -233,6 +237,8 @@ impl<'t> Tables<'t> {
             } => self.head(entry, did, *generation, commit, builds)?,
             Change::GenerationSwept { did, generation } => self.swept(lsn, did, *generation, builds)?,
             Change::ReposNumbered { next, repos } => self.numbered(lsn, *next, repos)?,
+            Change::RemovalsPending { removals } => self.removals_pending(removals)?,
+            Change::RemovalsGone { removals } => self.removals_gone(removals)?,
         }
         Ok(())
     }

@@ -234,6 +234,9 @@ proptest! {
         reader.copy_to(&unswept).unwrap();
         let unswept = IndexView::open(&unswept, LOG_ID, 8 << 20).unwrap();
         prop_assert_eq!(&dump(&unswept), &dump(&view));
+        let clean = !reader.is_unswept().unwrap() && reader.removals_after(Lsn::ZERO).unwrap() > 0;
+        let erased = if clean { reader.applied() } else { Lsn::ZERO };
+        prop_assert_eq!(unswept.reader().unwrap().erased().unwrap(), erased);
         sweep_all(&mut view);
         prop_assert_eq!(unswept.reader().unwrap().differences(&view.reader().unwrap(), 9).unwrap(), []);
         let reader = view.reader().unwrap();
@@ -256,6 +259,11 @@ proptest! {
         reader.copy_in_transactions(&copy, rows_at_once).unwrap();
         let copied = IndexView::open(&copy, LOG_ID, 8 << 20).unwrap();
         prop_assert_eq!(&dump(&copied), &live);
+        let removals = reader.removals(None, 1_000).unwrap();
+        prop_assert_eq!(removals.len() as u64, reader.removals_after(Lsn::ZERO).unwrap());
+        let erased = removals.last().map_or(Lsn::ZERO, |_| reader.applied());
+        prop_assert_eq!(copied.reader().unwrap().erased().unwrap(), erased);
+        prop_assert_eq!(reader.erased().unwrap(), Lsn::ZERO, "the live file never knows");
         prop_assert!(reader.copy_to(&copy).is_err(), "a copy never overwrites");
     }
 }

@@ -52,6 +52,9 @@ fn dump(view: &IndexView) -> Vec<(&'static str, Vec<u8>, Vec<u8>)> {
     table!(GENERATIONS, |k: &[u8]| k.to_vec(), |v: &[u8]| v.to_vec());
     table!(DEAD, |k: &[u8]| k.to_vec(), |()| Vec::new());
     table!(SEGMENTS, |k: u64| k.to_be_bytes().to_vec(), |v: &[u8]| v.to_vec());
+    table!(REMOVED, |k: &[u8]| k.to_vec(), |()| Vec::new());
+    // Of the file, not of the log: see `removals`.
+    rows.retain(|(_, key, _)| key != META_ERASED.as_bytes());
     assert_eq!(view.reader().unwrap().segments().unwrap(), counted(&read));
     rows
 }
@@ -146,7 +149,9 @@ fn a_removed_repo_leaves_nothing_and_may_come_back() {
     ];
     view.apply(&entries).unwrap();
     let rows = |dump: Vec<(&'static str, Vec<u8>, Vec<u8>)>| -> Vec<_> {
-        dump.into_iter().filter(|(table, ..)| *table != "META").collect()
+        dump.into_iter()
+            .filter(|(table, ..)| !["META", "REMOVED"].contains(table))
+            .collect()
     };
     let removed = view.reader().unwrap();
     let mut pieces = 0;
@@ -154,6 +159,7 @@ fn a_removed_repo_leaves_nothing_and_may_come_back() {
         pieces += 1;
     }
     assert!(pieces > 3, "it goes in pieces");
+    assert_eq!(removed.removals(None, 9).unwrap()[0].did, goes.did);
     assert_eq!(rows(dump(&view)), rows(before));
     assert_eq!(view.reader().unwrap().differences(&removed, 10).unwrap(), []);
     assert_eq!(removed.differences(&view.reader().unwrap(), 10).unwrap(), []);

@@ -348,7 +348,12 @@ impl Server {
             admin: AdminAuth::new(Some(&config.admin_password)),
             bodies: crate::xrpc::room::BodyRoom::new(16 << 20),
             exports: Exports::new(4),
-            imports: Imports::new(repos.clone(), dir.path().to_owned(), config.repo_import_limit),
+            imports: Imports::new(
+                repos.clone(),
+                dir.path().to_owned(),
+                config.repo_import_limit,
+                config.import_disk,
+            ),
             engine: core,
             config,
             tokens,

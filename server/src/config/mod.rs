@@ -20,6 +20,7 @@ use reader::Reader;
 
 use crate::listen::Limits;
 use crate::secrets::Secret;
+use crate::service::repos::import::room::RoomLimits;
 
 /// Where the log is replicated to.
 #[derive(Clone, Debug)]
@@ -134,6 +135,8 @@ pub struct Config {
     pub blob_upload_limit: u64,
     /// `PDS_MAX_REPO_IMPORT_SIZE`, bytes; `None` if `PDS_ACCEPTING_REPO_IMPORTS` is false.
     pub repo_import_limit: Option<u64>,
+    /// `PDS_IMPORT_DISK_BYTES`, `PDS_DISK_RESERVE_BYTES`.
+    pub import_disk: RoomLimits,
     /// `PDS_REPLICA_URL` and its companions.
     pub replica: Option<Replica>,
     /// `PDS_DURABILITY`.

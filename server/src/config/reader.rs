@@ -16,6 +16,10 @@ use super::{
 };
 use crate::listen::Limits;
 use crate::secrets::Secret;
+use crate::service::repos::import::room::{RoomLimits, disk_bytes};
+
+/// The largest repo that can be imported, bytes: places in a spool have 40 bits.
+const IMPORT_BYTES_MAX: u64 = (1 << 40) - 1;
 
 /// Takes values out of the environment and collects what is wrong with them.
 pub(super) struct Reader {
@@ -139,8 +143,17 @@ impl Reader {
     }
 
     fn repo_import_limit(&mut self, blob_limit: u64) -> Option<u64> {
-        let limit = self.number("PDS_MAX_REPO_IMPORT_SIZE", blob_limit, 1..=1_099_511_627_775);
+        let limit = self.number("PDS_MAX_REPO_IMPORT_SIZE", blob_limit, 1..=IMPORT_BYTES_MAX);
         self.flag("PDS_ACCEPTING_REPO_IMPORTS", true).then_some(limit)
+    }
+
+    /// By default two of the largest imports fit, which is how many run at once.
+    fn import_disk(&mut self, limit: Option<u64>) -> RoomLimits {
+        let two = disk_bytes(limit.unwrap_or_default()).saturating_mul(2);
+        RoomLimits {
+            budget: self.number("PDS_IMPORT_DISK_BYTES", two, 1..=4 * IMPORT_BYTES_MAX),
+            keep_free: self.number("PDS_DISK_RESERVE_BYTES", 128 << 20, 0..=4 * IMPORT_BYTES_MAX),
+        }
     }
 
     fn millis(&mut self, name: &'static str, default: u64) -> Duration {
@@ -291,6 +304,7 @@ impl Reader {
         let backfill_limit = self.millis("PDS_REPO_BACKFILL_LIMIT_MS", 259_200_000);
         let retention =
             Duration::from_secs(self.number("PDS_FIREHOSE_RETENTION_HOURS", 72, 0..=876_000) * 3_600);
+        let repo_import_limit = self.repo_import_limit(blob_upload_limit);
         let deletion_max_age =
             Duration::from_secs(self.number("PDS_DELETION_MAX_AGE_DAYS", 7, 0..=36_500) * 86_400);
         let force_after =
@@ -314,7 +328,8 @@ impl Reader {
             did_cache_max: self.millis("PDS_DID_CACHE_MAX_TTL", 86_400_000),
             resolver_timeout: self.millis("PDS_ID_RESOLVER_TIMEOUT", 3_000),
             blob_upload_limit,
-            repo_import_limit: self.repo_import_limit(blob_upload_limit),
+            repo_import_limit,
+            import_disk: self.import_disk(repo_import_limit),
             replica_timeout: self.millis("PDS_REPLICA_TIMEOUT_MS", 10_000),
             write_timeout: self.millis("PDS_WRITE_TIMEOUT_MS", 30_000),
             replica_in_flight,

@@ -314,7 +314,12 @@ pub(super) async fn compose(
         admin: AdminAuth::new(Some(&config.admin_password)),
         bodies: BodyRoom::new(bytes(config.memory.bodies)),
         exports: Exports::new(config.memory.exports_at_once()),
-        imports: Imports::new(repos.clone(), config.data_dir.clone(), config.repo_import_limit),
+        imports: Imports::new(
+            repos.clone(),
+            config.data_dir.clone(),
+            config.repo_import_limit,
+            config.import_disk,
+        ),
         mailer: doors.mailer.clone(),
         engine: core,
         config,

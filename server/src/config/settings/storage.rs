@@ -37,6 +37,18 @@ pub(super) const SETTINGS: &[Setting] = &[
         "largest repo that importRepo takes, bytes of CAR",
     ),
     ours(
+        "PDS_IMPORT_DISK_BYTES",
+        Number,
+        "",
+        "bytes of disk that all imports under way may take together, five thirds of each one's CAR (default: two of the largest size)",
+    ),
+    ours(
+        "PDS_DISK_RESERVE_BYTES",
+        Number,
+        "134217728",
+        "bytes of the data directory's disk that imports leave free for the log; one that would not is answered 503",
+    ),
+    ours(
         "PDS_BLOBSTORE",
         Text,
         "azure if the replica is in Azure, else disk",

@@ -2,8 +2,8 @@
 //!
 //! Body → spool file (blocks hashed as they come) → walk of the tree from its signed root → records in pieces into the
 //! log, staged under a new generation that nobody sees → one entry that makes it the live one, signed anew with the
-//! account's key. Memory is a part of the spool's index and a few pieces, 3 MiB or so, whatever the size. Disk: up to twice the
-//! size, of which a reserve for the log stays free.
+//! account's key. Memory is a part of the spool's index and a few pieces, 3 MiB or so, whatever the size. Disk: a [share](room)
+//! of what all spools may take.
 //!
 //! | crash or failure            | leaves                                                            |
 //! |-----------------------------|-------------------------------------------------------------------|
@@ -15,6 +15,7 @@
 //! applied or the import has failed.
 
 mod blocks;
+pub mod room;
 mod spool;
 mod stage;
 #[cfg(test)]
@@ -38,6 +39,7 @@ use tokio::time::Instant;
 use super::{Repos, WriteError, internal};
 use crate::service::core::{Core, Unconfirmed};
 use crate::xrpc::error::XrpcError;
+use room::{Room, RoomLimits, Share};
 
 /// Imports that run at once; each holds a spool's index and a thread.
 const AT_ONCE: usize = 2;
@@ -162,21 +164,22 @@ pub struct Imported {
 pub struct Imports {
     repos: Repos,
     turns: Arc<Semaphore>,
-    /// Where spools are.
-    dir: PathBuf,
+    /// Where spools are, and how much of the disk is for them.
+    room: Room,
     /// Bytes of the largest CAR; `None` takes no imports.
     limit: Option<u64>,
 }
 
 impl Imports {
-    /// Imports into `repos` of at most `limit` bytes, with spool files in `dir`. `None` refuses all.
+    /// Imports into `repos` of at most `limit` bytes, with spool files in `dir` that take what `disk` allows. No limit refuses all.
     #[must_use]
-    pub fn new(repos: Repos, dir: PathBuf, limit: Option<u64>) -> Imports {
+    pub fn new(repos: Repos, dir: PathBuf, limit: Option<u64>, disk: RoomLimits) -> Imports {
+        let room = Room::new(dir, disk);
         Imports {
             repos,
             turns: Arc::new(Semaphore::new(AT_ONCE)),
-            dir,
-            limit,
+            limit: limit.map(|limit| limit.min(room.largest())),
+            room,
         }
     }
 
@@ -197,8 +200,8 @@ impl Imports {
         }
         let turn = tokio::time::timeout(QUEUE, self.turns.clone().acquire_owned()).await;
         let turn = turn.ok().and_then(Result::ok).ok_or(ImportError::Busy)?;
-        spool::check_room(&self.dir, length.unwrap_or_default())?;
-        let spool = self.receive(limit, body).await?;
+        let share = self.room.share(length.unwrap_or_default())?;
+        let spool = self.receive(length.unwrap_or(limit), share, body).await?;
         let (repos, did) = (self.repos.clone(), did.clone());
         let (reply, answer) = oneshot::channel();
         // A task of its own: a client that goes away now must not leave the repo closed to writes.
@@ -219,11 +222,11 @@ impl Imports {
     async fn receive<E: std::fmt::Display>(
         &self,
         limit: u64,
+        share: Share,
         body: impl Stream<Item = Result<Bytes, E>> + Send,
     ) -> Result<spool::Spool, ImportError> {
         let (sender, receiver) = mpsc::channel(CHUNKS_AHEAD);
-        let dir = self.dir.clone();
-        let reading = tokio::task::spawn_blocking(move || spool::Spool::read(receiver, &dir, limit));
+        let reading = tokio::task::spawn_blocking(move || spool::Spool::read(receiver, share, limit));
         let mut body = std::pin::pin!(body);
         let deadline = Instant::now() + TOTAL;
         loop {

@@ -6,7 +6,6 @@
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Write};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 
 use bytes::Bytes;
 use engine::repo::car::{CarLimits, CarReader};
@@ -17,6 +16,7 @@ use tokio::sync::mpsc;
 
 use super::ImportError;
 use super::blocks::{BlockAt, Blocks, Gathering, Half, half};
+use super::room::Share;
 
 /// What the file is read by while the blocks come in order.
 const WINDOW_BYTES: usize = 64 << 10;
@@ -28,23 +28,8 @@ const BLOCK_BYTES_MIN: u64 = 96;
 const BLOCKS_FREE: u64 = 4096;
 /// Bytes in front of each block.
 const HEAD_BYTES: usize = 20;
-/// Bytes of a CAR between two looks at how much room the disk has.
+/// Bytes of a CAR between two looks at how much room the disk has; a CAR that did not say its length takes its room by so much.
 const LOOK_EVERY: u64 = 16 << 20;
-/// What a spool leaves free for the log, which is worth more than any import.
-const DISK_RESERVE: u64 = 128 << 20;
-/// Bytes of disk that a CAR takes while it is imported, at most, in thirds of its size: itself, heads, and places of blocks
-/// before and after they are sorted.
-const DISK_THIRDS: u64 = 5;
-
-/// Whether `dir` has room for `more` bytes of a CAR.
-pub(super) fn check_room(dir: &Path, more: u64) -> Result<(), ImportError> {
-    let disk = rustix::fs::statvfs(dir).map_err(|error| io(error.into()))?;
-    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-    if free.saturating_sub(DISK_RESERVE) < more.saturating_mul(DISK_THIRDS) / 3 {
-        return Err(ImportError::NoRoom);
-    }
-    Ok(())
-}
 
 /// A CAR whose blocks match their CIDs.
 pub(super) struct Spool {
@@ -52,6 +37,8 @@ pub(super) struct Spool {
     blocks: Blocks,
     root: Cid,
     window: Mutex<Window>,
+    /// The room of its files.
+    _share: Share,
 }
 
 /// A part of the file in memory.
@@ -66,12 +53,13 @@ struct Window {
 }
 
 impl Spool {
-    /// Reads a CAR of at most `limit` bytes to its end.
+    /// Reads a CAR of at most `limit` bytes to its end, into the room of `share`, which it keeps.
     pub(super) fn read(
         body: mpsc::Receiver<Result<Bytes, String>>,
-        dir: &Path,
+        mut share: Share,
         limit: u64,
     ) -> Result<Spool, ImportError> {
+        let dir = share.dir().to_owned();
         let body = Body {
             body,
             chunk: Bytes::new(),
@@ -81,9 +69,10 @@ impl Spool {
         let [root] = *car.roots() else {
             return Err(ImportError::Invalid("Expected one root in the CAR".to_owned()));
         };
-        let mut file = BufWriter::with_capacity(4 * WINDOW_BYTES, tempfile::tempfile_in(dir).map_err(io)?);
-        let mut gathering = Gathering::new(dir);
+        let mut file = BufWriter::with_capacity(4 * WINDOW_BYTES, tempfile::tempfile_in(&dir).map_err(io)?);
+        let mut gathering = Gathering::new(&dir);
         let (mut end, mut count, mut looked) = (0, 0, 0);
+        share.take_for(LOOK_EVERY.min(limit))?;
         while let Some(block) = car.next_block()? {
             if count > BLOCKS_FREE + car.position() / BLOCK_BYTES_MIN {
                 return Err(ImportError::Invalid(
@@ -92,7 +81,8 @@ impl Spool {
             }
             if car.position() - looked >= LOOK_EVERY {
                 looked = car.position();
-                check_room(dir, 0)?;
+                share.wrote(end);
+                share.take_for((looked + LOOK_EVERY).min(limit))?;
             }
             let digest = half(&block.cid);
             let at = BlockAt::new(digest, end, block.bytes.len()).ok_or(ImportError::TooLarge)?;
@@ -110,6 +100,7 @@ impl Spool {
             blocks: gathering.finish().map_err(io)?,
             root,
             window: Mutex::default(),
+            _share: share,
         })
     }
 

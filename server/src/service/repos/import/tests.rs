@@ -13,6 +13,9 @@ use engine::repo::mst::{NodeData, build_from_sorted};
 use engine::repo::{Cid, Did, SigningKey, Tid, UnsignedCommit};
 use serde_json::json;
 
+use super::ImportError;
+use super::room::{Room, RoomLimits};
+use super::spool::Spool;
 use crate::testkit::{Answer, ExportedRepo, Options, PATIENCE, POST, Server, User, bearer};
 
 const CAR: &str = "application/vnd.ipld.car";
@@ -441,4 +444,142 @@ async fn what_one_server_exports_another_imports_with_the_same_records_and_root(
     assert_eq!(there.repo(&bobby.did).await.commit.cid(), right.commit.cid());
     there.post(&bobby, "it goes on").await;
     assert_eq!(there.repo(&bobby.did).await.records.len(), 4_976);
+}
+
+/// An import whose body is held up at its beginning.
+fn slow_import(
+    server: &Server,
+    user: &User,
+    length: usize,
+) -> (
+    tokio::sync::mpsc::Sender<Result<Bytes, std::io::Error>>,
+    impl Future<Output = Answer>,
+) {
+    let (sender, receiver) = tokio::sync::mpsc::channel(1);
+    let body = futures_util::stream::unfold(receiver, |mut receiver| async move {
+        receiver.recv().await.map(|piece| (piece, receiver))
+    });
+    let (authorization, length) = (bearer(&user.access), length.to_string());
+    let answer = async move {
+        let headers = [
+            ("content-type", CAR),
+            ("authorization", authorization.as_str()),
+            ("content-length", length.as_str()),
+        ];
+        let path = "/xrpc/com.atproto.repo.importRepo";
+        server
+            .request(Method::POST, path, &headers, Body::from_stream(body))
+            .await
+    };
+    (sender, answer)
+}
+
+fn no_room(answer: &Answer) {
+    assert_eq!(answer.status, 503, "{}", String::from_utf8_lossy(&answer.body));
+    assert_eq!(answer.header("retry-after"), Some("60"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn imports_that_run_at_once_share_a_budget_of_disk() {
+    let server = Server::with(Options {
+        vars: vec![
+            ("PDS_MAX_REPO_IMPORT_SIZE", "60000".to_owned()),
+            ("PDS_IMPORT_DISK_BYTES", "100000".to_owned()),
+        ],
+        ..Options::default()
+    })
+    .await;
+    let (alice, bobby) = (server.sign_up("alice").await, server.sign_up("bobby").await);
+    let blocks = foreign(&bobby.did, &records(10));
+    let small = car(blocks[0].0, blocks);
+    let (hold, first) = slow_import(&server, &alice, 60_000);
+    let second = async {
+        // The body is asked for when the import has its room; the second piece is taken when the first was.
+        for _ in 0..2 {
+            hold.send(Ok(Bytes::new())).await.unwrap();
+        }
+        no_room(&import(&server, &bobby, small.clone()).await);
+        // The client goes away: its room is free again.
+        drop(hold);
+    };
+    let (first, ()) = tokio::join!(first, second);
+    assert_eq!(first.status, 400);
+    assert_eq!(import(&server, &bobby, small).await.status, 200);
+    // What can never fit is not to be tried again.
+    let (_hold, large) = slow_import(&server, &alice, 60_001);
+    assert_eq!(large.await.status, 413);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_import_that_would_leave_too_little_of_the_disk_is_refused_before_it_writes() {
+    let server = Server::with(Options {
+        vars: vec![("PDS_DISK_RESERVE_BYTES", (1u64 << 41).to_string())],
+        ..Options::default()
+    })
+    .await;
+    let alice = server.sign_up("alice").await;
+    server.post(&alice, "stays").await;
+    let before = (
+        export(&server, &alice.did).await,
+        server.app.engine.appended().get(),
+    );
+    let blocks = foreign(&alice.did, &records(10));
+    let body = car(blocks[0].0, blocks);
+    no_room(&import(&server, &alice, body.clone()).await);
+    // Also when it does not say how long it is.
+    let pieces = futures_util::stream::iter([Ok::<_, std::io::Error>(Bytes::from(body))]);
+    no_room(&import(&server, &alice, Body::from_stream(pieces)).await);
+    let after = (
+        export(&server, &alice.did).await,
+        server.app.engine.appended().get(),
+    );
+    assert_eq!(after, before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_spool_ends_before_it_fills_a_disk_that_others_fill_meanwhile() {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    const PIECE: usize = 1 << 20;
+    let dir = tempfile::tempdir().unwrap();
+    let free = Arc::new(AtomicU64::new(1 << 40));
+    let limits = RoomLimits {
+        budget: 1 << 40,
+        keep_free: 1 << 30,
+    };
+    let measured = free.clone();
+    let room = Room::measured(
+        dir.path().to_owned(),
+        limits,
+        Box::new(move |_| Ok(measured.load(Ordering::SeqCst))),
+    );
+    let blocks = (0..40u8).map(|n| {
+        let block = Bytes::from(vec![n; PIECE]);
+        (Cid::for_raw(&block), block)
+    });
+    let bytes = car(Cid::for_raw(&[]), blocks);
+    let (sender, receiver) = tokio::sync::mpsc::channel(1);
+    let share = room.share(0).unwrap();
+    let reading = tokio::task::spawn_blocking(move || Spool::read(receiver, share, 1 << 30).map(|_| ()));
+    let mut sent = 0;
+    for piece in bytes.chunks(PIECE) {
+        if sent == 10 {
+            // Less than what is to stay free and what this spool has promised itself.
+            free.store(limits.keep_free + PIECE as u64, Ordering::SeqCst);
+        }
+        if sender.send(Ok(Bytes::copy_from_slice(piece))).await.is_err() {
+            break;
+        }
+        sent += 1;
+    }
+    let ended = reading.await.unwrap();
+    assert!(matches!(ended, Err(ImportError::NoRoom)), "{ended:?}");
+    assert!((10..30).contains(&sent), "{sent} MiB were taken");
+    free.store(1 << 40, Ordering::SeqCst);
+    assert!(
+        room.share(room.largest()).is_err(),
+        "the reserve is not for imports"
+    );
+    assert!(room.share(room.largest() / 2).is_ok(), "its room is free again");
 }

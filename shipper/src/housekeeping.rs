@@ -12,6 +12,8 @@
 //! The check before the deletions matters because create-if-absent forgets the names of deleted objects: a writer that
 //! slept long enough could create a generation that was deleted meanwhile. It then sees a higher one and deletes nothing.
 
+mod trouble;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -23,15 +25,16 @@ use tokio::sync::mpsc;
 use crate::checkpoint::{self, CheckpointError, CheckpointRequest, LocalFile};
 use crate::chunk::{ChunkHeader, ChunkKind};
 use crate::compacted;
-use crate::fence::{self, ReplicaError};
-use crate::handle::{Erased, Shared, with_sources};
-use crate::manifest::{CheckpointEntry, FileEntry, Manifest, ManifestError, SegmentEntry};
+use crate::fence;
+use crate::handle::{Erased, Shared};
+use crate::manifest::{CheckpointEntry, FileEntry, Manifest, SegmentEntry};
 use crate::names::{self, Generation, Ordinal};
 use crate::orphans::{self, OLD_MANIFESTS};
 use crate::plan::{self, ManifestVerdict};
-use crate::sealed::{self, FOOTER_BYTES, Footer, SealedError, SealedSummary};
+use crate::sealed::{self, FOOTER_BYTES, Footer, SealedSummary};
 use crate::ship::ShipEnd;
 use crate::store::{Created, ObjectName, StoreError};
+use trouble::{Refused, Trouble};
 
 /// Deletions at a time.
 const DELETES_AT_A_TIME: usize = 8;
@@ -57,34 +60,6 @@ impl Link {
             prev_lsn: header.prev_lsn,
             last_lsn: header.last_lsn,
         }
-    }
-}
-
-#[derive(Debug, thiserror::Error)]
-enum Trouble {
-    #[error("fenced by epoch {0}")]
-    Fenced(Epoch),
-    #[error(transparent)]
-    Replica(#[from] ReplicaError),
-    #[error("segment object {object}")]
-    Sealed {
-        object: String,
-        #[source]
-        source: SealedError,
-    },
-    #[error("local segment {segment}: {what}")]
-    Segment { segment: Lsn, what: String },
-    #[error("building a manifest")]
-    Manifest(#[from] ManifestError),
-    #[error("a chunk at ordinal {0} crosses the end of a sealed segment")]
-    Misaligned(Ordinal),
-    #[error("a task of housekeeping was lost: {0}")]
-    Task(String),
-}
-
-impl From<StoreError> for Trouble {
-    fn from(error: StoreError) -> Trouble {
-        Trouble::Replica(ReplicaError::Store(error))
     }
 }
 
@@ -576,33 +551,6 @@ impl Housekeeper {
         let deletes = deletes.buffer_unordered(DELETES_AT_A_TIME);
         let deleted: Vec<bool> = deletes.collect().await;
         deleted.into_iter().all(|deleted| deleted)
-    }
-}
-
-/// Why a checkpoint was refused, still knowing whether it was a fence.
-enum Refused {
-    Error(CheckpointError),
-    Trouble(Trouble),
-}
-
-impl Refused {
-    fn into_error(self) -> CheckpointError {
-        match self {
-            Refused::Error(error) => error,
-            Refused::Trouble(trouble) => CheckpointError::Manifest(with_sources(&trouble)),
-        }
-    }
-}
-
-impl From<CheckpointError> for Refused {
-    fn from(error: CheckpointError) -> Refused {
-        Refused::Error(error)
-    }
-}
-
-impl From<Trouble> for Refused {
-    fn from(trouble: Trouble) -> Refused {
-        Refused::Trouble(trouble)
     }
 }
 

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::append::seal_file;
-use super::compaction::remove_then_journal;
 use super::frame::{Flags, frames_in};
+use super::journal::remove_then_journal;
 use super::lsn::{Epoch, LogId, Lsn};
 use super::recovery::{Damage, OpenError, list_segments, lock_dir, verify_segment};
 use super::segment::{SegmentHeader, SegmentInfo, Tally, link_error, segment_file_name};

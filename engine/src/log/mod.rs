@@ -15,6 +15,7 @@ mod compaction;
 mod draft;
 mod frame;
 mod install;
+mod journal;
 mod lsn;
 pub mod mmap;
 mod reader;
@@ -32,7 +33,7 @@ mod writer;
 
 pub use append::GroupLsns;
 pub use blocks::BlockReader;
-pub use compaction::{CompactionError, compaction_of, live_segments};
+pub use compaction::{CompactionError, compaction_of};
 pub(crate) use compaction::{CompactionWriter, WrittenCompaction};
 pub use draft::{Draft, Place, Stamp};
 pub use frame::{
@@ -40,6 +41,7 @@ pub use frame::{
     MAX_GROUP_BYTES, PublicFrame, frames_in,
 };
 pub use install::{InstallError, SealedUpload, SegmentInstaller};
+pub use journal::live_segments;
 pub use lsn::{Epoch, Location, LogId, LogIdError, Lsn, LsnOutOfRange};
 pub use reader::{LogReader, ReadError, TailReader};
 pub use recovery::{Cut, Damage, OpenError, verify_segment};
@@ -318,7 +320,7 @@ impl Recovered {
 /// Removes what a compaction left that did not come to count.
 fn disown(set: &set::SegmentSet, disowned: Option<Vec<String>>) -> Result<(), OpenError> {
     let Some(names) = disowned else { return Ok(()) };
-    compaction::remove_then_journal(set.storage.as_ref(), &set.dir, &names)
+    journal::remove_then_journal(set.storage.as_ref(), &set.dir, &names)
         .map_err(io_error("removing what an unfinished compaction wrote"))
 }
 

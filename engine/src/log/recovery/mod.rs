@@ -22,7 +22,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::compaction::{Journal, Output};
+use super::journal::{Journal, Output};
 use super::lsn::{Epoch, LogId, Lsn};
 use super::segment::{SegmentHeader, SegmentHeaderError, SegmentInfo, Tally, segment_file_name};
 use super::set::{PendingCompaction, SegmentEntry, SegmentSet};

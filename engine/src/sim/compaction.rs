@@ -16,6 +16,9 @@ use crate::storage::FaultyStorage;
 use crate::views::driver::DriverError;
 use crate::views::index::{self, IndexReader, OldSnapshots, Renewal};
 
+/// Pieces of a sweep that a compaction waits for.
+const SWEEPS_MAX: u32 = 1_000;
+
 /// How far a compaction is.
 pub(super) enum Compacting {
     /// Its segments are written and count for nothing yet.
@@ -188,7 +191,9 @@ impl World {
     ) -> Result<(), End> {
         let failed = |error: crate::views::driver::DriverError| End::Failed(error.reason());
         let read = |error: index::IndexError| excuse(error.into());
+        let mut pieces = 0..SWEEPS_MAX;
         while life.index.reader().map_err(read)?.is_unswept().map_err(read)? {
+            assert!(pieces.next().is_some(), "rows that are gone are never swept");
             life.fold.tidy().map_err(failed)?;
         }
         let reader = life.index.reader().map_err(read)?;

@@ -236,7 +236,11 @@ async fn run(
             biased;
             failed = &mut log_failed => return Err(failed.err().map_or_else(String::new, |failed| failed.reason.to_string())),
             request = requests.recv() => match request {
-                Some(Request::Between(job)) => job(),
+                Some(Request::Between(job)) => {
+                    job();
+                    // It may have put another file in a view's place, with rows that wait to be swept.
+                    fold.untidy = true;
+                }
                 Some(Request::Stop(answer)) => {
                     let done = catch_up(&mut fold, marks).and_then(|()| fold.persist());
                     let reason = done.as_ref().err().map(DriverError::reason);

@@ -272,12 +272,7 @@ impl IndexView {
     fn fold(&mut self, entries: &[Entry]) -> Result<(), ApplyError> {
         let new = &entries[entries.partition_point(|entry| entry.lsn <= self.applied)..];
         let Some(last) = new.last() else { return Ok(()) };
-        let renewals = self.slot.renewals();
-        if renewals != self.renewals {
-            // What was built in memory went into another file. The flip builds it from the records.
-            (self.renewals, self.unswept) = (renewals, true);
-            self.builds.clear();
-        }
+        self.notice_renewal();
         let mut transaction = self.slot.database().begin_write().map_err(IndexError::from)?;
         transaction
             .set_durability(Durability::None)
@@ -296,12 +291,23 @@ impl IndexView {
         Ok(())
     }
 
+    /// Another file may have taken the place. What was built in memory went into the one before: the flip builds it from the
+    /// records. What was swept there since the copy was made is still in this one.
+    fn notice_renewal(&mut self) {
+        let renewals = self.slot.renewals();
+        if renewals != self.renewals {
+            (self.renewals, self.unswept) = (renewals, true);
+            self.builds.clear();
+        }
+    }
+
     /// Takes away up to `limit` rows that are in no answer any more: of repos that were removed, and of generations that
     /// ended. Answers whether there is more. Does not survive a crash before [`View::persist`], and need not.
     ///
     /// # Errors
     /// The database failed or is damaged.
     pub fn sweep(&mut self, limit: usize) -> Result<bool, IndexError> {
+        self.notice_renewal();
         if self.unswept {
             let mut transaction = self.slot.database().begin_write()?;
             transaction.set_durability(Durability::None)?;

@@ -438,6 +438,40 @@ fn what_is_staged_is_in_no_answer_until_the_flip_and_all_of_it_after() {
 }
 
 #[test]
+fn what_was_swept_while_a_new_file_was_made_is_swept_there_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut view, mut placer) = (open(dir.path()), Placer::new());
+    let mut repo = TestRepo::new("gone");
+    let entry = placer.place(repo.commit(&create(&["app.test.post/a"]), &NoNodes));
+    view.apply(&[entry]).unwrap();
+    let removed = EntryDraft::private(vec![Change::RepoRemoved {
+        did: repo.did.clone(),
+    }]);
+    view.apply(&[placer.place(removed)]).unwrap();
+    let storage = std::sync::Arc::new(crate::storage::MemoryStorage::new());
+    let log = crate::log::Log::recover(storage, Path::new("/log")).unwrap();
+    let applied = view.applied();
+    let renewal = Renewal::prepare(
+        &view.source(),
+        dir.path(),
+        LOG_ID,
+        8 << 20,
+        log.reader(),
+        crate::views::driver::DriverConfig::default(),
+        || applied,
+    );
+    sweep_all(&mut view);
+    assert!(!view.reader().unwrap().is_unswept().unwrap());
+    renewal.unwrap().finish(&view.source()).unwrap();
+    assert!(
+        view.reader().unwrap().is_unswept().unwrap(),
+        "the copy is from before"
+    );
+    sweep_all(&mut view);
+    assert!(!view.reader().unwrap().is_unswept().unwrap());
+}
+
+#[test]
 fn rows_of_a_did_without_a_repo_are_staged_and_can_be_given_up() {
     let dir = tempfile::tempdir().unwrap();
     let (mut view, mut placer) = (open(dir.path()), Placer::new());

@@ -22,6 +22,9 @@ const CHUNK_BYTES: usize = 128 << 10;
 const CHUNKS_AHEAD: usize = 3;
 /// How much an export's thread stands back behind those of commits, as a Unix niceness.
 const NICENESS: i32 = 19;
+/// After so many bytes an export lets others run, some 30 µs of work: however little a thread counts, a scheduler may let it go on for
+/// milliseconds while a commit waits.
+const BYTES_IN_A_ROW: usize = 16 << 10;
 /// How long a client may refuse bytes before its export ends.
 const STALL: Duration = Duration::from_secs(60);
 /// How long an export may take in all: it holds a snapshot, which keeps the index from reusing its pages.
@@ -107,6 +110,7 @@ fn stream(
         let _evenly = rustix::process::setpriority_process(None, NICENESS);
         let mut out = Sink {
             buffer: Vec::with_capacity(CHUNK_BYTES + 4096),
+            in_a_row: 0,
             sender,
             runtime,
             until: Instant::now() + TOTAL,
@@ -140,6 +144,8 @@ enum WalkError {
 
 struct Sink {
     buffer: Vec<u8>,
+    /// Bytes since others were let run.
+    in_a_row: usize,
     sender: mpsc::Sender<Result<Bytes, std::io::Error>>,
     runtime: tokio::runtime::Handle,
     until: Instant,
@@ -178,6 +184,11 @@ impl Sink {
 
     fn block(&mut self, cid: &Cid, bytes: &[u8]) -> Result<(), WalkError> {
         car::write_block(&mut self.buffer, cid, bytes);
+        self.in_a_row += bytes.len();
+        if self.in_a_row >= BYTES_IN_A_ROW {
+            self.in_a_row = 0;
+            std::thread::yield_now();
+        }
         if self.buffer.len() >= CHUNK_BYTES {
             self.flush()
         } else {

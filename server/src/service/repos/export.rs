@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use engine::log::{BlockReader, Location};
+use engine::log::{BlockReader, Location, Lsn, Watermark};
 use engine::repo::mst::{StreamError, StreamItem, StreamRecord, Tree, stream as stream_tree};
 use engine::repo::{Cid, Did, RepoPath, Tid, car};
 use engine::views::index::{BlockPlace, ChangedBlock, FindError, IndexReader, RepoHead, RepoNodes, Stop};
@@ -25,6 +25,9 @@ const NICENESS: i32 = 19;
 /// After so many bytes an export lets others run, some 30 µs of work: however little a thread counts, a scheduler may let it go on for
 /// milliseconds while a commit waits.
 const BYTES_IN_A_ROW: usize = 16 << 10;
+/// How long an export stands still after a chunk while which commits were made. Its bytes pass the threads that serve everybody; so
+/// an export beside commits without a pause gives some 20 MB/s, and one that is alone twenty times that.
+const STAND_BACK: Duration = Duration::from_millis(6);
 /// How long a client may refuse bytes before its export ends.
 const STALL: Duration = Duration::from_secs(60);
 /// How long an export may take in all: it holds a snapshot, which keeps the index from reusing its pages.
@@ -90,16 +93,19 @@ pub async fn repo(
         .repo(did)
         .map_err(internal)?
         .ok_or_else(|| WriteError::RepoNotFound(did.clone()))?;
-    let (engine, did) = (engine.clone(), did.clone());
-    stream(permit, move |out| walk(&engine, &reader, &head, &did, since, out))
+    let (engine, did, appended) = (engine.clone(), did.clone(), engine.appended().clone());
+    stream(permit, appended, move |out| {
+        walk(&engine, &reader, &head, &did, since, out)
+    })
 }
 
 /// CAR bytes on their way to a client.
 pub type CarStream = futures_util::stream::BoxStream<'static, Result<Bytes, std::io::Error>>;
 
-/// Runs `export` on a thread of its own, as fast as its client reads. There are no more of them than permits.
+/// Runs `export` on a thread of its own, as fast as its client reads and commits allow. There are no more of them than permits.
 fn stream(
     permit: OwnedSemaphorePermit,
+    appended: Watermark,
     export: impl FnOnce(&mut Sink) -> Result<(), WalkError> + Send + 'static,
 ) -> Result<CarStream, WriteError> {
     let (sender, receiver) = mpsc::channel::<Result<Bytes, std::io::Error>>(CHUNKS_AHEAD);
@@ -114,6 +120,8 @@ fn stream(
             sender,
             runtime,
             until: Instant::now() + TOTAL,
+            seen: appended.get(),
+            appended,
         };
         if let Err(WalkError::Failed(message)) = export(&mut out) {
             tracing::error!(%message, "an export broke off");
@@ -149,6 +157,10 @@ struct Sink {
     sender: mpsc::Sender<Result<Bytes, std::io::Error>>,
     runtime: tokio::runtime::Handle,
     until: Instant,
+    /// Moves with every commit.
+    appended: Watermark,
+    /// Where it was at the last chunk.
+    seen: Lsn,
 }
 
 impl Sink {
@@ -163,7 +175,13 @@ impl Sink {
         if Instant::now() >= self.until {
             return Err(WalkError::Failed("the client took too long".to_owned()));
         }
-        self.send(Ok(chunk))
+        self.send(Ok(chunk))?;
+        let appended = self.appended.get();
+        if appended != self.seen {
+            self.seen = appended;
+            std::thread::sleep(STAND_BACK);
+        }
+        Ok(())
     }
 
     fn send(&self, chunk: Result<Bytes, std::io::Error>) -> Result<(), WalkError> {
@@ -269,7 +287,7 @@ pub async fn blocks(
         .spawn(search)
         .map_err(internal)?;
     let places = places.await.map_err(internal)??;
-    stream(permit, move |out| {
+    stream(permit, engine.appended().clone(), move |out| {
         car::write_header(&mut out.buffer, &[]);
         let mut blocks = engine.log_reader().blocks();
         for (cid, place) in places {

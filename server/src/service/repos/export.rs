@@ -140,6 +140,14 @@ fn stream(
     Ok(chunks.fuse().boxed())
 }
 
+#[allow(
+    clippy::disallowed_methods,
+    reason = "a pace: nothing is waited for, and the thread is the export's own"
+)]
+fn pause() {
+    std::thread::sleep(STAND_BACK);
+}
+
 #[derive(Debug, thiserror::Error)]
 enum WalkError {
     /// The client went away or stalled.
@@ -179,7 +187,7 @@ impl Sink {
         let appended = self.appended.get();
         if appended != self.seen {
             self.seen = appended;
-            std::thread::sleep(STAND_BACK);
+            pause();
         }
         Ok(())
     }

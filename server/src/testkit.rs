@@ -632,3 +632,17 @@ fn config(options: &Options, dir: &std::path::Path) -> Config {
     assert!(warnings.is_empty(), "{warnings:?}");
     config
 }
+
+/// Every file below `dir`.
+pub fn files(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(files(&path));
+        } else {
+            found.push(path);
+        }
+    }
+    found
+}

@@ -1,4 +1,4 @@
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use engine::log::Lsn;
@@ -6,24 +6,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::Removals;
 use crate::start::compaction::look;
-use crate::testkit::{PATIENCE, Server};
+use crate::testkit::{PATIENCE, Server, files};
 
 const TEXT: &str = "a post of somebody who went away";
 const BLOB: &str = "a picture of somebody who went away";
 const DAY: Duration = Duration::from_secs(24 * 3600);
-
-fn files(dir: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            found.extend(files(&path));
-        } else {
-            found.push(path);
-        }
-    }
-    found
-}
 
 fn traces(server: &Server, what: &str) -> Vec<PathBuf> {
     let holds = |path: &PathBuf| {

@@ -11,7 +11,7 @@ use engine::repo::mst::Tree;
 use futures_util::stream;
 use serde_json::{Value, json};
 
-use crate::testkit::{Answer, ExportedRepo, POST, Server, User, basic, bearer};
+use crate::testkit::{Answer, ExportedRepo, POST, Server, User, basic, bearer, files};
 
 const BLOB: &str = "com.atproto.sync.getBlob";
 const BLOBS: &str = "com.atproto.sync.listBlobs";
@@ -471,19 +471,6 @@ async fn refused_uploads_leave_no_bytes() {
         .await
         .ok();
     assert_eq!(files(&server.dir.path().join("blobs")).len(), 1);
-}
-
-fn files(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            found.extend(files(&path));
-        } else {
-            found.push(path);
-        }
-    }
-    found
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{Created, MAX_LIST, ObjectName, ReplicaStore, StoreError, list_all};
+use super::{Created, MAX_LIST, MAX_SWAP_BYTES, ObjectName, ReplicaStore, StoreError, Swap, Tag, list_all};
 
 /// Runs the whole contract on a fresh store.
 pub async fn all(store: Arc<dyn ReplicaStore>) {
@@ -27,6 +27,9 @@ pub async fn all(store: Arc<dyn ReplicaStore>) {
     large_objects_go_through_files(&*store).await;
     large_creations_have_one_winner(&store).await;
     odd_names_stay_apart(&*store).await;
+    an_object_is_swapped_only_as_it_was_seen(&*store).await;
+    swaps_are_bounded(&*store).await;
+    a_swap_has_one_winner(&store).await;
     assert!(!store.describe().is_empty());
 }
 
@@ -330,4 +333,96 @@ pub async fn odd_names_stay_apart(store: &dyn ReplicaStore) {
     }
     assert_eq!(store.delete(&name("odd/A")).await, Ok(()));
     assert_eq!(store.size(&name("odd/a")).await, Ok(Some(5)));
+}
+
+async fn swapped(store: &dyn ReplicaStore, object: &ObjectName, bytes: &str, expected: Option<&Tag>) -> Tag {
+    let swap = store.swap(object, Bytes::from(bytes.to_owned()), expected).await;
+    let Ok(Swap::Swapped(tag)) = swap else {
+        panic!("{object}: {swap:?}")
+    };
+    let read = store.read_tagged(object, bytes.len() as u64).await;
+    assert_eq!(read, Ok(Some((Bytes::from(bytes.to_owned()), tag.clone()))));
+    tag
+}
+
+/// A swap replaces exactly the state it expects: not a later one, not an earlier one with the same bytes, not nothing.
+pub async fn an_object_is_swapped_only_as_it_was_seen(store: &dyn ReplicaStore) {
+    let object = name("swap/seen");
+    let conflicts = async |expected: Option<&Tag>| {
+        let swap = store.swap(&object, Bytes::from_static(b"late"), expected).await;
+        assert_eq!(swap, Ok(Swap::Conflict), "{expected:?}");
+    };
+    assert_eq!(store.read_tagged(&object, 10).await, Ok(None));
+    let first = swapped(store, &object, "a", None).await;
+    conflicts(None).await;
+    let second = swapped(store, &object, "b", Some(&first)).await;
+    let third = swapped(store, &object, "a", Some(&second)).await;
+    for past in [&first, &second] {
+        conflicts(Some(past)).await;
+    }
+    assert!(first != second && first != third && second != third);
+    assert_eq!(store.get(&object, 10).await, Ok(Bytes::from_static(b"a")));
+    assert_eq!(store.size(&object).await, Ok(Some(1)));
+    assert_eq!(
+        store.create(&object, Bytes::from_static(b"x")).await,
+        Ok(Created::Exists)
+    );
+    // The same bytes again are a state of their own.
+    let fourth = swapped(store, &object, "a", Some(&third)).await;
+    conflicts(Some(&third)).await;
+    assert_eq!(store.delete(&object).await, Ok(()));
+    assert_eq!(store.read_tagged(&object, 10).await, Ok(None));
+    conflicts(Some(&fourth)).await;
+    let again = swapped(store, &object, "a", None).await;
+    conflicts(Some(&fourth)).await;
+    swapped(store, &object, "b", Some(&again)).await;
+}
+
+/// What is swapped has some bytes and not too many, and comes back only within the caller's bound.
+pub async fn swaps_are_bounded(store: &dyn ReplicaStore) {
+    let object = name("swap/bounded");
+    for bytes in [Bytes::new(), Bytes::from(vec![0; MAX_SWAP_BYTES + 1])] {
+        let swap = store.swap(&object, bytes, None).await;
+        assert!(matches!(swap, Err(StoreError::Invalid { .. })), "{swap:?}");
+    }
+    assert_eq!(store.size(&object).await, Ok(None));
+    swapped(store, &object, &"x".repeat(MAX_SWAP_BYTES), None).await;
+    let large = store.read_tagged(&object, MAX_SWAP_BYTES as u64 - 1).await;
+    assert!(matches!(large, Err(StoreError::TooLarge { .. })), "{large:?}");
+}
+
+/// However many swap the same state at once, at most one wins, and a counter that all add to loses nothing.
+pub async fn a_swap_has_one_winner(store: &Arc<dyn ReplicaStore>) {
+    const ADDERS: u64 = 4;
+    const EACH: u64 = 5;
+    let object = name("swap/counter");
+    let adders = (0..ADDERS).map(|_| {
+        let (store, object) = (store.clone(), object.clone());
+        tokio::spawn(async move {
+            let mut added = 0;
+            while added < EACH {
+                let read = store.read_tagged(&object, 100).await.expect("it can be read");
+                let (sum, tag) = match read {
+                    None => (0, None),
+                    Some((bytes, tag)) => (
+                        std::str::from_utf8(&bytes)
+                            .expect("digits")
+                            .parse::<u64>()
+                            .expect("a number"),
+                        Some(tag),
+                    ),
+                };
+                let next = Bytes::from((sum + 1).to_string());
+                match store.swap(&object, next, tag.as_ref()).await.expect("an outcome") {
+                    Swap::Swapped(_) => added += 1,
+                    Swap::Conflict => {}
+                }
+            }
+        })
+    });
+    for adder in adders.collect::<Vec<_>>() {
+        adder.await.expect("no panic");
+    }
+    let sum = store.get(&object, 100).await;
+    assert_eq!(sum, Ok(Bytes::from((ADDERS * EACH).to_string())));
 }

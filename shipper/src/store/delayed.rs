@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{Created, ObjectMeta, ObjectName, ReplicaStore, StoreError};
+use super::{Created, ObjectMeta, ObjectName, ReplicaStore, StoreError, Swap, Tag};
 
 /// Any store, with latency added to each request before it is made.
 #[derive(Debug)]
@@ -63,6 +63,25 @@ impl<S: ReplicaStore> ReplicaStore for DelayedStore<S> {
     ) -> Result<Vec<ObjectMeta>, StoreError> {
         self.travel().await;
         self.inner.list(prefix, after, limit).await
+    }
+
+    async fn read_tagged(
+        &self,
+        name: &ObjectName,
+        max_bytes: u64,
+    ) -> Result<Option<(Bytes, Tag)>, StoreError> {
+        self.travel().await;
+        self.inner.read_tagged(name, max_bytes).await
+    }
+
+    async fn swap(
+        &self,
+        name: &ObjectName,
+        bytes: Bytes,
+        expected: Option<&Tag>,
+    ) -> Result<Swap, StoreError> {
+        self.travel().await;
+        self.inner.swap(name, bytes, expected).await
     }
 
     async fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {

@@ -10,6 +10,8 @@
 //! | linking           | the object, perhaps (its directory is not synced); unacknowledged |
 //! | syncing the directories | the object for good, and a second name of it under `~staging` |
 //!
+//! The small objects that may change (`swap`) are replaced by renaming, under a lock: see `directory/swaps.rs`.
+//!
 //! Directories that were seen durable are remembered by inode and time of birth, so that an object costs one sync of its own
 //! directory and none of those above it.
 
@@ -27,8 +29,14 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::{
-    Created, ObjectMeta, ObjectName, ReplicaStore, StoreError, check_limit, local_file, out_of_range,
+    Created, ObjectMeta, ObjectName, ReplicaStore, StoreError, Swap, Tag, check_limit, check_size,
+    local_file, out_of_range,
 };
+
+mod swaps;
+
+/// What names of directories that hold no objects start with; no object's name can.
+const HIDDEN: char = '~';
 
 /// Where files are written before they get their name.
 const STAGING: &str = "~staging";
@@ -121,15 +129,7 @@ impl DirectoryStore {
         if fs::symlink_metadata(&target).is_ok() {
             return self.settle(&target, Created::Exists);
         }
-        let staging = self.root.join(STAGING);
-        let staged = tempfile::NamedTempFile::new_in(&staging).map_err(|error| failed(&staging, &error))?;
-        let mut write = || -> io::Result<()> {
-            let mut file = staged.as_file();
-            io::copy(content, &mut file)?;
-            file.flush()?;
-            file.sync_all()
-        };
-        write().map_err(|error| failed(&target, &error))?;
+        let staged = self.stage(&target, content)?;
         let parent = target.parent().unwrap_or(&self.root);
         let mut tries = 1;
         loop {
@@ -145,8 +145,22 @@ impl DirectoryStore {
         }
     }
 
-    /// Makes the name of the object at `target` durable, whoever created it, before anybody hears of it.
-    fn settle(&self, target: &Path, created: Created) -> Result<Created, StoreError> {
+    /// Writes `content`, which is meant for `target`, to a file of its own and syncs it.
+    fn stage(&self, target: &Path, content: &mut dyn Read) -> Result<tempfile::NamedTempFile, StoreError> {
+        let staging = self.root.join(STAGING);
+        let staged = tempfile::NamedTempFile::new_in(&staging).map_err(|error| failed(&staging, &error))?;
+        let mut write = || -> io::Result<()> {
+            let mut file = staged.as_file();
+            io::copy(content, &mut file)?;
+            file.flush()?;
+            file.sync_all()
+        };
+        write().map_err(|error| failed(target, &error))?;
+        Ok(staged)
+    }
+
+    /// Makes the name of the object at `target` durable, whoever created it, before anybody hears of the outcome.
+    fn settle<T>(&self, target: &Path, outcome: T) -> Result<T, StoreError> {
         // Asked for after the object was in it, and before its names are synced: what is remembered is what was synced.
         let parent = target.parent().and_then(Identity::of);
         let known = parent.is_some_and(|parent| self.durable.lock().contains(&parent));
@@ -171,7 +185,7 @@ impl DirectoryStore {
             }
             durable.insert(parent);
         }
-        Ok(created)
+        Ok(outcome)
     }
 
     fn open_object(&self, name: &ObjectName) -> Result<(File, u64), StoreError> {
@@ -326,7 +340,7 @@ impl Listing<'_> {
         let later = self
             .after
             .is_none_or(|after| name > after || (below && after.starts_with(name)));
-        prefixed && later && name != format!("{STAGING}/")
+        prefixed && later && !name.starts_with(HIDDEN)
     }
 }
 
@@ -351,13 +365,7 @@ impl ReplicaStore for DirectoryStore {
         let name = name.clone();
         self.blocking(move |store| {
             let (file, size) = store.open_object(&name)?;
-            if size > max_bytes {
-                return Err(StoreError::TooLarge {
-                    object: name.to_string(),
-                    size,
-                    max: max_bytes,
-                });
-            }
+            check_size(&name, size, max_bytes)?;
             store.read(&name, file, 0..size)
         })
         .await
@@ -409,9 +417,27 @@ impl ReplicaStore for DirectoryStore {
         .await
     }
 
-    async fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
+    async fn read_tagged(
+        &self,
+        name: &ObjectName,
+        max_bytes: u64,
+    ) -> Result<Option<(Bytes, Tag)>, StoreError> {
         let name = name.clone();
-        self.blocking(move |store| store.delete_blocking(&name)).await
+        self.blocking(move |store| store.read_tagged_blocking(&name, max_bytes))
+            .await
+    }
+
+    async fn swap(
+        &self,
+        name: &ObjectName,
+        bytes: Bytes,
+        expected: Option<&Tag>,
+    ) -> Result<Swap, StoreError> {
+        self.swap_locked(name, bytes, expected).await
+    }
+
+    async fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
+        self.delete_locked(name).await
     }
 
     async fn tidy(&self, before: SystemTime) -> Result<(), StoreError> {

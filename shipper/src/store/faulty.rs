@@ -11,7 +11,7 @@ use engine::clock::{Entropy, SeededEntropy};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
-use super::{Created, ObjectMeta, ObjectName, ReplicaStore, StoreError};
+use super::{Created, ObjectMeta, ObjectName, ReplicaStore, StoreError, Swap, Tag};
 
 /// The verbs of [`ReplicaStore`] that reach the store; `get_to_file` counts as `Size` and `GetRange`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -28,6 +28,10 @@ pub enum Verb {
     Size,
     /// `list`; its name is the prefix
     List,
+    /// `read_tagged`
+    ReadTagged,
+    /// `swap`
+    Swap,
     /// `delete`
     Delete,
 }
@@ -39,7 +43,7 @@ pub enum Answer {
     NotFound,
     /// 403
     Denied,
-    /// 409: a creation answers [`Created::Exists`], anything else a failed condition
+    /// 409: a creation answers [`Created::Exists`], a swap [`Swap::Conflict`], anything else a failed condition
     Conflict,
     /// 412
     Precondition,
@@ -338,6 +342,27 @@ impl<S: ReplicaStore> ReplicaStore for FaultyStore<S> {
         self.through(Verb::List, prefix, condition(prefix), request).await
     }
 
+    async fn read_tagged(
+        &self,
+        name: &ObjectName,
+        max_bytes: u64,
+    ) -> Result<Option<(Bytes, Tag)>, StoreError> {
+        let request = self.inner.read_tagged(name, max_bytes);
+        self.through(Verb::ReadTagged, name.as_str(), condition(name.as_str()), request)
+            .await
+    }
+
+    async fn swap(
+        &self,
+        name: &ObjectName,
+        bytes: Bytes,
+        expected: Option<&Tag>,
+    ) -> Result<Swap, StoreError> {
+        let request = self.inner.swap(name, bytes, expected);
+        self.through(Verb::Swap, name.as_str(), || Ok(Swap::Conflict), request)
+            .await
+    }
+
     async fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
         let request = self.inner.delete(name);
         self.through(Verb::Delete, name.as_str(), condition(name.as_str()), request)
@@ -382,6 +407,26 @@ mod tests {
             store.create(&name("wal/2"), Bytes::new()).await,
             Ok(Created::Exists)
         );
+    }
+
+    #[tokio::test]
+    async fn a_swap_whose_answer_is_lost_has_happened_and_its_repetition_conflicts() {
+        let store = FaultyStore::new(MemoryStore::new(), 1);
+        let lease = name("lease");
+        store.add(Rule::once(Fault::After(Answer::Timeout)).on(Verb::Swap).after(1));
+        let Ok(Swap::Swapped(first)) = store.swap(&lease, Bytes::from_static(b"1"), None).await else {
+            panic!("the first swap creates");
+        };
+        let swap = async || store.swap(&lease, Bytes::from_static(b"2"), Some(&first)).await;
+        assert!(swap().await.unwrap_err().outcome_unknown());
+        assert_eq!(swap().await, Ok(Swap::Conflict));
+        let (bytes, now) = store.read_tagged(&lease, 10).await.unwrap().unwrap();
+        assert_eq!(&bytes[..], b"2");
+        assert_ne!(now, first);
+        store.add(Rule::once(Fault::Before(Answer::Conflict)).on(Verb::Swap));
+        let scripted = store.swap(&lease, Bytes::from_static(b"3"), Some(&now)).await;
+        assert_eq!(scripted, Ok(Swap::Conflict));
+        assert_eq!(store.read_tagged(&lease, 10).await, Ok(Some((bytes, now))));
     }
 
     #[tokio::test]

@@ -8,12 +8,31 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::{Created, ObjectMeta, ObjectName, ReplicaStore, StoreError, check_limit, local_file, slice};
+use super::swap::check_swap;
+use super::{
+    Created, ObjectMeta, ObjectName, ReplicaStore, StoreError, Swap, Tag, check_limit, check_size,
+    local_file, slice,
+};
 
 /// Objects in a map; gone with the process.
 #[derive(Debug, Default)]
 pub struct MemoryStore {
-    objects: Mutex<BTreeMap<ObjectName, Bytes>>,
+    objects: Mutex<Objects>,
+}
+
+#[derive(Debug, Default)]
+struct Objects {
+    /// Each with the number of the write that made it, which is its tag.
+    by_name: BTreeMap<ObjectName, (Bytes, u64)>,
+    writes: u64,
+}
+
+impl Objects {
+    fn put(&mut self, name: &ObjectName, bytes: Bytes) -> u64 {
+        self.writes += 1;
+        self.by_name.insert(name.clone(), (bytes, self.writes));
+        self.writes
+    }
 }
 
 impl MemoryStore {
@@ -26,17 +45,17 @@ impl MemoryStore {
     /// The names of all objects, in order.
     #[must_use]
     pub fn names(&self) -> Vec<ObjectName> {
-        self.objects.lock().keys().cloned().collect()
+        self.objects.lock().by_name.keys().cloned().collect()
     }
 
     /// Puts `bytes` in the place of whatever `name` held: damage, or a rival that breaks the rules, for tests.
     pub fn tamper(&self, name: &ObjectName, bytes: Bytes) {
-        self.objects.lock().insert(name.clone(), bytes);
+        self.objects.lock().put(name, bytes);
     }
 
     fn find(&self, name: &ObjectName) -> Result<Bytes, StoreError> {
-        let found = self.objects.lock().get(name).cloned();
-        found.ok_or_else(|| StoreError::NotFound {
+        let found = self.objects.lock().by_name.get(name).cloned();
+        found.map(|(bytes, _)| bytes).ok_or_else(|| StoreError::NotFound {
             object: name.to_string(),
         })
     }
@@ -46,10 +65,10 @@ impl MemoryStore {
 impl ReplicaStore for MemoryStore {
     async fn create(&self, name: &ObjectName, bytes: Bytes) -> Result<Created, StoreError> {
         let mut objects = self.objects.lock();
-        if objects.contains_key(name) {
+        if objects.by_name.contains_key(name) {
             return Ok(Created::Exists);
         }
-        objects.insert(name.clone(), bytes);
+        objects.put(name, bytes);
         Ok(Created::Created)
     }
 
@@ -62,14 +81,7 @@ impl ReplicaStore for MemoryStore {
 
     async fn get(&self, name: &ObjectName, max_bytes: u64) -> Result<Bytes, StoreError> {
         let bytes = self.find(name)?;
-        let size = bytes.len() as u64;
-        if size > max_bytes {
-            return Err(StoreError::TooLarge {
-                object: name.to_string(),
-                size,
-                max: max_bytes,
-            });
-        }
+        check_size(name, bytes.len() as u64, max_bytes)?;
         Ok(bytes)
     }
 
@@ -81,7 +93,8 @@ impl ReplicaStore for MemoryStore {
     }
 
     async fn size(&self, name: &ObjectName) -> Result<Option<u64>, StoreError> {
-        Ok(self.objects.lock().get(name).map(|bytes| bytes.len() as u64))
+        let objects = self.objects.lock();
+        Ok(objects.by_name.get(name).map(|(bytes, _)| bytes.len() as u64))
     }
 
     async fn list(
@@ -93,19 +106,49 @@ impl ReplicaStore for MemoryStore {
         check_limit(limit)?;
         let objects = self.objects.lock();
         let listed = objects
+            .by_name
             .iter()
             .filter(|(name, _)| name.as_str().starts_with(prefix))
             .filter(|(name, _)| after.is_none_or(|after| name.as_str() > after))
             .take(limit)
-            .map(|(name, bytes)| ObjectMeta {
+            .map(|(name, (bytes, _))| ObjectMeta {
                 name: name.clone(),
                 size: bytes.len() as u64,
             });
         Ok(listed.collect())
     }
 
+    async fn read_tagged(
+        &self,
+        name: &ObjectName,
+        max_bytes: u64,
+    ) -> Result<Option<(Bytes, Tag)>, StoreError> {
+        let found = self.objects.lock().by_name.get(name).cloned();
+        let Some((bytes, write)) = found else {
+            return Ok(None);
+        };
+        check_size(name, bytes.len() as u64, max_bytes)?;
+        Ok(Some((bytes, Tag::new(name, write.to_string())?)))
+    }
+
+    async fn swap(
+        &self,
+        name: &ObjectName,
+        bytes: Bytes,
+        expected: Option<&Tag>,
+    ) -> Result<Swap, StoreError> {
+        check_swap(name, &bytes)?;
+        let mut objects = self.objects.lock();
+        let found = objects.by_name.get(name).map(|(_, write)| write.to_string());
+        if found.as_deref() != expected.map(Tag::as_str) {
+            return Ok(Swap::Conflict);
+        }
+        let write = objects.put(name, bytes);
+        Ok(Swap::Swapped(Tag::new(name, write.to_string())?))
+    }
+
     async fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
-        self.objects.lock().remove(name);
+        self.objects.lock().by_name.remove(name);
         Ok(())
     }
 

@@ -7,8 +7,10 @@
 //! - when `create` has answered, the object survives the loss of the machine that asked, as far as the store can
 //!   promise it (the directory store promises what its disk promises);
 //! - a listing is in byte order of the names and shows every object whose creation was answered before it began;
-//! - nothing in here retries a creation. A lost answer must reach the caller, who alone can tell its own object from a
-//!   rival's ([`StoreError::outcome_unknown`]). Reads may be repeated freely: see [`retry()`].
+//! - nothing in here retries a creation or a swap. A lost answer must reach the caller, who alone can tell its own object
+//!   from a rival's ([`StoreError::outcome_unknown`]). Reads may be repeated freely: see [`retry()`];
+//! - a name whose object is written by `swap` is written by nothing else. Such an object may change, and of all who
+//!   replace the same state of it at most one succeeds.
 //!
 //! Only the files under `azure/` know a cloud.
 
@@ -20,6 +22,7 @@ pub mod faulty;
 pub mod memory;
 mod name;
 mod retry;
+mod swap;
 mod url;
 
 use std::ops::Range;
@@ -34,6 +37,7 @@ use tokio::io::AsyncWriteExt;
 
 pub use self::name::{MAX_NAME_BYTES, NameError, ObjectName};
 pub use self::retry::{RetryPolicy, retry};
+pub use self::swap::{MAX_SWAP_BYTES, Swap, Tag};
 pub use self::url::{ReplicaUrl, ReplicaUrlError};
 
 /// The most objects that one [`ReplicaStore::list`] may ask for.
@@ -63,7 +67,7 @@ pub struct ObjectMeta {
     pub size: u64,
 }
 
-/// A place for immutable objects: a directory, a container in the cloud, a map in memory.
+/// A place for immutable objects, and for a small mutable one: a directory, a container in the cloud, a map in memory.
 ///
 /// Every call is one logical request and is bounded in time. Dropping the future abandons the request, whose outcome is
 /// then unknown.
@@ -112,6 +116,28 @@ pub trait ReplicaStore: Send + Sync + 'static {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Vec<ObjectMeta>, StoreError>;
+
+    /// The whole object, which must not be larger than `max_bytes`, and the tag of the state it is in; `None` if there is
+    /// no such object.
+    ///
+    /// # Errors
+    /// [`StoreError::TooLarge`], or the store cannot be read.
+    async fn read_tagged(
+        &self,
+        name: &ObjectName,
+        max_bytes: u64,
+    ) -> Result<Option<(Bytes, Tag)>, StoreError>;
+
+    /// Gives `name` the content `bytes` (1 to [`MAX_SWAP_BYTES`]) if it is still in the state `expected`, or, without one, if
+    /// there is no such object. Tries exactly once. Where a rival has just been at it, a store may answer
+    /// [`Swap::Conflict`] although the state is as expected; it never answers [`Swap::Swapped`] for any other state.
+    ///
+    /// # Errors
+    /// After an error with [`StoreError::outcome_unknown`] the object may or may not have been replaced, now or soon, and
+    /// somebody else may have replaced it since. Who must know reads it again, and recognises its own bytes only if there is
+    /// something in them that nobody else writes. [`StoreError::Invalid`] if the size is not allowed.
+    async fn swap(&self, name: &ObjectName, bytes: Bytes, expected: Option<&Tag>)
+    -> Result<Swap, StoreError>;
 
     /// Removes the object; success if there is none.
     ///
@@ -236,6 +262,23 @@ impl<S: ReplicaStore + ?Sized> ReplicaStore for Arc<S> {
         limit: usize,
     ) -> Result<Vec<ObjectMeta>, StoreError> {
         (**self).list(prefix, after, limit).await
+    }
+
+    async fn read_tagged(
+        &self,
+        name: &ObjectName,
+        max_bytes: u64,
+    ) -> Result<Option<(Bytes, Tag)>, StoreError> {
+        (**self).read_tagged(name, max_bytes).await
+    }
+
+    async fn swap(
+        &self,
+        name: &ObjectName,
+        bytes: Bytes,
+        expected: Option<&Tag>,
+    ) -> Result<Swap, StoreError> {
+        (**self).swap(name, bytes, expected).await
     }
 
     async fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
@@ -379,6 +422,18 @@ pub(crate) fn check_limit(limit: usize) -> Result<(), StoreError> {
     if limit == 0 || limit > MAX_LIST {
         return Err(StoreError::Invalid {
             detail: format!("a listing of {limit} objects, 1 to {MAX_LIST} allowed"),
+        });
+    }
+    Ok(())
+}
+
+/// Checks that the object of `size` bytes is within what the caller takes.
+pub(crate) fn check_size(object: &ObjectName, size: u64, max: u64) -> Result<(), StoreError> {
+    if size > max {
+        return Err(StoreError::TooLarge {
+            object: object.to_string(),
+            size,
+            max,
         });
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! A store in a container of Azure Blob Storage, through the official client and our own transport.
 //!
-//! What holds: a creation is a single request with `If-None-Match: *`, never repeated here, and the client's own retries
-//! are off. Large objects are staged in blocks, which are invisible until one conditional request commits them; what a
+//! What holds: a creation is a single request with `If-None-Match: *`, a swap one with that or with `If-Match`, never
+//! repeated here, and the client's own retries are off. Large objects are staged in blocks, which are invisible until one conditional request commits them; what a
 //! crash leaves staged, the service drops after a week. Every request has a time limit. No message, log line or `Debug`
 //! holds a key, a signature or a token.
 
@@ -24,7 +24,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use azure_core::credentials::TokenCredential;
 use azure_core::http::headers::{HeaderName, Headers};
-use azure_core::http::{ClientOptions, NoFormat, RequestContent, RetryOptions, StatusCode, Transport, Url};
+use azure_core::http::{
+    ClientOptions, Etag, NoFormat, RequestContent, RetryOptions, StatusCode, Transport, Url,
+};
 use azure_identity::{
     ManagedIdentityCredential, ManagedIdentityCredentialOptions, UserAssignedId, WorkloadIdentityCredential,
 };
@@ -38,9 +40,10 @@ use futures_util::{StreamExt, TryStreamExt};
 
 pub use self::config::{AzureAuth, AzureConfig, Secret};
 use self::error::{classify, code};
+use super::swap::{check_swap, no_tag};
 use super::{
-    Created, ObjectMeta, ObjectName, ReplicaStore, RetryPolicy, StoreError, check_limit, local_file,
-    out_of_range, retry,
+    Created, ObjectMeta, ObjectName, ReplicaStore, RetryPolicy, StoreError, Swap, Tag, check_limit,
+    check_size, local_file, out_of_range, retry,
 };
 
 /// How long a connection may take to come about.
@@ -181,14 +184,14 @@ impl AzureStore {
         }
     }
 
-    /// One request for `range` of the object, or without one for its first `max_bytes`; gives the bytes and the object's
-    /// whole size. Fewer bytes than that come only if the object has no more.
+    /// One request for `range` of the object, or without one for its first `max_bytes`; gives the bytes, the object's
+    /// whole size and its tag. Fewer bytes than that come only if the object has no more.
     async fn fetch(
         &self,
         name: &ObjectName,
         range: Option<Range<u64>>,
         max_bytes: u64,
-    ) -> Result<(Bytes, u64), StoreError> {
+    ) -> Result<Fetched, StoreError> {
         let start = range.as_ref().map_or(0, |range| range.start);
         let options = BlobClientDownloadOptions {
             // Without a range the client copes with an empty object, and still asks for one piece at first.
@@ -211,8 +214,10 @@ impl AzureStore {
                 detail: format!("{name}: the answer does not tell its size"),
                 sent: true,
             })?;
+            let etag = answer.properties.etag;
             if range.is_none() && size > max_bytes {
-                return Ok((Bytes::new(), size));
+                let bytes = Bytes::new();
+                return Ok(Fetched { bytes, size, etag });
             }
             let expected = size.saturating_sub(start).min(max_bytes);
             let mut bytes = BytesMut::with_capacity(usize::try_from(expected).unwrap_or_default());
@@ -237,7 +242,8 @@ impl AzureStore {
                 );
                 return Err(StoreError::Unavailable { detail, sent: true });
             }
-            Ok((bytes.freeze(), size))
+            let bytes = bytes.freeze();
+            Ok(Fetched { bytes, size, etag })
         };
         // Boxed, as the client's futures are large.
         self.within(max_bytes, Box::pin(request)).await?
@@ -344,19 +350,13 @@ impl ReplicaStore for AzureStore {
 
     async fn get(&self, name: &ObjectName, max_bytes: u64) -> Result<Bytes, StoreError> {
         let max_bytes = max_bytes.min(MAX_GET_BYTES);
-        let (bytes, size) = match self.fetch(name, None, max_bytes).await {
+        let fetched = match self.fetch(name, None, max_bytes).await {
             // The emulator describes a part of an empty object in a way that the client does not understand.
-            Err(StoreError::Other { .. }) if self.size(name).await? == Some(0) => (Bytes::new(), 0),
+            Err(StoreError::Other { .. }) if self.size(name).await? == Some(0) => return Ok(Bytes::new()),
             fetched => fetched?,
         };
-        if size > max_bytes {
-            return Err(StoreError::TooLarge {
-                object: name.to_string(),
-                size,
-                max: max_bytes,
-            });
-        }
-        Ok(bytes)
+        check_size(name, fetched.size, max_bytes)?;
+        Ok(fetched.bytes)
     }
 
     async fn get_range(&self, name: &ObjectName, range: Range<u64>) -> Result<Bytes, StoreError> {
@@ -372,7 +372,7 @@ impl ReplicaStore for AzureStore {
                 max: MAX_GET_BYTES,
             });
         }
-        let (bytes, _) = self.fetch(name, Some(range.clone()), length).await?;
+        let Fetched { bytes, .. } = self.fetch(name, Some(range.clone()), length).await?;
         if bytes.len() as u64 != length {
             return Err(out_of_range(name, &range));
         }
@@ -455,6 +455,48 @@ impl ReplicaStore for AzureStore {
         Ok(listed)
     }
 
+    async fn read_tagged(
+        &self,
+        name: &ObjectName,
+        max_bytes: u64,
+    ) -> Result<Option<(Bytes, Tag)>, StoreError> {
+        let max_bytes = max_bytes.min(MAX_GET_BYTES);
+        // One piece, which is one answer: bytes and tag are of one state.
+        let fetched = match self.fetch(name, None, max_bytes).await {
+            Err(StoreError::NotFound { object }) if object == name.as_str() => return Ok(None),
+            fetched => fetched?,
+        };
+        check_size(name, fetched.size, max_bytes)?;
+        Ok(Some((fetched.bytes, tag(name, fetched.etag)?)))
+    }
+
+    async fn swap(
+        &self,
+        name: &ObjectName,
+        bytes: Bytes,
+        expected: Option<&Tag>,
+    ) -> Result<Swap, StoreError> {
+        check_swap(name, &bytes)?;
+        let size = bytes.len() as u64;
+        let options = BlockBlobClientUploadOptions {
+            partition_size: NonZero::new(size.max(1)),
+            if_match: expected.map(|tag| tag.as_str().into()),
+            if_none_match: expected.is_none().then(|| "*".into()),
+            ..Default::default()
+        };
+        let client = self.blob(name);
+        let request = Box::pin(client.upload(bytes.into(), Some(options)));
+        match self.within(size, request).await? {
+            Ok(answer) => Ok(Swap::Swapped(tag(name, answer.etag)?)),
+            Err(error) => match self.refused(&error, name) {
+                Ok(_) => Ok(Swap::Conflict),
+                // What was expected is gone.
+                Err(StoreError::NotFound { object }) if object == name.as_str() => Ok(Swap::Conflict),
+                Err(failure) => Err(failure),
+            },
+        }
+    }
+
     async fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
         let client = self.blob(name);
         match self.within(0, Box::pin(client.delete(None))).await? {
@@ -469,6 +511,18 @@ impl ReplicaStore for AzureStore {
     fn describe(&self) -> String {
         format!("Azure container {}/{}", self.url, self.start)
     }
+}
+
+/// What one request for an object's bytes gave.
+struct Fetched {
+    bytes: Bytes,
+    /// The whole object's, of which `bytes` may be a part.
+    size: u64,
+    etag: Option<Etag>,
+}
+
+fn tag(name: &ObjectName, etag: Option<Etag>) -> Result<Tag, StoreError> {
+    Tag::new(name, etag.ok_or_else(|| no_tag(name))?)
 }
 
 impl std::fmt::Debug for AzureStore {

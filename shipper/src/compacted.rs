@@ -56,6 +56,15 @@ pub(crate) fn named(local: &[SegmentInfo], named: &[SegmentEntry]) -> Lsn {
     if all_named { end(local) } else { Lsn::ZERO }
 }
 
+/// Says of the segments in a manifest of format 1 what that did not say and the local ones do.
+pub(crate) fn complete(named: &mut [SegmentEntry], local: &[SegmentInfo]) {
+    for entry in named.iter_mut().filter(|entry| entry.frames == 0) {
+        if let Some(here) = local.iter().find(|here| is_same(&(*here, &*entry))) {
+            (entry.epoch, entry.frames, entry.compaction) = (here.epoch.0, here.frames, here.compaction);
+        }
+    }
+}
+
 /// Whether the manifest's segment is the local one.
 fn is_same((here, there): &(&SegmentInfo, &SegmentEntry)) -> bool {
     (here.base.get(), here.last.get(), here.prev.get(), here.bytes)
@@ -96,6 +105,9 @@ mod tests {
             sha256: [0; 32],
             object: format!("seg/{}", segment.base.hex()),
             stored_bytes: 1,
+            epoch: segment.epoch.0,
+            frames: segment.frames,
+            compaction: segment.compaction,
         }
     }
 
@@ -139,6 +151,14 @@ mod tests {
         // The same base, other content.
         let again = [local(5, 0, 299, 15), old[2].clone()];
         assert_eq!(replacement(&again, &after).unwrap(), again[..1]);
+        // What a manifest of format 1 left out is found in the segments that are here, and in no others.
+        let mut unknown = all.clone();
+        for entry in &mut unknown {
+            (entry.epoch, entry.frames) = (0, 0);
+        }
+        complete(&mut unknown, &old[1..]);
+        assert_eq!(unknown[1..], all[1..]);
+        assert_eq!(unknown[0].frames, 0);
         // No end in common: nothing can be said.
         assert_eq!(replacement(&[local(5, 0, 350, 15)], &all[..2]), None);
         assert!(!replace(&mut after, &[named(&local(9, 0, 250, 1))]));

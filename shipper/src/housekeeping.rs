@@ -237,6 +237,9 @@ impl Housekeeper {
             sha256: packed.summary.sha256,
             object,
             stored_bytes,
+            epoch: segment.epoch.0,
+            frames: segment.frames,
+            compaction: segment.compaction,
         })
     }
 
@@ -321,6 +324,7 @@ impl Housekeeper {
         let entry = CheckpointEntry {
             lsn: lsn.get(),
             files: entries,
+            verified_at_micros: 0,
         };
         let keep = match alone {
             true => 1,
@@ -389,6 +393,7 @@ impl Housekeeper {
                 .lsn_floor
                 .max(self.shared.claim.lsn_floor.get())
                 .max(self.shared.remote.get().get());
+            compacted::complete(&mut next.segments, &self.shared.log.segments());
             change(&mut next);
             let covered = self.cover(&mut next)?;
             let name = ObjectName::new(next.generation().object_name()).map_err(StoreError::from)?;

@@ -1,9 +1,10 @@
-//! A manifest: which sealed segments and checkpoints are live, and where the chain of chunks continues after them.
+//! A manifest: which sealed segments and checkpoints are live, which displaced ones are kept, and where the chain of chunks
+//! continues after them.
 //!
 //! ```text
 //! little-endian
 //!   0  [u8; 8]  magic "PDSMANIF"
-//!   8  u16      format version, 1
+//!   8  u16      format version, 2 (1 is read)
 //!  10  u16      zero
 //!  12  u32      bytes of body
 //!  16  body     wincode of `Manifest` (bincode-1 layout: u64 lengths, integers little-endian, fields in order)
@@ -11,6 +12,10 @@
 //! ```
 //! Generation g + 1 is made from generation g by one writer and created if absent; the highest generation is the truth.
 //! A manifest is published before anything that it no longer names is deleted.
+
+mod format1;
+
+use std::collections::HashSet;
 
 use engine::log::{Epoch, LogId, Lsn};
 use wincode::{SchemaRead, SchemaWrite};
@@ -24,7 +29,7 @@ pub const MAX_MANIFEST_BYTES: usize = 64 << 20;
 pub const MAX_CHECKPOINT_FILES: usize = 64;
 
 const MAGIC: [u8; 8] = *b"PDSMANIF";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 const HEADER_BYTES: usize = 16;
 const CRC_BYTES: usize = 4;
 
@@ -45,6 +50,13 @@ pub struct SegmentEntry {
     pub object: String,
     /// Bytes of the object.
     pub stored_bytes: u64,
+    /// The reign that wrote it.
+    pub epoch: u64,
+    /// How many frames it has. Zero if that is not known, nor epoch and compaction: a manifest of format 1 named it, and no
+    /// writer has it on its disk.
+    pub frames: u64,
+    /// The number of the compaction that made it; zero for what a writer appended.
+    pub compaction: u32,
 }
 
 /// One file of a checkpoint.
@@ -67,6 +79,37 @@ pub struct CheckpointEntry {
     pub lsn: u64,
     /// The files.
     pub files: Vec<FileEntry>,
+    /// When it was read back, opened and counted, in microseconds since 1970; zero if it was not.
+    pub verified_at_micros: u64,
+}
+
+/// A segment that the log does not need any more, kept for points in time.
+#[derive(Clone, Debug, PartialEq, Eq, SchemaWrite, SchemaRead)]
+pub struct DisplacedSegment {
+    /// The segment.
+    pub entry: SegmentEntry,
+    /// Up to this LSN others have taken its place: a state of before cannot be had without it, a later one can.
+    pub through: u64,
+    /// When the live list ceased to name it, in microseconds since 1970.
+    pub at_micros: u64,
+}
+
+/// A checkpoint that gave way to a newer one, kept for points in time.
+#[derive(Clone, Debug, PartialEq, Eq, SchemaWrite, SchemaRead)]
+pub struct DisplacedCheckpoint {
+    /// The checkpoint.
+    pub entry: CheckpointEntry,
+    /// When the live list ceased to name it, in microseconds since 1970.
+    pub at_micros: u64,
+}
+
+/// What is named no more by the lists of what is live, and is not deleted yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq, SchemaWrite, SchemaRead)]
+pub struct Displaced {
+    /// Segments, in the order in which they were displaced; those of one compaction are ascending and chained.
+    pub segments: Vec<DisplacedSegment>,
+    /// Checkpoints, in the order in which they were displaced.
+    pub checkpoints: Vec<DisplacedCheckpoint>,
 }
 
 /// What is live in a replica.
@@ -94,6 +137,8 @@ pub struct Manifest {
     pub lsn_floor: u64,
     /// Microseconds since 1970.
     pub created_at_micros: u64,
+    /// What is kept for points in time.
+    pub displaced: Displaced,
 }
 
 /// A manifest that cannot be read. None of these goes away by trying again.
@@ -111,7 +156,9 @@ pub enum ManifestError {
     #[error("not a manifest: the magic bytes are missing")]
     NotAManifest,
     /// A format that this program does not know.
-    #[error("manifest format version {0} is not known to this program (it knows {VERSION}); use a newer one")]
+    #[error(
+        "manifest format version {0} is not known to this program (it knows 1 and {VERSION}); use a newer one"
+    )]
     UnknownVersion(u16),
     /// The checksum does not match.
     #[error("the checksum does not match")]
@@ -137,7 +184,21 @@ impl Manifest {
             checkpoints: Vec::new(),
             lsn_floor: 0,
             created_at_micros: 0,
+            displaced: Displaced::default(),
         }
+    }
+
+    /// Every object with data that this manifest names: of live and of displaced segments and checkpoints.
+    pub fn objects(&self) -> impl Iterator<Item = &str> {
+        let displaced = &self.displaced;
+        let segments = self.segments.iter();
+        let segments = segments.chain(displaced.segments.iter().map(|displaced| &displaced.entry));
+        let checkpoints = self.checkpoints.iter();
+        let checkpoints = checkpoints.chain(displaced.checkpoints.iter().map(|displaced| &displaced.entry));
+        let files = checkpoints.flat_map(|checkpoint| &checkpoint.files);
+        segments
+            .map(|segment| segment.object.as_str())
+            .chain(files.map(|file| file.object.as_str()))
     }
 
     /// The log.
@@ -220,7 +281,7 @@ impl Manifest {
             return Err(ManifestError::NotAManifest);
         }
         let version = fields.u16();
-        if version != VERSION {
+        if version != VERSION && version != format1::VERSION {
             return Err(ManifestError::UnknownVersion(version));
         }
         let zero = fields.u16();
@@ -238,20 +299,16 @@ impl Manifest {
         let body = object
             .get(HEADER_BYTES..HEADER_BYTES + body_len)
             .unwrap_or_default();
-        let manifest: Manifest =
-            wincode::deserialize_exact(body).map_err(|_| ManifestError::Body("not a manifest's fields"))?;
+        let manifest = match version {
+            format1::VERSION => format1::decode(body),
+            _ => wincode::deserialize_exact(body).ok(),
+        };
+        let manifest = manifest.ok_or(ManifestError::Body("not a manifest's fields"))?;
         manifest.check()?;
         Ok(manifest)
     }
 
     fn check(&self) -> Result<(), ManifestError> {
-        let rule = |ok: bool, name| {
-            if ok {
-                Ok(())
-            } else {
-                Err(ManifestError::Body(name))
-            }
-        };
         rule(
             self.next_ordinal > self.covered_through,
             "next ordinal is not after the covered ones",
@@ -263,137 +320,72 @@ impl Manifest {
         )?;
         let mut prev = None;
         for segment in &self.segments {
-            rule(wire::lsn(segment.last).is_some(), "segment's LSN out of range")?;
-            rule(
-                segment.base <= segment.last && segment.prev < segment.base,
-                "segment's LSNs are out of order",
-            )?;
+            check_segment(segment)?;
             rule(
                 prev.is_none_or(|prev| prev == segment.prev),
                 "segments do not chain",
-            )?;
-            rule(
-                segment.object.starts_with(SEGMENT_PREFIX),
-                "segment's object name",
             )?;
             prev = Some(segment.last);
         }
         let mut newer = u64::MAX;
         for checkpoint in &self.checkpoints {
-            rule(
-                checkpoint.lsn < newer && wire::lsn(checkpoint.lsn).is_some(),
-                "checkpoints are out of order",
-            )?;
-            rule(
-                checkpoint.files.len() <= MAX_CHECKPOINT_FILES,
-                "too many checkpoint files",
-            )?;
-            rule(
-                checkpoint.files.iter().all(|f| is_plain_file_name(&f.name)),
-                "checkpoint file's name",
-            )?;
+            check_checkpoint(checkpoint)?;
+            rule(checkpoint.lsn < newer, "checkpoints are out of order")?;
             newer = checkpoint.lsn;
         }
+        for displaced in &self.displaced.segments {
+            check_segment(&displaced.entry)?;
+            rule(
+                displaced.entry.last <= displaced.through && wire::lsn(displaced.through).is_some(),
+                "displaced segment's place",
+            )?;
+        }
+        for displaced in &self.displaced.checkpoints {
+            check_checkpoint(&displaced.entry)?;
+        }
+        let mut seen = HashSet::new();
+        rule(
+            self.objects().all(|object| seen.insert(object)),
+            "an object is named twice",
+        )?;
         Ok(())
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::wire::testing::golden;
-    use proptest::prelude::*;
-
-    fn example() -> Manifest {
-        Manifest {
-            generation: 4,
-            log_id: [0x11; 16],
-            writer_id: [0x22; 16],
-            epoch: 3,
-            segments: vec![
-                SegmentEntry {
-                    base: 100,
-                    last: 200,
-                    prev: 0,
-                    raw_bytes: 4_096,
-                    sha256: [0x33; 32],
-                    object: "seg/0000000000000064".into(),
-                    stored_bytes: 1_000,
-                },
-                SegmentEntry {
-                    base: 201,
-                    last: 300,
-                    prev: 200,
-                    raw_bytes: 8_192,
-                    sha256: [0x44; 32],
-                    object: "seg/00000000000000c9".into(),
-                    stored_bytes: 2_000,
-                },
-            ],
-            covered_through: 17,
-            next_ordinal: 18,
-            covered_epoch: 3,
-            checkpoints: vec![CheckpointEntry {
-                lsn: 250,
-                files: vec![FileEntry {
-                    name: "index.redb".into(),
-                    object: "ckpt/00000000000000fa/3-index.redb".into(),
-                    size: 77,
-                    sha256: [0x55; 32],
-                }],
-            }],
-            lsn_floor: 320,
-            created_at_micros: 1_700_000_000_000_000,
-        }
-    }
-
-    #[test]
-    fn a_manifest_has_the_bytes_of_the_golden_file_and_comes_back() {
-        let bytes = example().encode().unwrap();
-        golden("manifest.bin", &bytes);
-        assert_eq!(Manifest::decode(&bytes).unwrap(), example());
-        assert_eq!(example().covered_lsn().get(), 300);
-    }
-
-    #[test]
-    fn manifests_that_break_a_rule_are_neither_written_nor_read() {
-        type Breaker = (&'static str, fn(&mut Manifest));
-        let breakers: Vec<Breaker> = vec![
-            ("next ordinal", |m| m.next_ordinal = 17),
-            ("gap between segments", |m| m.segments[1].prev = 199),
-            ("backward segment", |m| m.segments[0].last = 50),
-            ("LSN over 2^53", |m| m.segments[1].last = 1 << 53),
-            ("path in a checkpoint", |m| {
-                m.checkpoints[0].files[0].name = "../../etc/passwd".into();
-            }),
-            ("floor over 2^53", |m| m.lsn_floor = u64::MAX),
-            ("covered epoch", |m| m.covered_epoch = 4),
-        ];
-        for (name, break_it) in breakers {
-            let mut manifest = example();
-            break_it(&mut manifest);
-            assert!(matches!(manifest.encode(), Err(ManifestError::Body(_))), "{name}");
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn a_truncated_manifest_is_an_error(cut in any::<prop::sample::Index>()) {
-            let bytes = example().encode().unwrap();
-            prop_assert!(Manifest::decode(&bytes[..cut.index(bytes.len())]).is_err());
-        }
-
-        #[test]
-        fn a_flipped_bit_is_an_error(at in any::<prop::sample::Index>(), bit in 0u8..8) {
-            let mut bytes = example().encode().unwrap();
-            let at = at.index(bytes.len());
-            bytes[at] ^= 1 << bit;
-            prop_assert!(Manifest::decode(&bytes).is_err());
-        }
-
-        #[test]
-        fn random_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
-            let _ = Manifest::decode(&bytes);
-        }
+fn rule(ok: bool, name: &'static str) -> Result<(), ManifestError> {
+    if ok {
+        Ok(())
+    } else {
+        Err(ManifestError::Body(name))
     }
 }
+
+fn check_segment(segment: &SegmentEntry) -> Result<(), ManifestError> {
+    rule(wire::lsn(segment.last).is_some(), "segment's LSN out of range")?;
+    rule(
+        segment.base <= segment.last && segment.prev < segment.base,
+        "segment's LSNs are out of order",
+    )?;
+    rule(
+        segment.object.starts_with(SEGMENT_PREFIX),
+        "segment's object name",
+    )
+}
+
+fn check_checkpoint(checkpoint: &CheckpointEntry) -> Result<(), ManifestError> {
+    rule(
+        wire::lsn(checkpoint.lsn).is_some(),
+        "checkpoint's LSN out of range",
+    )?;
+    rule(
+        checkpoint.files.len() <= MAX_CHECKPOINT_FILES,
+        "too many checkpoint files",
+    )?;
+    rule(
+        checkpoint.files.iter().all(|f| is_plain_file_name(&f.name)),
+        "checkpoint file's name",
+    )
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,7 @@
 //! Objects of a replica that its newest manifest does not name: what a crash or a failed deletion has left. Old manifests
 //! apart, which name objects and hold none of their bytes, a replica without them has nothing but what it needs.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -54,6 +55,7 @@ pub(crate) async fn find(
     epoch: Epoch,
 ) -> Result<Vec<String>, StoreError> {
     let mut orphans = Vec::new();
+    let named: HashSet<&str> = manifest.objects().collect();
     let listed = requests.list_all(WAL_PREFIX, None, MAX_LOOKED_AT).await?;
     let chunks: Vec<(Ordinal, u64)> = listed
         .iter()
@@ -72,26 +74,20 @@ pub(crate) async fn find(
     }
     for object in requests.list_all(CHECKPOINT_PREFIX, None, MAX_LOOKED_AT).await? {
         let name = object.name.as_str();
-        let named = manifest
-            .checkpoints
-            .iter()
-            .flat_map(|c| &c.files)
-            .any(|file| file.object == name);
         // A later reign's files may be on their way into a manifest that we have not seen yet.
-        if !named && names::checkpoint_epoch(name).is_some_and(|by| by <= epoch) {
+        if !named.contains(name) && names::checkpoint_epoch(name).is_some_and(|by| by <= epoch) {
             orphans.push(name.to_owned());
         }
     }
     for object in requests.list_all(SEGMENT_PREFIX, None, MAX_LOOKED_AT).await? {
         let name = object.name.as_str();
-        let named = manifest.segments.iter().any(|segment| segment.object == name);
         let base = name
             .get(SEGMENT_PREFIX.len()..)
             .and_then(|rest| rest.get(..16))
             .and_then(Lsn::from_hex);
         // A later reign's may be on their way into a manifest that we have not seen yet.
         let young = names::segment_epoch(name).is_some_and(|by| by > epoch);
-        if !named && !young && base.is_some_and(|base| base <= manifest.covered_lsn()) {
+        if !named.contains(name) && !young && base.is_some_and(|base| base <= manifest.covered_lsn()) {
             orphans.push(name.to_owned());
         }
     }

@@ -325,7 +325,12 @@ pub fn manifest(data: &[u8]) {
         && let Ok(manifest) = Manifest::decode(&repaired)
     {
         let again = manifest.encode().expect("it was one");
-        assert_eq!(again, repaired, "the encoding is canonical");
+        if repaired.get(8) == Some(&1) {
+            // What was read in the format before is written in today's, and says the same.
+            assert_eq!(Manifest::decode(&again).as_ref(), Ok(&manifest));
+        } else {
+            assert_eq!(again, repaired, "the encoding is canonical");
+        }
     }
 }
 

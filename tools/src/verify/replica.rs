@@ -38,6 +38,9 @@ const RESHIP: &str =
     "if the server still has its disk, make a new replica from there; else restore what is before it";
 /// What to do about a checkpoint.
 const DISPENSABLE: &str = "a restore does without it; the server's next checkpoint replaces it";
+/// What to do about a segment that has been displaced.
+const ONLY_THE_PAST: &str =
+    "nothing of today is missing, but points in time before the last compaction may not be restorable";
 
 /// Checks the replica at `url`.
 pub fn check(url: &str, temp: &Path, report: &mut Report<'_>) -> anyhow::Result<()> {
@@ -204,9 +207,12 @@ impl Walk<'_, '_> {
     }
 
     async fn segments(&mut self, manifest: &Manifest) -> anyhow::Result<()> {
-        for segment in &manifest.segments {
+        let live = manifest.segments.iter().map(|segment| (segment, RESHIP));
+        let displaced = manifest.displaced.segments.iter();
+        let displaced = displaced.map(|displaced| (&displaced.entry, ONLY_THE_PAST));
+        for (segment, advice) in live.chain(displaced) {
             let path = self.temp.join("segment");
-            let Some(size) = self.fetch(&segment.object, &path, RESHIP).await? else {
+            let Some(size) = self.fetch(&segment.object, &path, advice).await? else {
                 continue;
             };
             let unpack = path.clone();
@@ -223,11 +229,11 @@ impl Walk<'_, '_> {
                         && size == segment.stored_bytes;
                     if !as_named {
                         self.report
-                            .finding(&segment.object, "it is not what the manifest says", RESHIP);
+                            .finding(&segment.object, "it is not what the manifest says", advice);
                     }
                 }
                 Err(sealed::SealedError::Io(error)) => return Err(error).context("unpacking a segment"),
-                Err(error) => self.report.finding(&segment.object, error, RESHIP),
+                Err(error) => self.report.finding(&segment.object, error, advice),
             }
             std::fs::remove_file(&path).context("removing a temporary file")?;
         }
@@ -321,9 +327,12 @@ impl Walk<'_, '_> {
     }
 
     async fn checkpoints(&mut self, manifest: &Manifest) -> anyhow::Result<()> {
+        let displaced = manifest.displaced.checkpoints.iter();
+        let displaced = displaced.map(|displaced| &displaced.entry);
         for file in manifest
             .checkpoints
             .iter()
+            .chain(displaced)
             .flat_map(|checkpoint| &checkpoint.files)
         {
             let path = self.temp.join("checkpoint-file");

@@ -14,6 +14,7 @@ use crate::service::blobs::Blobs;
 use crate::service::core::Core;
 use crate::service::mail::Mailer;
 use crate::service::names::Names;
+use crate::service::replication::{Condition, Replication};
 use crate::service::repos::Repos;
 use crate::service::repos::export::Exports;
 use crate::service::repos::import::Imports;
@@ -49,18 +50,17 @@ pub struct App {
     pub bodies: BodyRoom,
     /// Replication, if there is a replica.
     pub shipper: Option<ShipHandle>,
+    /// How it is and what it costs.
+    pub replication: Option<Replication>,
 }
 
-/// What `/_health/ready` answers.
+/// What `/_health/ready` or `/_health/replication` answers.
 pub struct Health {
-    /// Whether writes are taken.
+    /// Whether the answer is 200.
     pub ready: bool,
     /// The details.
     pub json: Value,
 }
-
-/// Lag of replication above which a server with remote durability is not ready: its writers wait that long.
-const LAG_MAX_SECONDS: f64 = 30.0;
 
 impl App {
     /// Seconds since 1970.
@@ -78,24 +78,28 @@ impl App {
         if let Some(shipper) = &self.shipper {
             let lag = shipper.lag();
             let state = shipper.state();
-            let ended = !matches!(state, ShipState::Shipping | ShipState::Retrying { .. });
-            let late = self.config.durability == Durability::Remote && lag.seconds > LAG_MAX_SECONDS;
-            ready &= !ended && !late;
+            ready &= matches!(state, ShipState::Shipping | ShipState::Retrying { .. });
             replica = json!({
                 "state": state_word(&state),
                 "lagSeconds": lag.seconds,
                 "lagBytes": lag.bytes,
                 "lagEntries": lag.entries,
-                "lastError": shipper.last_error(),
             });
         }
+        // A store that is away makes writes wait or fail, and reads go on: whoever takes us from the network for that takes the
+        // reads away, too.
+        let degraded = self.replication.as_ref().is_some_and(|replication| {
+            replication.condition(&replication.ship.lag()).0 == Condition::Degraded
+        });
+        let status = match (ready, degraded) {
+            (false, _) => "not ready",
+            (true, true) => "degraded",
+            (true, false) => "ready",
+        };
         let json = json!({
-            "status": if ready { "ready" } else { "not ready" },
+            "status": status,
             "phase": "serving",
-            "durability": match self.config.durability {
-                Durability::Local => "local",
-                Durability::Remote => "remote",
-            },
+            "durability": self.durability_word(),
             "failure": engine.failed.as_deref(),
             "fencedBy": engine.fenced.map(|epoch| epoch.0),
             "epoch": engine.epoch.0,
@@ -110,6 +114,33 @@ impl App {
             "replica": replica,
         });
         Health { ready, json }
+    }
+
+    /// How replication is; `details` are for the operator.
+    #[must_use]
+    pub fn replication_health(&self, details: bool) -> Health {
+        let Some(replication) = &self.replication else {
+            return Health {
+                ready: true,
+                json: json!({ "state": "none", "durability": self.durability_word() }),
+            };
+        };
+        let (condition, mut fields) = replication.summary(&self.engine.health());
+        fields.insert("durability".to_owned(), json!(self.durability_word()));
+        if details {
+            fields.extend(replication.details());
+        }
+        Health {
+            ready: condition != Condition::Failed,
+            json: Value::Object(fields),
+        }
+    }
+
+    fn durability_word(&self) -> &'static str {
+        match self.config.durability {
+            Durability::Local => "local",
+            Durability::Remote => "remote",
+        }
     }
 
     /// Sets the gauges that are read off the state rather than counted.
@@ -134,11 +165,8 @@ impl App {
         self.repos.observe_gauges();
         metrics::gauge!("pds_firehose_subscribers").set(self.firehose.subscribers() as f64);
         metrics::gauge!("pds_firehose_lag_seconds_max").set(self.firehose.lag_seconds());
-        if let Some(shipper) = &self.shipper {
-            let lag = shipper.lag();
-            metrics::gauge!("pds_ship_lag_seconds").set(lag.seconds);
-            metrics::gauge!("pds_ship_lag_bytes").set(lag.bytes as f64);
-            metrics::gauge!("pds_ship_lag_entries").set(lag.entries as f64);
+        if let Some(replication) = &self.replication {
+            replication.observe_gauges();
         }
     }
 }

@@ -111,6 +111,7 @@ impl Routes {
             .route("/.well-known/atproto-did", get(pages::atproto_did))
             .route("/_health/live", get(pages::live))
             .route("/_health/ready", get(pages::ready))
+            .route("/_health/replication", get(pages::replication))
             .route("/dev/mail", get(pages::mail))
             .route("/metrics", get(pages::metrics))
             .fallback(not_found)

@@ -361,6 +361,7 @@ impl Server {
             repos,
             names,
             shipper: None,
+            replication: None,
         });
         let firehose = tokio::spawn(app.firehose.clone().run());
         Server {

@@ -11,8 +11,10 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::checkpoint::{CheckpointError, CheckpointRequest};
+use crate::cost::stored_bytes;
 use crate::fence::Claim;
 use crate::housekeeping::Link;
+use crate::manifest::Manifest;
 use crate::requests::Requests;
 use crate::ship::ShipConfig;
 use crate::store::ReplicaStore;
@@ -92,6 +94,30 @@ pub(crate) struct Shared {
     pub(crate) begun: SystemTime,
     /// What is known to be gone.
     pub(crate) erased: Mutex<Erased>,
+    /// What the newest manifest names.
+    pub(crate) named: Mutex<Named>,
+}
+
+/// What the newest manifest of the replica names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Named {
+    /// The newest checkpoint.
+    pub checkpoint: Option<Lsn>,
+    /// Segments.
+    pub segments: usize,
+    /// Bytes of segments and checkpoints.
+    pub bytes: u64,
+}
+
+impl Named {
+    pub(crate) fn by(manifest: &Manifest) -> Named {
+        let newest = manifest.checkpoints.first();
+        Named {
+            checkpoint: newest.map(|newest| Lsn::saturating(newest.lsn)),
+            segments: manifest.segments.len(),
+            bytes: stored_bytes(manifest),
+        }
+    }
 }
 
 /// What of before is known to be gone from the replica, because a look at all of its objects found nothing that its
@@ -116,7 +142,11 @@ impl Erased {
 pub(crate) struct Status {
     pub(crate) state: ShipState,
     pub(crate) last_error: Option<String>,
+    /// What housekeeping cannot do just now.
+    pub(crate) trouble: Option<String>,
     pub(crate) hurry: bool,
+    /// Since when, in microseconds since 1970, there is something that is in no chunk.
+    pub(crate) waiting_since: Option<u64>,
     pub(crate) cut_to: Lsn,
     pub(crate) in_flight_bytes: u64,
     pub(crate) in_flight_entries: u64,
@@ -136,7 +166,9 @@ impl Shared {
         let status = Status {
             state: ShipState::Shipping,
             last_error: None,
+            trouble: None,
             hurry: false,
+            waiting_since: None,
             cut_to: claim.replica.end.last_lsn,
             in_flight_bytes: 0,
             in_flight_entries: 0,
@@ -146,6 +178,7 @@ impl Shared {
         Shared {
             covered: AtomicU64::new(claim.replica.manifest.covered_lsn().get()),
             erased: Mutex::default(),
+            named: Mutex::new(Named::by(&claim.replica.manifest)),
             begun: SystemTime::UNIX_EPOCH + Duration::from_micros(clock.now_micros()),
             requests: Requests::new(store, config.request_timeout),
             config,
@@ -157,6 +190,13 @@ impl Shared {
             status: Mutex::new(status),
             hurry: Notify::new(),
         }
+    }
+
+    /// Bytes that are locally durable and in no chunk yet.
+    pub(crate) fn uncut_bytes(&self) -> u64 {
+        let segments = self.log.segments();
+        let status = self.status.lock();
+        waiting(&segments, status.cut_to, status.cut_end).0
     }
 
     pub(crate) fn note_error(&self, error: &dyn std::error::Error) -> String {
@@ -226,6 +266,18 @@ impl ShipHandle {
         self.shared.status.lock().last_error.clone()
     }
 
+    /// What stands in the way of segments, checkpoints and deletions just now. Chunks, and so durability, may go on.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        self.shared.status.lock().trouble.clone()
+    }
+
+    /// What the replica has besides chunks.
+    #[must_use]
+    pub fn named(&self) -> Named {
+        *self.shared.named.lock()
+    }
+
     /// What is remotely durable. Fails when the shipper is fenced or fails.
     #[must_use]
     pub fn remote(&self) -> &Watermark {
@@ -268,16 +320,17 @@ impl ShipHandle {
         let lag = match oldest {
             None => Lag::default(),
             Some(oldest) => {
-                let age = self.shared.clock.now_micros().saturating_sub(oldest.get());
+                // Of what is in no chunk only the predecessor's age is known, and when it was seen.
+                let since = match status.oldest_in_flight {
+                    Some(oldest) => Some(oldest.get()),
+                    None => status.waiting_since,
+                };
+                let now = self.shared.clock.now_micros();
+                let age = since.map_or(0, |since| now.saturating_sub(since));
                 Lag {
                     bytes: status.in_flight_bytes + gathered_bytes,
                     entries: status.in_flight_entries + gathered_entries,
-                    // What only the predecessor's age is known of is young: it has not been offered to the window.
-                    seconds: if status.oldest_in_flight.is_some() {
-                        age as f64 / 1e6
-                    } else {
-                        0.0
-                    },
+                    seconds: age as f64 / 1e6,
                     oldest_unshipped: Some(oldest),
                 }
             }

@@ -26,7 +26,7 @@ use crate::checkpoint::{self, CheckpointError, CheckpointRequest, LocalFile};
 use crate::chunk::{ChunkHeader, ChunkKind};
 use crate::compacted;
 use crate::fence;
-use crate::handle::{Erased, Shared};
+use crate::handle::{Erased, Named, Shared};
 use crate::manifest::{CheckpointEntry, FileEntry, Manifest, SegmentEntry};
 use crate::names::{self, Generation, Ordinal};
 use crate::orphans::{self, OLD_MANIFESTS};
@@ -122,10 +122,14 @@ impl Housekeeper {
                 failed => failed,
             };
             match outcome {
-                Ok(()) => pause = self.shared.config.housekeeping_interval,
+                Ok(()) => {
+                    pause = self.shared.config.housekeeping_interval;
+                    self.shared.status.lock().trouble = None;
+                }
                 Err(Trouble::Fenced(by)) => return ShipEnd::Fenced { by },
                 Err(trouble) => {
                     let text = self.shared.note_error(&trouble);
+                    self.shared.status.lock().trouble = Some(text.clone());
                     tracing::warn!("housekeeping of the replica failed and is tried again: {text}");
                     pause = (pause * 2).min(self.shared.config.housekeeping_interval * 30);
                 }
@@ -429,6 +433,7 @@ impl Housekeeper {
             self.published = true;
             let covered_lsn = self.manifest.covered_lsn().get();
             self.shared.covered.store(covered_lsn, Ordering::Release);
+            *self.shared.named.lock() = Named::by(&self.manifest);
             self.delete_covered(covered, &displaced).await;
             return Ok(());
         }

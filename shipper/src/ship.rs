@@ -27,7 +27,7 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-pub use crate::handle::{DrainReport, Erased, Lag, ShipHandle, ShipState};
+pub use crate::handle::{DrainReport, Erased, Lag, Named, ShipHandle, ShipState};
 
 use crate::checkpoint::CheckpointRequest;
 use crate::chunk::{self, ChunkDraft, ChunkHeader, ChunkKind, MAX_IN_FLIGHT, RawFrames};
@@ -36,11 +36,12 @@ use crate::fence::Claim;
 use crate::handle::{Command, Shared, with_sources};
 use crate::housekeeping::{Housekeeper, Link};
 use crate::names::Ordinal;
+use crate::pace::{Pace, RequestBudget};
 use crate::store::ReplicaStore;
 use crate::upload::{UploadEnd, upload};
 
-/// The time without uploads that is saved up for later ones, see [`ShipConfig::min_interval`].
-const SAVED_UP: Duration = Duration::from_millis(100);
+/// How often it is looked whether uploads that are held back have gathered a chunk's worth.
+const MEASURE_EVERY: Duration = Duration::from_millis(50);
 
 /// How a shipper works.
 #[derive(Clone, Debug)]
@@ -59,6 +60,9 @@ pub struct ShipConfig {
     /// `local` durability only, where nobody but the firehose waits: longer costs fewer requests, shorter loses less. A pause
     /// before is saved up, to a tenth of a second, so that a few writes after it leave at once. Default none.
     pub min_interval: Option<Duration>,
+    /// What a month's requests may be, which moves uploads apart; default none. Neither this nor the interval holds back what
+    /// fills a chunk.
+    pub budget: Option<Arc<RequestBudget>>,
     /// If more time than this passed since a request was sent, by whichever clock, the machine may have been suspended:
     /// the chain is read again before anything is acknowledged. Default 60 s.
     pub suspended_after: Duration,
@@ -82,6 +86,7 @@ impl Default for ShipConfig {
             retry_first: Duration::from_millis(100),
             retry_max: Duration::from_secs(5),
             min_interval: None,
+            budget: None,
             suspended_after: Duration::from_secs(60),
             temp_dir: std::env::temp_dir(),
             housekeeping_interval: Duration::from_secs(2),
@@ -217,34 +222,6 @@ impl Shipper {
     }
 }
 
-/// Keeps uploads apart, see [`ShipConfig::min_interval`].
-struct Pace {
-    interval: Option<Duration>,
-    /// When the next upload would be due if all were an interval apart.
-    due: tokio::time::Instant,
-}
-
-impl Pace {
-    fn new(interval: Option<Duration>, now: tokio::time::Instant) -> Pace {
-        Pace { interval, due: now }
-    }
-
-    /// Until when the next upload has to wait, if it has to.
-    fn pause(&self, now: tokio::time::Instant) -> Option<tokio::time::Instant> {
-        self.interval?;
-        let until = self.due.checked_sub(SAVED_UP).unwrap_or(self.due);
-        (until > now).then_some(until)
-    }
-
-    /// Counts an upload.
-    fn cut(&mut self, now: tokio::time::Instant) {
-        if let Some(interval) = self.interval {
-            // What is saved up is what `pause` takes off, and no more.
-            self.due = self.due.max(now) + interval;
-        }
-    }
-}
-
 /// The part of the shipper that follows the log.
 struct Follower {
     shared: Arc<Shared>,
@@ -262,17 +239,30 @@ impl Follower {
         let mut uploads = FuturesUnordered::new();
         let mut hand_over: Option<oneshot::Sender<()>> = None;
         let mut log_failed = None;
-        let mut pace = Pace::new(self.shared.config.min_interval, tokio::time::Instant::now());
+        let config = self.shared.config.clone();
+        let mut pace = Pace::new(config.min_interval, config.budget.clone());
+        let mut measured = tokio::time::Instant::now();
+        let mut plenty = false;
         loop {
             let seen = local.get();
             let room = flights.len() < self.shared.config.in_flight;
             let dirty = seen > self.chain_lsn;
-            let hurry = self.shared.status.lock().hurry;
-            let pause = pace.pause(tokio::time::Instant::now()).filter(|_| !hurry);
+            let hurry = self.note_waiting(dirty);
+            let now = tokio::time::Instant::now();
+            let mut pause = pace.pause(now).filter(|_| !hurry);
+            if pause.is_some() && now >= measured + MEASURE_EVERY {
+                // A chunk's worth does not get cheaper by waiting.
+                (measured, plenty) = (now, self.shared.uncut_bytes() >= config.chunk_bytes as u64);
+            }
+            pause = pause
+                .filter(|_| !plenty)
+                .map(|until| until.min(measured + MEASURE_EVERY));
             if room && dirty && pause.is_none() {
                 match self.cut(seen).await {
                     Ok(Some((header, object))) => {
                         pace.cut(tokio::time::Instant::now());
+                        plenty = false;
+                        self.shared.status.lock().waiting_since = None;
                         flights.push_back(Flight { header, done: false });
                         uploads.push(upload(self.shared.clone(), header, object));
                         self.publish_status(&flights);
@@ -379,6 +369,17 @@ impl Follower {
         }
     }
 
+    /// Notes since when something waits to be cut. Whether all of it is to go at once.
+    fn note_waiting(&self, dirty: bool) -> bool {
+        let mut status = self.shared.status.lock();
+        match (dirty, status.waiting_since) {
+            (false, _) => status.waiting_since = None,
+            (true, None) => status.waiting_since = Some(self.shared.clock.now_micros()),
+            (true, Some(_)) => {}
+        }
+        status.hurry
+    }
+
     fn publish_status(&self, flights: &VecDeque<Flight>) {
         let mut status = self.shared.status.lock();
         status.cut_to = self.chain_lsn;
@@ -421,47 +422,4 @@ fn build(draft: &ChunkDraft, cut: &Cut) -> Result<(ChunkHeader, Bytes), FeedErro
         bytes: &cut.bytes,
     };
     chunk::encode_data(draft, frames).map_err(FeedError::Chunk)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn uploads_are_an_interval_apart_on_average_and_a_pause_before_is_saved_up() {
-        let start = tokio::time::Instant::now();
-        let at = |ms: u64| start + Duration::from_millis(ms);
-        let mut pace = Pace::new(Some(Duration::from_millis(10)), at(0));
-        let cuts_within = |pace: &mut Pace, from: u64, to: u64| {
-            (from..to)
-                .filter(|ms| {
-                    let free = pace.pause(at(*ms)).is_none();
-                    if free {
-                        pace.cut(at(*ms));
-                    }
-                    free
-                })
-                .count()
-        };
-        // Ten are saved up, and a further one comes every ten milliseconds.
-        assert_eq!(cuts_within(&mut pace, 0, 1000), 110);
-        assert_eq!(cuts_within(&mut pace, 1000, 2000), 100);
-        // However long the pause: no more than a tenth of a second is saved up.
-        assert_eq!(cuts_within(&mut pace, 60_000, 61_000), 110);
-    }
-
-    #[test]
-    fn a_long_interval_is_kept_and_none_is_no_pause() {
-        let start = tokio::time::Instant::now();
-        let mut pace = Pace::new(Some(Duration::from_secs(3600)), start);
-        assert_eq!(pace.pause(start), None);
-        pace.cut(start);
-        assert_eq!(
-            pace.pause(start),
-            Some(start + Duration::from_secs(3600) - SAVED_UP)
-        );
-        let mut free = Pace::new(None, start);
-        free.cut(start);
-        assert_eq!(free.pause(start), None);
-    }
 }

@@ -25,6 +25,8 @@ pub struct Api {
 pub struct Answer {
     /// The HTTP status.
     pub status: u16,
+    /// Seconds after which it may be tried again, if it said so.
+    pub retry_after: Option<u64>,
     /// The body.
     pub body: Vec<u8>,
 }
@@ -122,6 +124,15 @@ impl Api {
     /// The connection fails.
     pub async fn get(&self, path: &str) -> Result<Answer> {
         answer(self.http.get(format!("{}{path}", self.url))).await
+    }
+
+    /// `GET` of a path as the administrator.
+    ///
+    /// # Errors
+    /// The connection fails.
+    pub async fn get_as_admin(&self, path: &str, password: &str) -> Result<Answer> {
+        let request = self.http.get(format!("{}{path}", self.url));
+        answer(request.basic_auth("admin", Some(password))).await
     }
 
     /// An XRPC query.
@@ -297,8 +308,11 @@ fn with(request: reqwest::RequestBuilder, token: Option<&str>) -> reqwest::Reque
 async fn answer(request: reqwest::RequestBuilder) -> Result<Answer> {
     let response = request.send().await?;
     let status = response.status().as_u16();
+    let retry_after = response.headers().get("retry-after");
+    let retry_after = retry_after.and_then(|seconds| seconds.to_str().ok()?.parse().ok());
     Ok(Answer {
         status,
+        retry_after,
         body: response.bytes().await?.to_vec(),
     })
 }

@@ -17,6 +17,7 @@ use axum::http::HeaderName;
 use engine::repo::Did;
 use memory::MemoryPlan;
 use reader::Reader;
+use shipper::cost::Prices;
 
 use crate::listen::Limits;
 use crate::secrets::Secret;
@@ -149,6 +150,10 @@ pub struct Config {
     pub replica_in_flight: usize,
     /// `PDS_REPLICA_MIN_INTERVAL_MS`.
     pub replica_min_interval: Duration,
+    /// `PDS_REPLICA_MONTHLY_REQUESTS`.
+    pub replica_monthly_requests: Option<u64>,
+    /// `PDS_REPLICA_PRICES` over the list prices of the kind of store.
+    pub replica_prices: Prices,
     /// `PDS_REPLICA_ADDED_LATENCY_MS`; zero outside development mode.
     pub replica_added_latency: Duration,
     /// `PDS_LOG_SEGMENT_BYTES`.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use axum::http::HeaderName;
 use engine::repo::Did;
+use shipper::cost::Prices;
 use shipper::store::ReplicaUrl;
 
 use super::memory::{self, BudgetSource, MemoryPlan};
@@ -272,6 +273,7 @@ impl Reader {
             }
         };
         let blobs = self.blobs(&data_dir, replica.as_ref());
+        let replica_prices = self.prices(replica.as_ref());
         let replica_in_flight = self.number("PDS_REPLICA_IN_FLIGHT", 4, 1..=16);
         let replica_added_latency = self.millis("PDS_REPLICA_ADDED_LATENCY_MS", 0);
         let dev_mode = self.flag("PDS_DEV_MODE", false);
@@ -334,6 +336,8 @@ impl Reader {
             write_timeout: self.millis("PDS_WRITE_TIMEOUT_MS", 30_000),
             replica_in_flight,
             replica_min_interval: self.millis("PDS_REPLICA_MIN_INTERVAL_MS", 10),
+            replica_monthly_requests: self.monthly_requests(),
+            replica_prices,
             replica_added_latency,
             log_segment_bytes: self.number("PDS_LOG_SEGMENT_BYTES", 64 << 20, 65_536..=4_294_967_296),
             memory,
@@ -420,6 +424,26 @@ impl Reader {
                 .push(format!("{name} must be an http or https URL, not '{text}'"));
         }
         text.trim_end_matches('/').to_owned()
+    }
+
+    /// Zero, like nothing, is no budget.
+    fn monthly_requests(&mut self) -> Option<u64> {
+        let monthly = self.number("PDS_REPLICA_MONTHLY_REQUESTS", 0, 0..=1_000_000_000_000);
+        (monthly > 0).then_some(monthly)
+    }
+
+    /// The list prices of the kind of store, and what the operator knows better.
+    fn prices(&mut self, replica: Option<&Replica>) -> Prices {
+        let list = match replica {
+            Some(Replica::Azure(_)) => Prices::AZURE_HOT_LRS,
+            Some(Replica::Directory(_)) | None => Prices::FREE,
+        };
+        let changes = self.list("PDS_REPLICA_PRICES").unwrap_or_default();
+        list.with(changes.iter().map(String::as_str))
+            .unwrap_or_else(|problem| {
+                self.problems.push(format!("PDS_REPLICA_PRICES: {problem}"));
+                list
+            })
     }
 
     fn replica(&mut self) -> Option<Replica> {

@@ -120,3 +120,24 @@ fn a_secret_may_come_from_a_file() {
     let (config, _) = Config::from_vars(vars.chain(file)).unwrap();
     assert_eq!(config.jwt_secret.expose(), "a-secret-of-many-bytes");
 }
+
+#[test]
+fn prices_follow_the_kind_of_store_and_what_the_operator_knows_better() {
+    let azure = ("PDS_REPLICA_URL", "https://acct.blob.core.windows.net/pds");
+    let (config, _) = read(&[azure]).unwrap();
+    assert_eq!(config.replica_prices, Prices::AZURE_HOT_LRS);
+    assert_eq!(config.replica_monthly_requests, None);
+    let own = ("PDS_REPLICA_PRICES", "write=6, stored=0.02");
+    let (config, _) = read(&[azure, own, ("PDS_REPLICA_MONTHLY_REQUESTS", "100000")]).unwrap();
+    let expected = Prices {
+        write: 6.0,
+        stored: 0.02,
+        ..Prices::AZURE_HOT_LRS
+    };
+    assert_eq!(config.replica_prices, expected);
+    assert_eq!(config.replica_monthly_requests, Some(100_000));
+    let (config, _) = read(&[("PDS_REPLICA_URL", "file:///replica")]).unwrap();
+    assert_eq!(config.replica_prices, Prices::FREE);
+    let error = read(&[azure, ("PDS_REPLICA_PRICES", "writes=6")]).unwrap_err();
+    assert!(error.problems[0].starts_with("PDS_REPLICA_PRICES"), "{error}");
+}

@@ -9,6 +9,7 @@ use engine::repo::Handle;
 use serde_json::json;
 
 use crate::app::App;
+use crate::auth::header::{self as authorization, Authorization};
 use crate::http::{plain_json, render_metrics};
 
 /// `GET /`.
@@ -107,6 +108,33 @@ pub async fn ready(State(app): State<Arc<App>>) -> Response<Body> {
         StatusCode::SERVICE_UNAVAILABLE
     };
     plain_json(status, &health.json)
+}
+
+/// `GET /_health/replication`: how replication is. With the administrator's password also where to, what it costs, and what
+/// went wrong in words, which name hosts.
+pub async fn replication(State(app): State<Arc<App>>, headers: HeaderMap) -> Response<Body> {
+    let given = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
+    let details = match authorization::parse(given) {
+        Ok(None) => false,
+        Ok(Some(Authorization::Basic(credential))) if app.admin.accepts(credential) => true,
+        // Somebody who means to be the operator and is not should not take the short answer for the long one.
+        Ok(Some(_)) | Err(_) => {
+            let body =
+                json!({ "error": "AuthRequired", "message": "The administrator's password is needed" });
+            return plain_json(StatusCode::UNAUTHORIZED, &body);
+        }
+    };
+    let health = app.replication_health(details);
+    let status = if health.ready {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    let mut response = plain_json(status, &health.json);
+    response
+        .headers_mut()
+        .insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
 }
 
 /// `GET /dev/mail`: what the development server would have mailed.

@@ -6,4 +6,5 @@ pub mod core;
 pub mod keys;
 pub mod mail;
 pub mod names;
+pub mod replication;
 pub mod repos;

@@ -9,12 +9,15 @@ use engine::blobs::disk::DiskBlobs;
 use engine::engine::Durability as EngineDurability;
 use engine::{Engine, EngineConfig, EnginePrelude};
 use shipper::blobs::ReplicaBlobs;
+use shipper::ledger::Ledger;
+use shipper::pace::RequestBudget;
 use shipper::ship::{ShipConfig, ShipHandle, Shipper};
 use shipper::start::{StartOptions, Started, begin};
-use shipper::store::ReplicaStore;
 use shipper::store::azure::{AzureAuth, AzureConfig, AzureStore};
+use shipper::store::counted::{CountedStore, Purpose};
 use shipper::store::delayed::DelayedStore;
 use shipper::store::directory::DirectoryStore;
+use shipper::store::{ReplicaStore, for_purpose};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -34,6 +37,7 @@ use crate::service::blobs::Blobs;
 use crate::service::core::Core;
 use crate::service::keys::SigningKeys;
 use crate::service::names::Names;
+use crate::service::replication::Replication;
 use crate::service::repos::export::Exports;
 use crate::service::repos::import::Imports;
 use crate::service::repos::{Limits, Repos};
@@ -47,10 +51,26 @@ fn bytes(size: u64) -> usize {
     usize::try_from(size).unwrap_or(usize::MAX)
 }
 
-/// Opens the replica store and makes sure that its container is there.
+/// How far a budget of requests may move uploads apart, while a write waits for each, and while none does.
+const WIDEST_REMOTE: Duration = Duration::from_secs(1);
+const WIDEST_LOCAL: Duration = Duration::from_secs(10);
+
+/// The budget of requests, if there is one.
+pub(super) fn budget(config: &Config, ledger: &Arc<Ledger>) -> Option<Arc<RequestBudget>> {
+    let widest = match config.durability {
+        Durability::Local => WIDEST_LOCAL,
+        Durability::Remote => WIDEST_REMOTE,
+    };
+    config
+        .replica_monthly_requests
+        .map(|monthly| Arc::new(RequestBudget::new(ledger.clone(), monthly, widest)))
+}
+
+/// Opens the replica store and makes sure that its container is there. What it is asked from here on is counted in `ledger`.
 pub(super) async fn open_store(
     replica: &Replica,
     config: &Config,
+    ledger: &Arc<Ledger>,
 ) -> Result<Arc<dyn ReplicaStore>, ServerError> {
     let (timeout, latency) = (config.replica_timeout, config.replica_added_latency);
     let store: Arc<dyn ReplicaStore> = match replica {
@@ -67,7 +87,7 @@ pub(super) async fn open_store(
         Arc::new(DelayedStore::new(store, latency))
     };
     tracing::info!(store = store.describe(), "replica");
-    Ok(store)
+    Ok(Arc::new(CountedStore::new(store, ledger.clone())))
 }
 
 fn azure_config(settings: &AzureSettings, timeout: Duration) -> AzureConfig {
@@ -113,7 +133,9 @@ pub(super) async fn agree(
         on_progress: None,
     };
     let started = Instant::now();
-    let agreed = Box::pin(begin(store, &options)).await.map_err(Box::new)?;
+    let agreed = Box::pin(begin(&for_purpose(store, Purpose::Start), &options))
+        .await
+        .map_err(Box::new)?;
     tracing::info!(
         decision = ?agreed.decision,
         epoch = agreed.claim.epoch.0,
@@ -129,6 +151,7 @@ pub(super) async fn open_engine(
     config: &Config,
     agreed: Option<Started>,
     store: Option<Arc<dyn ReplicaStore>>,
+    budget: Option<Arc<RequestBudget>>,
     doors: &Doors,
     gate: &Gate,
 ) -> Result<(Engine, Option<(Shipper, ShipHandle)>), ServerError> {
@@ -189,6 +212,7 @@ pub(super) async fn open_engine(
                 min_interval: (durability == EngineDurability::Local
                     && !config.replica_min_interval.is_zero())
                 .then_some(config.replica_min_interval),
+                budget,
                 temp_dir: ship_dir,
                 ..ShipConfig::default()
             };
@@ -229,7 +253,7 @@ pub(super) struct Background {
 pub(super) async fn compose(
     config: Arc<Config>,
     core: Core,
-    shipper: Option<ShipHandle>,
+    replication: Option<Replication>,
     store: Option<Arc<dyn ReplicaStore>>,
     doors: &Doors,
     background: &Background,
@@ -327,6 +351,7 @@ pub(super) async fn compose(
         accounts,
         repos,
         names,
-        shipper,
+        shipper: replication.as_ref().map(|replication| replication.ship.clone()),
+        replication,
     }))
 }

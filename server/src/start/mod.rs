@@ -18,8 +18,9 @@ use engine::clock::{Clock, Entropy, SystemClock, SystemEntropy};
 use engine::engine::{EngineError, Shutdown};
 use engine::log::{Epoch, Lsn};
 use engine::storage::{OsStorage, Storage};
+use shipper::ledger::Ledger;
 use shipper::ship::{ShipEnd, ShipHandle, ShipState};
-use shipper::store::StoreError;
+use shipper::store::{ReplicaStore, StoreError};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -30,10 +31,11 @@ use crate::http::Gate;
 use crate::listen;
 use crate::service::core::Core;
 use crate::service::mail::Mailer;
+use crate::service::replication::Replication;
 use crate::telemetry;
 use checkpoints::checkpoints;
 use compaction::compaction;
-use compose::{Background, agree, compose, open_engine, open_store};
+use compose::{Background, agree, budget, compose, open_engine, open_store};
 
 /// Why the server did not start, or stopped.
 #[derive(Debug, thiserror::Error)]
@@ -232,11 +234,12 @@ impl Running {
         };
         std::fs::create_dir_all(&config.data_dir)
             .map_err(|error| ServerError::io(&config.data_dir, error))?;
+        let ledger = Arc::new(Ledger::default());
         let store = match &config.replica {
             None => None,
             Some(replica) => {
                 gate.phase("reaching the replica");
-                Some(open_store(replica, &config).await?)
+                Some(open_store(replica, &config, &ledger).await?)
             }
         };
         let agreed = match &store {
@@ -247,7 +250,9 @@ impl Running {
             }
         };
         gate.phase("opening the log and replaying");
-        let (engine, shipper) = open_engine(&config, agreed, store.clone(), &doors, gate).await?;
+        let budget = budget(&config, &ledger);
+        let (engine, shipper) =
+            open_engine(&config, agreed, store.clone(), budget.clone(), &doors, gate).await?;
         let core = Core::new(
             engine,
             doors.clock.clone(),
@@ -282,7 +287,16 @@ impl Running {
             stop: background.clone(),
             firehose: threads.handle(),
         };
-        let app = compose(config, core, handle, store, &doors, &beside).await?;
+        let place = store.as_ref().map(ReplicaStore::describe).unwrap_or_default();
+        let replication = handle.map(|ship| Replication {
+            ship,
+            place,
+            ledger,
+            prices: config.replica_prices,
+            budget,
+            clock: doors.clock.clone(),
+        });
+        let app = compose(config, core, replication, store, &doors, &beside).await?;
         let buried = app
             .accounts
             .bury_abandoned()

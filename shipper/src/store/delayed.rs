@@ -93,6 +93,10 @@ impl<S: ReplicaStore> ReplicaStore for DelayedStore<S> {
         self.inner.tidy(before).await
     }
 
+    fn reports_requests(&self) -> bool {
+        self.inner.reports_requests()
+    }
+
     fn describe(&self) -> String {
         format!(
             "{}, {} ms further away",

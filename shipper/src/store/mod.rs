@@ -16,6 +16,7 @@
 
 pub mod azure;
 pub mod contract;
+pub mod counted;
 pub mod delayed;
 pub mod directory;
 pub mod faulty;
@@ -35,6 +36,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
 use tokio::io::AsyncWriteExt;
 
+use self::counted::Purpose;
 pub use self::name::{MAX_NAME_BYTES, NameError, ObjectName};
 pub use self::retry::{RetryPolicy, retry};
 pub use self::swap::{MAX_SWAP_BYTES, Swap, Tag};
@@ -156,6 +158,16 @@ pub trait ReplicaStore: Send + Sync + 'static {
     /// Where this is, for logs and error messages; without secrets.
     fn describe(&self) -> String;
 
+    /// Whether it tells each billed request itself, see [`counted`].
+    fn reports_requests(&self) -> bool {
+        false
+    }
+
+    /// This store, counting what it is asked as made for `purpose`; `None` if nothing is counted. See [`for_purpose`].
+    fn for_purpose(&self, _purpose: Purpose) -> Option<Arc<dyn ReplicaStore>> {
+        None
+    }
+
     /// Writes the object to a file at `path`, replacing it, and syncs the file; yields the size in bytes. Fetches by
     /// ranges, several at once, and repeats a range that fails, so that a broken connection costs one range.
     /// After an error the file holds a part and is of no use.
@@ -165,6 +177,12 @@ pub trait ReplicaStore: Send + Sync + 'static {
     async fn get_to_file(&self, name: &ObjectName, path: &Path) -> Result<u64, StoreError> {
         download(self, name, path).await
     }
+}
+
+/// A handle on the same store whose requests count as made for `purpose`, where requests are counted.
+#[must_use]
+pub fn for_purpose(store: &Arc<dyn ReplicaStore>, purpose: Purpose) -> Arc<dyn ReplicaStore> {
+    store.for_purpose(purpose).unwrap_or_else(|| store.clone())
 }
 
 async fn download<S: ReplicaStore + ?Sized>(
@@ -291,6 +309,14 @@ impl<S: ReplicaStore + ?Sized> ReplicaStore for Arc<S> {
 
     fn describe(&self) -> String {
         (**self).describe()
+    }
+
+    fn reports_requests(&self) -> bool {
+        (**self).reports_requests()
+    }
+
+    fn for_purpose(&self, purpose: Purpose) -> Option<Arc<dyn ReplicaStore>> {
+        (**self).for_purpose(purpose)
     }
 
     async fn get_to_file(&self, name: &ObjectName, path: &Path) -> Result<u64, StoreError> {

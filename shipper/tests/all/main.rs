@@ -9,6 +9,7 @@
 
 mod common;
 mod compaction;
+mod cost;
 mod damage;
 mod erase;
 mod faults;

@@ -8,5 +8,6 @@ mod drill;
 mod e2e;
 mod memory;
 mod outage;
+mod replication;
 mod restart;
 mod split_brain;

@@ -1,6 +1,6 @@
 //! Settings: where data is, the replica, memory and the engine.
 
-use super::Kind::{Flag, Number, Text};
+use super::Kind::{Flag, List, Number, Text};
 use super::{Setting, ours, reference, secret};
 
 /// See the top of this file.
@@ -132,6 +132,18 @@ pub(super) const SETTINGS: &[Setting] = &[
         "10",
         "with durability `local`: ms between two uploads under load, on average; more mean fewer requests and a larger loss window",
     ),
+    ours(
+        "PDS_REPLICA_MONTHLY_REQUESTS",
+        Number,
+        "0",
+        "requests that a month may have which the store bills as writes or lists; near it, uploads that follow closely are moved apart, up to 1 s with durability `remote` and 10 s with `local`, and nothing is refused; 0 is no budget",
+    ),
+    ours(
+        "PDS_REPLICA_PRICES",
+        List,
+        "list prices of Azure hot LRS; nothing for a directory",
+        "US dollars for the projected cost: `write=`, `list=`, `read=`, `delete=` a million requests, `stored=` a GiB and month, `up=`, `down=` a GiB; what is not named keeps its default",
+    ),
     // Memory.
     ours(
         "PDS_MEMORY_BUDGET",
@@ -168,7 +180,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         "PDS_UNSHIPPED_BYTES",
         Number,
         "268435456",
-        "bytes of log that may be written and not yet durable before writers get 503",
+        "bytes of log that may be written and not yet in the views and the replica before writers get 503; with durability `local` this is what an outage of the store lets gather on the disk",
     ),
     ours(
         "PDS_CHECKPOINT_BYTES",

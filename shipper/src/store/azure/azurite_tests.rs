@@ -10,8 +10,10 @@ use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::timeout;
 
 use super::super::contract;
+use super::super::counted::{CountedStore, Purpose};
 use super::*;
 use crate::blobs::ReplicaBlobs;
+use crate::ledger::Ledger;
 
 const ACCOUNT: &str = "devstoreaccount1";
 const START_LIMIT: Duration = Duration::from_secs(60);
@@ -134,6 +136,44 @@ async fn azurite_keeps_the_contract() {
     };
     timeout(TEST_LIMIT, Box::pin(work)).await.expect("done in time");
     azurite.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn every_request_to_azurite_is_counted_and_no_other() {
+    let Some(azurite) = Azurite::start().await else {
+        return;
+    };
+    let store = AzureStore::new(&azurite.config("counted")).unwrap();
+    store.ensure_container().await.unwrap();
+    let ledger = Arc::new(Ledger::default());
+    let store = CountedStore::new(Arc::new(store), ledger.clone());
+    let of = |class| ledger.of_class(class);
+    let (small, large): (ObjectName, ObjectName) = ("wal/1".parse().unwrap(), "seg/1".parse().unwrap());
+
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(2 * BLOCK_BYTES + 7).unwrap();
+    let created = store.create_from_file(&large, file.path()).await;
+    assert_eq!(created, Ok(Created::Created));
+    // A look whether it is there, three blocks, and their list.
+    assert_eq!((of(Class::Read), of(Class::Write)), (1, 4));
+    assert_eq!(ledger.up(Purpose::Segment), 2 * BLOCK_BYTES + 7);
+
+    store.create(&small, Bytes::from_static(b"12345")).await.unwrap();
+    assert_eq!(of(Class::Write), 5);
+    assert_eq!(store.get_range(&small, 1..4).await.unwrap().len(), 3);
+    assert_eq!(ledger.down(Purpose::Chunk), 3);
+    assert!(
+        store.get(&"wal/2".parse().unwrap(), 10).await.is_err(),
+        "it is not there"
+    );
+    assert_eq!(of(Class::Read), 3, "what is not found is asked all the same");
+    assert_eq!(store.list("", None, 10).await.unwrap().len(), 2);
+    assert_eq!(of(Class::List), 1);
+    store.delete(&small).await.unwrap();
+    assert_eq!(of(Class::Delete), 1);
+    azurite.stop().await;
+    store.delete(&large).await.unwrap_err();
+    assert_eq!(of(Class::Delete), 1, "a connection that is refused is no request");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -40,6 +40,7 @@ use futures_util::{StreamExt, TryStreamExt};
 
 pub use self::config::{AzureAuth, AzureConfig, Secret};
 use self::error::{classify, code};
+use super::counted::{Class, sending};
 use super::swap::{check_swap, no_tag};
 use super::{
     Created, ObjectMeta, ObjectName, ReplicaStore, RetryPolicy, StoreError, Swap, Tag, check_limit,
@@ -151,7 +152,7 @@ impl AzureStore {
     /// # Errors
     /// The service cannot be reached, or does not allow it: an identity that may only use the container need not ask.
     pub async fn ensure_container(&self) -> Result<Created, StoreError> {
-        let answer = self.within(0, self.container.create(None)).await?;
+        let answer = self.billed(Class::List, 0, self.container.create(None)).await?;
         match answer {
             Ok(_) => Ok(Created::Created),
             Err(error) if code(&error) == Some("ContainerAlreadyExists") => Ok(Created::Exists),
@@ -170,6 +171,21 @@ impl AzureStore {
         tokio::time::timeout(after, request)
             .await
             .map_err(|_| StoreError::Timeout { after })
+    }
+
+    /// As [`AzureStore::within`], and counts the request, which carries `up` bytes of an object.
+    async fn billed<T>(
+        &self,
+        class: Class,
+        up: u64,
+        request: impl Future<Output = azure_core::Result<T>>,
+    ) -> Result<azure_core::Result<T>, StoreError> {
+        let sending = sending(class, up);
+        let answer = self.within(up, request).await?;
+        if let Err(error) = &answer {
+            sending.failed(&classify(error, &self.container_name, &self.container_name));
+        }
+        Ok(answer)
     }
 
     fn failure(&self, error: &azure_core::Error, name: &ObjectName) -> StoreError {
@@ -205,11 +221,20 @@ impl AzureStore {
         };
         let client = self.blob(name);
         let request = async {
-            let answer = self.within(0, client.download(Some(options))).await?;
-            let answer = answer.map_err(|error| match (&range, error.http_status()) {
-                (Some(range), Some(StatusCode::RequestedRangeNotSatisfiable)) => out_of_range(name, range),
-                _ => self.failure(&error, name),
-            })?;
+            let mut sending = sending(Class::Read, 0);
+            let answer = match self.within(0, client.download(Some(options))).await? {
+                Ok(answer) => answer,
+                Err(error) => {
+                    let failure = match (&range, error.http_status()) {
+                        (Some(range), Some(StatusCode::RequestedRangeNotSatisfiable)) => {
+                            out_of_range(name, range)
+                        }
+                        _ => self.failure(&error, name),
+                    };
+                    sending.failed(&failure);
+                    return Err(failure);
+                }
+            };
             let size = total_size(&answer.headers).ok_or_else(|| StoreError::Other {
                 detail: format!("{name}: the answer does not tell its size"),
                 sent: true,
@@ -230,6 +255,7 @@ impl AzureStore {
                 let Some(part) = part.map_err(|error| self.failure(&error, name))? else {
                     break;
                 };
+                sending.received(part.len() as u64);
                 bytes.extend_from_slice(&part);
                 if bytes.len() as u64 > expected {
                     break;
@@ -276,7 +302,7 @@ impl AzureStore {
                 let stage = || async {
                     let content: RequestContent<Bytes, NoFormat> = bytes.clone().into();
                     let request = Box::pin(client.stage_block(&id, length, content, None));
-                    self.within(length, request)
+                    self.billed(Class::Write, length, request)
                         .await?
                         .map_err(|error| self.failure(&error, name))
                 };
@@ -303,7 +329,7 @@ impl ReplicaStore for AzureStore {
         .if_not_exists();
         let client = self.blob(name);
         let request = Box::pin(client.upload(bytes.into(), Some(options)));
-        match self.within(size, request).await? {
+        match self.billed(Class::Write, size, request).await? {
             Ok(_) => Ok(Created::Created),
             Err(error) => self.refused(&error, name),
         }
@@ -334,7 +360,7 @@ impl ReplicaStore for AzureStore {
         };
         let client = self.blob(name).block_blob_client();
         let request = Box::pin(client.commit_block_list(blocks, Some(options)));
-        match self.within(0, request).await? {
+        match self.billed(Class::Write, 0, request).await? {
             Ok(_) => Ok(Created::Created),
             // Somebody else's commit to this name has dropped our blocks.
             Err(error) if code(&error) == Some("InvalidBlockList") => match self.size(name).await? {
@@ -381,7 +407,8 @@ impl ReplicaStore for AzureStore {
 
     async fn size(&self, name: &ObjectName) -> Result<Option<u64>, StoreError> {
         let client = self.blob(name);
-        let answer = self.within(0, Box::pin(client.get_properties(None))).await?;
+        let request = Box::pin(client.get_properties(None));
+        let answer = self.billed(Class::Read, 0, request).await?;
         let properties = match answer {
             Ok(properties) => properties,
             Err(error) => match self.failure(&error, name) {
@@ -424,11 +451,22 @@ impl ReplicaStore for AzureStore {
             .map_err(failure)?
             .into_pages();
         let mut listed = Vec::new();
-        while let Some(page) = self
-            .within(0, Box::pin(pages.try_next()))
-            .await?
-            .map_err(failure)?
-        {
+        loop {
+            let sending = sending(Class::List, 0);
+            let page = match self.within(0, Box::pin(pages.try_next())).await? {
+                Ok(Some(page)) => page,
+                Ok(None) => {
+                    // The page before said that it is the last.
+                    sending.not_made();
+                    break;
+                }
+                Err(error) => {
+                    let error = failure(error);
+                    sending.failed(&error);
+                    return Err(error);
+                }
+            };
+            drop(sending);
             for blob in page.into_model().map_err(failure)?.blob_items {
                 let name = blob.name.unwrap_or_default();
                 let Some(name) = name.strip_prefix(&self.start) else {
@@ -486,7 +524,7 @@ impl ReplicaStore for AzureStore {
         };
         let client = self.blob(name);
         let request = Box::pin(client.upload(bytes.into(), Some(options)));
-        match self.within(size, request).await? {
+        match self.billed(Class::Write, size, request).await? {
             Ok(answer) => Ok(Swap::Swapped(tag(name, answer.etag)?)),
             Err(error) => match self.refused(&error, name) {
                 Ok(_) => Ok(Swap::Conflict),
@@ -499,13 +537,18 @@ impl ReplicaStore for AzureStore {
 
     async fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
         let client = self.blob(name);
-        match self.within(0, Box::pin(client.delete(None))).await? {
+        let request = Box::pin(client.delete(None));
+        match self.billed(Class::Delete, 0, request).await? {
             Ok(_) => Ok(()),
             Err(error) => match self.failure(&error, name) {
                 StoreError::NotFound { object } if object == name.as_str() => Ok(()),
                 failure => Err(failure),
             },
         }
+    }
+
+    fn reports_requests(&self) -> bool {
+        true
     }
 
     fn describe(&self) -> String {

@@ -23,6 +23,8 @@ pub enum ReplicaKind {
     Directory,
     /// The Azure emulator.
     Azure,
+    /// The Azure emulator with its data on the disk, so that it can be stopped and started.
+    AzureOnDisk,
 }
 
 /// A did:plc directory, perhaps an emulator, and a place for the data of servers.
@@ -43,10 +45,12 @@ impl Stack {
     pub async fn start(kind: ReplicaKind) -> Result<Option<Stack>> {
         let dir = TempDir::with_prefix("pds-test-")?;
         let azurite = match kind {
-            ReplicaKind::Azure => match Azurite::start(dir.path()).await? {
-                None => return Ok(None),
-                started => started,
-            },
+            ReplicaKind::Azure | ReplicaKind::AzureOnDisk => {
+                match Azurite::start(dir.path(), kind == ReplicaKind::AzureOnDisk).await? {
+                    None => return Ok(None),
+                    started => started,
+                }
+            }
             ReplicaKind::None | ReplicaKind::Directory => None,
         };
         let (operations, port_file) = (dir.path().join("plc"), dir.path().join("plc.port"));
@@ -81,6 +85,24 @@ impl Stack {
             .await
     }
 
+    /// Stops the emulator, so that connections are refused. Its kind must be [`ReplicaKind::AzureOnDisk`].
+    ///
+    /// # Errors
+    /// There is none, or it does not stop.
+    pub async fn stop_emulator(&mut self) -> Result<()> {
+        let azurite = self.azurite.as_mut().context("this stack has no emulator")?;
+        azurite.stop().await
+    }
+
+    /// Starts it again, with what it had.
+    ///
+    /// # Errors
+    /// There is none, or it does not start.
+    pub async fn start_emulator(&mut self) -> Result<()> {
+        let azurite = self.azurite.as_mut().context("this stack has no emulator")?;
+        azurite.start_again().await
+    }
+
     /// A fresh directory below the stack's own.
     #[must_use]
     pub fn place(&self, name: &str) -> PathBuf {
@@ -102,7 +124,7 @@ impl Stack {
                     format!("file://{}", dir.display()),
                 )])
             }
-            ReplicaKind::Azure => {
+            ReplicaKind::Azure | ReplicaKind::AzureOnDisk => {
                 self.azurite
                     .as_ref()
                     .context("this stack has no emulator")?

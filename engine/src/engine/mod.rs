@@ -69,8 +69,8 @@ pub struct EngineConfig {
     pub log: LogConfig,
     /// Memory for pages of the index, bytes.
     pub index_cache_bytes: usize,
-    /// Bytes of log that may be written and not yet applied, which under [`Durability::Remote`] means not shipped:
-    /// beyond them, appends are refused as [`AppendError::Busy`].
+    /// Bytes of log that may be written and not yet applied and, where there is a replica, shipped: beyond them, appends are
+    /// refused as [`AppendError::Busy`].
     pub backlog_bytes_max: u64,
     /// How many local checkpoints are kept.
     pub checkpoints_kept: usize,
@@ -114,7 +114,7 @@ pub struct Health {
     pub applied: Lsn,
     /// What the firehose may show.
     pub visible: Lsn,
-    /// Bytes of log that are not in the views yet.
+    /// Bytes of log that are not in the views yet, or not in the replica store.
     pub backlog_bytes: u64,
     /// Why the engine takes no writes any more, if it does not.
     pub failed: Option<Arc<str>>,

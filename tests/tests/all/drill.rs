@@ -132,7 +132,7 @@ async fn keeps(api: &Api, promises: &[Promises]) -> Result<()> {
 }
 
 /// Lets `pds-tools` check a store, which must be clean.
-async fn verified(arguments: &[&str], env: &[(String, String)]) -> Result<()> {
+pub(crate) async fn verified(arguments: &[&str], env: &[(String, String)]) -> Result<()> {
     let run = tokio::process::Command::new(program("pds-tools")?)
         .args(arguments)
         .envs(env.iter().map(|(name, value)| (name, value)))

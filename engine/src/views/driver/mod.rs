@@ -9,6 +9,7 @@ mod fold;
 #[cfg(test)]
 mod tests;
 
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -93,19 +94,8 @@ pub struct Marks {
     pub remote: Option<Watermark>,
     /// What the firehose may show: applied, and in the replica store if there is one. The driver advances it.
     pub visible: Watermark,
-    /// Bytes of log that are not applied yet; the driver takes away what it applies.
+    /// Bytes of log that are not applied yet, or not in the replica store; the driver takes away what is both.
     pub backlog: Arc<AtomicU64>,
-}
-
-impl Marks {
-    fn advance_visible(&self) {
-        let applied = self.applied.get();
-        self.visible.advance(
-            self.remote
-                .as_ref()
-                .map_or(applied, |remote| remote.get().min(applied)),
-        );
-    }
 }
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -224,9 +214,10 @@ async fn run(
     mut requests: mpsc::Receiver<Request>,
 ) -> Result<(), String> {
     // Resolves only when the log fails: everything that waits for `applied` must then be told, whatever level it needs.
+    let mut unshipped = Unshipped::default();
     let mut log_failed = std::pin::pin!(local.wait(Lsn::MAX));
     loop {
-        catch_up(&mut fold, marks).map_err(|error| error.reason())?;
+        catch_up(&mut fold, &mut unshipped, marks).map_err(|error| error.reason())?;
         let persist_due = fold.persist_due().map(tokio::time::Instant::from_std);
         let remote_moves = marks
             .remote
@@ -242,7 +233,7 @@ async fn run(
                     fold.untidy = true;
                 }
                 Some(Request::Stop(answer)) => {
-                    let done = catch_up(&mut fold, marks).and_then(|()| fold.persist());
+                    let done = catch_up(&mut fold, &mut unshipped, marks).and_then(|()| fold.persist());
                     let reason = done.as_ref().err().map(DriverError::reason);
                     // Views close their files before anybody is told that they have.
                     drop(fold);
@@ -259,7 +250,7 @@ async fn run(
                 None => std::future::pending().await,
             } }, if marks.visible.get() < marks.applied.get() => {
                 moved.map_err(|failed| failed.reason.to_string())?;
-                marks.advance_visible();
+                unshipped.follow(marks);
             }
             () = async { match persist_due {
                 Some(due) => tokio::time::sleep_until(due).await,
@@ -271,22 +262,65 @@ async fn run(
     }
 }
 
+/// Bytes that are counted as one piece until they are in the replica: bounds how many pieces are remembered.
+const PIECE_BYTES: u64 = 64 << 10;
+
+/// What is applied and still counts as backlog, because the replica does not have it: under durability local the disk fills
+/// otherwise without bound while the replica is away.
+#[derive(Debug, Default)]
+struct Unshipped {
+    /// The last LSN of each piece, and its bytes.
+    pieces: VecDeque<(Lsn, u64)>,
+}
+
+impl Unshipped {
+    /// Applied up to `last`, which took so many bytes.
+    fn add(&mut self, last: Lsn, bytes: u64) {
+        match self.pieces.back_mut() {
+            Some((end, sum)) if *sum < PIECE_BYTES => (*end, *sum) = (last, *sum + bytes),
+            _ => self.pieces.push_back((last, bytes)),
+        }
+    }
+
+    /// Lets the firehose show what is applied and in the replica, or all that is applied if there is none, and takes it off the
+    /// backlog. Both go by one look at the replica: what is not visible yet is what the driver waits for.
+    fn follow(&mut self, marks: &Marks) {
+        let applied = marks.applied.get();
+        let shown = marks
+            .remote
+            .as_ref()
+            .map_or(applied, |remote| remote.get().min(applied));
+        let mut freed = 0;
+        while let Some((last, bytes)) = self.pieces.front().copied() {
+            if shown < last {
+                break;
+            }
+            freed += bytes;
+            self.pieces.pop_front();
+        }
+        if freed > 0 {
+            let _ = marks
+                .backlog
+                .fetch_update(Ordering::AcqRel, Ordering::Acquire, |bytes| {
+                    Some(bytes.saturating_sub(freed))
+                });
+        }
+        marks.visible.advance(shown);
+    }
+}
+
 /// Applies what is durable, batch by batch, and tells those who wait after each.
-fn catch_up(fold: &mut Fold<'_>, marks: &Marks) -> Result<(), DriverError> {
+fn catch_up(fold: &mut Fold<'_>, unshipped: &mut Unshipped, marks: &Marks) -> Result<(), DriverError> {
     loop {
         let batch = fold.step(marks.durable.get())?;
         if batch.entries == 0 {
-            marks.advance_visible();
+            unshipped.follow(marks);
             return Ok(());
         }
         metrics::histogram!("pds_views_batch_entries").record(batch.entries as f64);
-        let _ = marks
-            .backlog
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |bytes| {
-                Some(bytes.saturating_sub(batch.bytes))
-            });
+        unshipped.add(fold.applied(), batch.bytes);
         marks.applied.advance(fold.applied());
-        marks.advance_visible();
+        unshipped.follow(marks);
         if fold.untidy {
             // Under a load that never ends, too.
             fold.tidy()?;

@@ -124,10 +124,14 @@ impl Named {
 /// newest manifest does not name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Erased {
-    /// No object has frames at or before this LSN but those that a compaction wrote.
+    /// No object has anything of a repo that was removed at or before this LSN, checkpoints apart.
     pub through: Lsn,
     /// The oldest checkpoint that is there or on its way; `None` if there is none.
     pub oldest_checkpoint: Option<Lsn>,
+    /// As `through`, of the segments that are live; others are kept for points in time.
+    pub live_through: Lsn,
+    /// As `oldest_checkpoint`, of the checkpoints that are live.
+    pub live_checkpoint: Option<Lsn>,
 }
 
 impl Erased {
@@ -135,6 +139,15 @@ impl Erased {
     #[must_use]
     pub fn is_without(&self, removal: Lsn, views: Lsn) -> bool {
         self.through >= removal && self.oldest_checkpoint.is_none_or(|oldest| oldest > views)
+    }
+
+    /// Whether a checkpoint of after `views` is missing for that: live segments have nothing of the removal any more, and the
+    /// live checkpoints have, or there are none and nothing proves that what is displaced may go.
+    #[must_use]
+    pub fn wants_checkpoint(&self, removal: Lsn, views: Lsn) -> bool {
+        self.live_through >= removal
+            && !self.is_without(removal, views)
+            && self.live_checkpoint.is_none_or(|oldest| oldest <= views)
     }
 }
 

@@ -6,14 +6,16 @@
 //! | create `seg/…` | an object that no manifest names | finds it (`Exists`), compares, uses it; if it differs, names its own by epoch |
 //! | create `manifest/<g + 1>` | everything covered is named | derives g + 2 from it |
 //! | check that g + 1 is the newest | the same | the same |
-//! | delete covered chunks, displaced checkpoints, old manifests | some are left | sweeps them after its first manifest |
+//! | delete covered chunks, what `retention` lets go, old manifests | some are left | sweeps them after its first manifest |
 //! | sweep: list all, delete what is not named, until nothing is found | some are left | the same |
 //!
 //! The check before the deletions matters because create-if-absent forgets the names of deleted objects: a writer that
 //! slept long enough could create a generation that was deleted meanwhile. It then sees a higher one and deletes nothing.
 
+mod retain;
 mod trouble;
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -31,6 +33,7 @@ use crate::manifest::{CheckpointEntry, FileEntry, Manifest, SegmentEntry};
 use crate::names::{self, Generation, Ordinal};
 use crate::orphans::{self, OLD_MANIFESTS};
 use crate::plan::{self, ManifestVerdict};
+use crate::retention;
 use crate::sealed::{self, FOOTER_BYTES, Footer, SealedSummary};
 use crate::ship::ShipEnd;
 use crate::store::{Created, ObjectName, StoreError};
@@ -71,6 +74,10 @@ pub(crate) struct Housekeeper {
     published: bool,
     /// Whether nothing can be in the replica that `manifest` does not name.
     swept: bool,
+    /// The last checkpoint that was found to be damaged, which is told once.
+    damaged: Option<Lsn>,
+    /// When the next checkpoint may be verified: a try that failed in passing is repeated, but not at once.
+    verify_from: Option<tokio::time::Instant>,
 }
 
 impl Housekeeper {
@@ -82,6 +89,8 @@ impl Housekeeper {
             manifest,
             published: false,
             swept: false,
+            damaged: None,
+            verify_from: None,
         }
     }
 
@@ -116,6 +125,10 @@ impl Housekeeper {
                     fenced.map_or(Ok(()), |by| Err(Trouble::Fenced(by)))
                 }
                 None => self.segments().await,
+            };
+            let outcome = match outcome {
+                Ok(()) => self.retain().await,
+                failed => failed,
             };
             let outcome = match outcome {
                 Ok(()) => self.sweep().await,
@@ -320,6 +333,7 @@ impl Housekeeper {
         {
             let mut erased = self.shared.erased.lock();
             erased.oldest_checkpoint = Some(erased.oldest_checkpoint.map_or(lsn, |oldest| oldest.min(lsn)));
+            erased.live_checkpoint = Some(erased.live_checkpoint.map_or(lsn, |oldest| oldest.min(lsn)));
         }
         let mut entries = Vec::with_capacity(files.len());
         for file in files {
@@ -344,7 +358,12 @@ impl Housekeeper {
     }
 
     async fn ship_file(&self, lsn: Lsn, file: LocalFile) -> Result<FileEntry, CheckpointError> {
-        let object = names::checkpoint_object(lsn, self.shared.claim.epoch, &file.name);
+        let object = names::checkpoint_object(
+            lsn,
+            self.shared.claim.epoch,
+            self.shared.log.reader().compaction(),
+            &file.name,
+        );
         let failed = |source| CheckpointError::Store {
             object: object.clone(),
             source,
@@ -399,6 +418,8 @@ impl Housekeeper {
                 .max(self.shared.remote.get().get());
             compacted::complete(&mut next.segments, &self.shared.log.segments());
             change(&mut next);
+            retention::displace(&self.manifest, &mut next, self.shared.clock.now_micros());
+            next.displaced = retention::kept(&next, &self.rule());
             let covered = self.cover(&mut next)?;
             let name = ObjectName::new(next.generation().object_name()).map_err(StoreError::from)?;
             if requests.create(&name, next.encode()?.into()).await? == Created::Exists {
@@ -482,13 +503,9 @@ impl Housekeeper {
         let from = self.manifest.next_ordinal();
         self.shared.links.lock().retain(|link| link.ordinal >= from);
         let mut doomed: Vec<String> = covered.into_iter().map(Ordinal::object_name).collect();
-        let live = |lsn: u64| self.manifest.checkpoints.iter().any(|kept| kept.lsn == lsn);
-        for gone in displaced.checkpoints.iter().filter(|old| !live(old.lsn)) {
-            doomed.extend(gone.files.iter().map(|file| file.object.clone()));
-        }
-        let named = |object: &str| self.manifest.segments.iter().any(|kept| kept.object == object);
-        let replaced = displaced.segments.iter().map(|segment| &segment.object);
-        doomed.extend(replaced.filter(|object| !named(object)).cloned());
+        let named: HashSet<&str> = self.manifest.objects().collect();
+        let gone = displaced.objects().filter(|object| !named.contains(object));
+        doomed.extend(gone.map(str::to_owned));
         if let Some(old) = self
             .manifest
             .generation
@@ -530,14 +547,16 @@ impl Housekeeper {
     fn note_erased(&self) {
         if self.swept {
             let mut erased = self.shared.erased.lock();
-            let through = compacted::named(&self.shared.log.segments(), &self.manifest.segments);
+            let live_through = compacted::named(&self.shared.log.segments(), &self.manifest.segments);
+            let displaced = &self.manifest.displaced;
+            let through = live_through.min(retention::erased_through(displaced));
+            let live_checkpoint = self.manifest.checkpoints.last().map(|oldest| oldest.lsn);
+            let checkpoints = displaced.checkpoints.iter().map(|displaced| displaced.entry.lsn);
             *erased = Erased {
                 through: erased.through.max(through),
-                oldest_checkpoint: self
-                    .manifest
-                    .checkpoints
-                    .last()
-                    .map(|oldest| Lsn::saturating(oldest.lsn)),
+                oldest_checkpoint: checkpoints.chain(live_checkpoint).min().map(Lsn::saturating),
+                live_through: erased.live_through.max(live_through),
+                live_checkpoint: live_checkpoint.map(Lsn::saturating),
             };
         }
     }

@@ -4,7 +4,7 @@
 //! log.json                         which log this is
 //! wal/<ordinal, 16 hex>            chunks of the live tail
 //! seg/<base LSN, 16 hex>           sealed segments (with `-<epoch>` if an earlier reign left another object there)
-//! ckpt/<LSN, 16 hex>/<epoch>-<file>    view copies
+//! ckpt/<LSN, 16 hex>/<epoch>-<file>    view copies (`c<compaction>-` before the file once the log was compacted)
 //! manifest/<generation, 16 hex>    what is live
 //! ```
 //! Fixed-width hex makes the order of names the order of numbers, so a listing can start after any of them.
@@ -140,10 +140,15 @@ pub fn segment_epoch(object: &str) -> Option<Epoch> {
     u64::from_str_radix(epoch, 16).ok().map(Epoch)
 }
 
-/// The name of one file of a checkpoint. The epoch keeps two reigns that took a checkpoint at the same LSN apart.
+/// The name of one file of a checkpoint. The epoch keeps two reigns that took a checkpoint at the same LSN apart, and the number
+/// of the log's last compaction (zero: none) two that one reign took before and after it.
 #[must_use]
-pub fn checkpoint_object(lsn: Lsn, epoch: Epoch, file: &str) -> String {
-    format!("{CHECKPOINT_PREFIX}{:016x}/{:x}-{file}", lsn.get(), epoch.0)
+pub fn checkpoint_object(lsn: Lsn, epoch: Epoch, compaction: u32, file: &str) -> String {
+    let of = match compaction {
+        0 => String::new(),
+        number => format!("c{number:x}-"),
+    };
+    format!("{CHECKPOINT_PREFIX}{:016x}/{:x}-{of}{file}", lsn.get(), epoch.0)
 }
 
 /// The reign in the name of a checkpoint's file, or `None` if it is no such name.

@@ -37,6 +37,7 @@ use crate::handle::{Command, Shared, with_sources};
 use crate::housekeeping::{Housekeeper, Link};
 use crate::names::Ordinal;
 use crate::pace::{Pace, RequestBudget};
+use crate::retention::Protect;
 use crate::store::ReplicaStore;
 use crate::upload::{UploadEnd, upload};
 
@@ -75,6 +76,10 @@ pub struct ShipConfig {
     pub seal_after_chunks: usize,
     /// Checkpoints that stay in the replica; default 2.
     pub keep_checkpoints: usize,
+    /// How far back the log can be restored to any moment: so long stays what a compaction displaces. Default none.
+    pub pitr_window: Duration,
+    /// What others still read of the replica; default nothing.
+    pub protect: Protect,
 }
 
 impl Default for ShipConfig {
@@ -92,6 +97,8 @@ impl Default for ShipConfig {
             housekeeping_interval: Duration::from_secs(2),
             seal_after_chunks: 1_000,
             keep_checkpoints: 2,
+            pitr_window: Duration::ZERO,
+            protect: Protect::default(),
         }
     }
 }

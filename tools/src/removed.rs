@@ -13,6 +13,7 @@ use engine::views::index::{FILE_NAME, IndexView};
 use serde_json::{Value, json};
 use shipper::orphans;
 use shipper::restore::CHECKPOINT_DIR;
+use shipper::retention;
 use shipper::start::SET_ASIDE_DIR;
 
 use crate::data_dir::DataDir;
@@ -296,7 +297,14 @@ pub fn of_replica(
             None => Lsn::ZERO,
         };
         let newest_one = restored.checkpoint.as_ref().map(|(_, lsn)| lsn.get());
-        for checkpoint in &leftovers.manifest.checkpoints {
+        let displaced = &leftovers.manifest.displaced;
+        if retention::erased_through(displaced) < newest {
+            for kept in &displaced.segments {
+                removed.left.add(&kept.entry.object);
+            }
+        }
+        let kept = displaced.checkpoints.iter().map(|kept| &kept.entry);
+        for checkpoint in leftovers.manifest.checkpoints.iter().chain(kept) {
             // What the file says of itself holds for it; and for others that were taken later than that.
             let is_clean =
                 erased >= newest && (Some(checkpoint.lsn) == newest_one || checkpoint.lsn > erased.get());

@@ -170,6 +170,8 @@ pub struct Config {
     pub compaction: Compaction,
     /// `PDS_FIREHOSE_RETENTION_HOURS`, at least [`Config::backfill_limit`].
     pub firehose_retention: Duration,
+    /// `PDS_PITR_WINDOW_DAYS`; zero: what is replaced in the replica is deleted at once.
+    pub pitr_window: Duration,
     /// `PDS_SHUTDOWN_TIMEOUT_MS`.
     pub shutdown_timeout: Duration,
     /// `PDS_REPO_BACKFILL_LIMIT_MS`.

@@ -309,6 +309,14 @@ impl Reader {
         let repo_import_limit = self.repo_import_limit(blob_upload_limit);
         let deletion_max_age =
             Duration::from_secs(self.number("PDS_DELETION_MAX_AGE_DAYS", 7, 0..=36_500) * 86_400);
+        let pitr_window = Duration::from_secs(self.number("PDS_PITR_WINDOW_DAYS", 7, 0..=3_650) * 86_400);
+        if pitr_window > deletion_max_age && self.text("PDS_REPLICA_URL").is_some() {
+            self.warnings.push(
+                "PDS_PITR_WINDOW_DAYS is greater than PDS_DELETION_MAX_AGE_DAYS: what was removed can be restored, and is in the \
+                 replica, for that much longer"
+                    .to_owned(),
+            );
+        }
         let force_after =
             Duration::from_secs(self.number("PDS_COMPACTION_FORCE_AFTER_DAYS", 30, 1..=36_500) * 86_400);
         Some(Config {
@@ -357,6 +365,7 @@ impl Reader {
                 deletion_max_age,
             },
             firehose_retention: backfill_limit.max(retention),
+            pitr_window,
             shutdown_timeout: self.millis("PDS_SHUTDOWN_TIMEOUT_MS", 10_000),
             backfill_limit,
             firehose_stall: self.millis("PDS_FIREHOSE_STALL_MS", 30_000),

@@ -69,6 +69,25 @@ fn unknown_names_are_warned_about_with_the_nearest_known_one() {
 }
 
 #[test]
+fn a_window_that_keeps_what_was_removed_longer_than_the_maximum_is_warned_about() {
+    let with = |window, url| {
+        let (config, warnings) = read(&[
+            ("PDS_PITR_WINDOW_DAYS", window),
+            ("PDS_REPLICA_URL", url),
+            ("PDS_HOSTNAME", "pds.example.com"),
+        ])
+        .unwrap();
+        (config.pitr_window.as_secs() / 86_400, warnings)
+    };
+    let url = "file:///replica";
+    assert_eq!(with("7", url), (7, vec![]));
+    assert_eq!(with("0", url), (0, vec![]));
+    let (days, warnings) = with("8", url);
+    assert_eq!((days, warnings.len()), (8, 1));
+    assert!(warnings[0].contains("PDS_DELETION_MAX_AGE_DAYS"), "{warnings:?}");
+}
+
+#[test]
 fn a_replica_makes_remote_the_default_durability() {
     let url = "https://acct.blob.core.windows.net/pds/prod/one";
     let (config, _) = read(&[("PDS_REPLICA_URL", url), ("PDS_HOSTNAME", "pds.example.com")]).unwrap();

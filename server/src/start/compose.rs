@@ -214,6 +214,7 @@ pub(super) async fn open_engine(
                 .then_some(config.replica_min_interval),
                 budget,
                 temp_dir: ship_dir,
+                pitr_window: config.pitr_window,
                 ..ShipConfig::default()
             };
             Some(Shipper::new(

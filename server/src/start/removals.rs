@@ -141,8 +141,10 @@ async fn ship_clean_checkpoint(
     local: Erased,
 ) -> Result<(), String> {
     let there = shipper.erased();
-    let through = there.through.min(local.through);
-    let waits = |removal: &RepoRemoval| removal.lsn <= through && !there.is_without(removal.lsn, local.views);
+    // What is displaced goes with its window; a clean checkpoint must be there long before, since it is kept as long.
+    let waits = |removal: &RepoRemoval| {
+        removal.lsn <= local.through && there.wants_checkpoint(removal.lsn, local.views)
+    };
     if !removals.iter().any(waits) {
         return Ok(());
     }

@@ -13,7 +13,7 @@ use engine::repo::{Cid, Did};
 use engine::{Engine, EngineConfig, EnginePrelude};
 use shipper::fence;
 use shipper::manifest::Manifest;
-use shipper::ship::{ShipHandle, Shipper};
+use shipper::ship::{ShipConfig, ShipHandle, Shipper};
 use shipper::start::{Started, begin};
 use shipper::store::ReplicaStore;
 use tempfile::TempDir;
@@ -35,6 +35,10 @@ impl Server {
     }
 
     pub async fn start_on(store: Arc<dyn ReplicaStore>, dir: &Path) -> Server {
+        Server::start_with(store, dir, quick()).await
+    }
+
+    pub async fn start_with(store: Arc<dyn ReplicaStore>, dir: &Path, shipping: ShipConfig) -> Server {
         let Started {
             claim,
             recovered,
@@ -67,7 +71,7 @@ impl Server {
         .unwrap();
         let remote: Watermark = engine.remote().unwrap().clone();
         let (shipper, handle) = Shipper::new(
-            quick(),
+            shipping,
             store,
             engine.log().clone(),
             remote,
@@ -122,7 +126,7 @@ impl Server {
             .collect()
     }
 
-    async fn seal_and_cover(&self, store: &Arc<Faulty>) -> Lsn {
+    pub async fn seal_and_cover(&self, store: &Arc<Faulty>) -> Lsn {
         self.engine.log().seal_now().await.unwrap();
         let last = self.engine.appended().get();
         covered(store, last).await;
@@ -145,14 +149,14 @@ impl Server {
     }
 }
 
-async fn manifest(store: &Arc<Faulty>) -> Manifest {
+pub async fn manifest(store: &Arc<Faulty>) -> Manifest {
     let state = fence::survey(&as_store(store), Duration::from_secs(5))
         .await
         .unwrap();
     state.unwrap().manifest
 }
 
-async fn until(store: &Arc<Faulty>, what: &str, is_it: impl Fn(&Manifest) -> bool) -> Manifest {
+pub async fn until(store: &Arc<Faulty>, what: &str, is_it: impl Fn(&Manifest) -> bool) -> Manifest {
     let deadline = tokio::time::Instant::now() + SOON;
     loop {
         let manifest = manifest(store).await;

@@ -9,6 +9,7 @@ use engine::clock::{Entropy, SeededEntropy};
 use engine::entry::{Change, RepoRow};
 use engine::log::Lsn;
 use engine::repo::{Cid, Did, Tid};
+use shipper::ship::ShipConfig;
 use shipper::store::ReplicaStore;
 use shipper::store::directory::DirectoryStore;
 use tempfile::TempDir;
@@ -137,7 +138,7 @@ async fn look(server: &Server, dir: &Path, replica: &Path, removal: Lsn) -> bool
         assert_eq!(traces(replica), Vec::<PathBuf>::new());
         return true;
     }
-    if server.handle.erased().through >= removal {
+    if server.handle.erased().wants_checkpoint(removal, local.views) {
         let taken = tokio::time::timeout(SOON, server.engine.checkpoint_anew()).await;
         let taken = taken.unwrap().unwrap();
         server
@@ -177,6 +178,27 @@ async fn a_removed_repo_is_in_no_object_when_it_is_told_to_be_gone() {
     let removals = server.engine.removals(10).unwrap();
     server.write(vec![Change::RemovalsGone { removals }]).await;
     assert_eq!(server.engine.removals(10).unwrap(), []);
+    server.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_removed_repo_is_told_to_be_gone_when_the_point_in_time_window_is_over_too() {
+    let (dir, replica) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let store: Arc<dyn ReplicaStore> = Arc::new(DirectoryStore::open(replica.path()).unwrap());
+    let window = Duration::from_secs(1);
+    let config = ShipConfig {
+        pitr_window: window,
+        ..quick()
+    };
+    let server = Server::start_with(store, dir.path(), config).await;
+    let (removal, through) = written_and_removed(&server, dir.path(), replica.path()).await;
+    server.engine.compact(through, options()).await.unwrap();
+    gone(&server, dir.path(), replica.path(), removal).await;
+    let now = engine::clock::Clock::now_micros(&engine::clock::SystemClock);
+    assert!(
+        now >= through.get() + 1_000_000,
+        "the window of what was displaced is over"
+    );
     server.kill().await;
 }
 

@@ -225,6 +225,12 @@ pub(super) const SETTINGS: &[Setting] = &[
         "days after which a removed repo makes the log be compacted, so that its bytes are gone; not before the firehose's retention has passed",
     ),
     ours(
+        "PDS_PITR_WINDOW_DAYS",
+        Number,
+        "7",
+        "days back to any moment of which the replica can be restored: so long it keeps what compactions replace; 0 keeps nothing",
+    ),
+    ours(
         "PDS_REPO_CACHE_BYTES",
         Number,
         "",

@@ -55,6 +55,18 @@ impl Prices {
         down: 0.0,
     };
 
+    /// Amazon S3, class Standard, in the cheaper regions of the USA; list prices, rounded up. Transfer within the region is free.
+    /// Its likes have prices of their own.
+    pub const S3_STANDARD: Prices = Prices {
+        write: 5.0,
+        list: 5.0,
+        read: 0.4,
+        delete: 0.0,
+        stored: 0.025,
+        up: 0.0,
+        down: 0.0,
+    };
+
     /// These prices with some replaced, each given as `name=dollars`.
     ///
     /// # Errors

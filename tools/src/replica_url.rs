@@ -5,13 +5,15 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use shipper::store::azure::{AzureAuth, AzureConfig, AzureStore, Secret};
 use shipper::store::directory::DirectoryStore;
+use shipper::store::s3::{S3Config, S3Store};
 use shipper::store::{ReplicaStore, ReplicaUrl};
 
 /// Reads settings; the environment, or a test's table.
 type Setting<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 /// Opens the replica at `url`. `PDS_REPLICA_AZURE_AUTH`, `…_CLIENT_ID`, `…_SAS`, `…_ACCOUNT_KEY`, `…_ACCOUNT` and
-/// `…_API_VERSION` mean what they mean to the server.
+/// `…_API_VERSION`, or `PDS_REPLICA_S3_REGION`, `…_ENDPOINT`, `…_FORCE_PATH_STYLE`, `…_ALLOW_HTTP`, `…_ACCESS_KEY_ID` and
+/// `…_SECRET_ACCESS_KEY` mean what they mean to the server.
 ///
 /// # Errors
 /// The URL or a setting is not sound, or the directory is not there.
@@ -49,6 +51,10 @@ fn open_with(url: &str, setting: Setting<'_>) -> anyhow::Result<Arc<dyn ReplicaS
             let mut config = AzureConfig::new(service_url, container, auth).with_prefix(prefix);
             config.api_version = setting("PDS_REPLICA_AZURE_API_VERSION");
             Ok(Arc::new(AzureStore::new(&config)?))
+        }
+        ReplicaUrl::S3 { bucket, prefix } => {
+            let config = S3Config::from_settings("PDS_REPLICA_S3", bucket, prefix, setting)?;
+            Ok(Arc::new(S3Store::new(&config)?))
         }
     }
 }
@@ -99,6 +105,19 @@ mod tests {
             "{described}"
         );
         assert!(opened("https://acc.blob.core.windows.net/pds", &[]).is_ok());
+    }
+
+    #[test]
+    fn a_bucket_is_opened_by_the_servers_settings() {
+        let settings = [
+            ("PDS_REPLICA_S3_ENDPOINT", "http://127.0.0.1:9000"),
+            ("PDS_REPLICA_S3_ACCESS_KEY_ID", "id"),
+            ("PDS_REPLICA_S3_SECRET_ACCESS_KEY", "c2VjcmV0"),
+        ];
+        let described = opened("s3://bucket/one", &settings).unwrap();
+        assert_eq!(described, "S3 bucket http://127.0.0.1:9000/bucket/one/");
+        let missing = opened("s3://bucket/one", &[]).unwrap_err();
+        assert!(missing.contains("PDS_REPLICA_S3_REGION"), "{missing}");
     }
 
     #[test]

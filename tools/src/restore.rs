@@ -20,8 +20,8 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// What to restore, and where to.
 #[derive(Debug, Args)]
 pub struct Restore {
-    /// The replica: file:///dir, or `https://ACCOUNT.blob.core.windows.net/CONTAINER[/PREFIX]` with the server's
-    /// PDS_REPLICA_AZURE_* variables.
+    /// The replica: file:///dir, `https://ACCOUNT.blob.core.windows.net/CONTAINER[/PREFIX]` or `s3://BUCKET[/PREFIX]`, with the
+    /// server's PDS_REPLICA_* variables.
     #[arg(long, value_name = "URL", env = "PDS_REPLICA_URL")]
     replica: String,
     /// An empty directory, or one that is not there yet.

@@ -25,9 +25,9 @@ pub struct Stats {
     /// The data directory of a server that is stopped.
     #[arg(required_unless_present = "replica", conflicts_with = "replica")]
     dir: Option<PathBuf>,
-    /// A replica instead, of which it is told which removed repos are still in it: file:///dir, or
-    /// `https://ACCOUNT.blob.core.windows.net/CONTAINER[/PREFIX]` with the server's PDS_REPLICA_AZURE_* variables. It is
-    /// restored into a temporary directory.
+    /// A replica instead, of which it is told which removed repos are still in it: file:///dir,
+    /// `https://ACCOUNT.blob.core.windows.net/CONTAINER[/PREFIX]` or `s3://BUCKET[/PREFIX]`, with the server's PDS_REPLICA_*
+    /// variables. It is restored into a temporary directory.
     #[arg(long, value_name = "URL")]
     replica: Option<String>,
     /// Where a restored replica may be put for a while.

@@ -18,6 +18,7 @@ use engine::repo::Did;
 use memory::MemoryPlan;
 use reader::Reader;
 use shipper::cost::Prices;
+use shipper::store::s3::{S3Auth, S3Config};
 
 use crate::listen::Limits;
 use crate::secrets::Secret;
@@ -30,6 +31,8 @@ pub enum Replica {
     Directory(PathBuf),
     /// A container of Azure Blob Storage.
     Azure(AzureSettings),
+    /// A bucket of a service that speaks S3.
+    S3(S3Config),
 }
 
 /// How to reach a container of Azure Blob Storage.
@@ -79,8 +82,10 @@ pub enum Durability {
 pub enum BlobPlace {
     /// Below this directory.
     Disk(PathBuf),
-    /// In the replica's container.
-    Azure,
+    /// Beside the log, in the replica's container or bucket.
+    Replica,
+    /// In a bucket of their own.
+    S3(S3Config),
 }
 
 /// The whole configuration. Field comments name the variable; units are in the types or names.
@@ -130,7 +135,7 @@ pub struct Config {
     pub resolver_timeout: Duration,
     /// `PDS_DATA_DIRECTORY`.
     pub data_dir: PathBuf,
-    /// `PDS_BLOBSTORE`, `PDS_BLOBSTORE_DISK_LOCATION`.
+    /// `PDS_BLOBSTORE`, `PDS_BLOBSTORE_DISK_LOCATION`, `PDS_BLOBSTORE_S3_BUCKET` and its companions.
     pub blobs: BlobPlace,
     /// `PDS_BLOB_UPLOAD_LIMIT`, bytes.
     pub blob_upload_limit: u64,
@@ -331,11 +336,18 @@ impl Config {
                     AzureAuthSettings::SharedKey { .. } => "shared key",
                 }
             ),
+            Some(Replica::S3(s3)) => format!(
+                "replica            = bucket {} prefix '{}' by {}",
+                s3.bucket,
+                s3.prefix,
+                who(&s3.auth)
+            ),
         });
         lines.push(format!("durability         = {:?}", self.durability).to_lowercase());
         lines.push(match &self.blobs {
             BlobPlace::Disk(dir) => format!("media blobs        = directory {}", dir.display()),
-            BlobPlace::Azure => "media blobs        = the replica's container".to_owned(),
+            BlobPlace::Replica => "media blobs        = beside the log in the replica".to_owned(),
+            BlobPlace::S3(s3) => format!("media blobs        = bucket {} by {}", s3.bucket, who(&s3.auth)),
         });
         lines.push(format!("memory             = {}", self.memory.summary()));
         lines.push(format!(
@@ -347,6 +359,13 @@ impl Config {
             }
         ));
         lines
+    }
+}
+
+fn who(auth: &S3Auth) -> &'static str {
+    match auth {
+        S3Auth::Keys { .. } => "access key",
+        S3Auth::Platform => "the platform's credentials",
     }
 }
 

@@ -8,7 +8,8 @@ use std::time::Duration;
 use axum::http::HeaderName;
 use engine::repo::Did;
 use shipper::cost::Prices;
-use shipper::store::ReplicaUrl;
+use shipper::store::s3::S3Config;
+use shipper::store::{ReplicaUrl, StoreError};
 
 use super::memory::{self, BudgetSource, MemoryPlan};
 use super::settings::{self, Kind, Origin};
@@ -445,6 +446,7 @@ impl Reader {
     fn prices(&mut self, replica: Option<&Replica>) -> Prices {
         let list = match replica {
             Some(Replica::Azure(_)) => Prices::AZURE_HOT_LRS,
+            Some(Replica::S3(_)) => Prices::S3_STANDARD,
             Some(Replica::Directory(_)) | None => Prices::FREE,
         };
         let changes = self.list("PDS_REPLICA_PRICES").unwrap_or_default();
@@ -465,6 +467,9 @@ impl Reader {
                 container,
                 prefix,
             }) => (service_url, account, container, prefix),
+            Ok(ReplicaUrl::S3 { bucket, prefix }) => {
+                return self.s3("PDS_REPLICA_S3", bucket, prefix).map(Replica::S3);
+            }
             Err(error) => {
                 self.problems.push(format!("PDS_REPLICA_URL: {error}"));
                 return None;
@@ -509,31 +514,67 @@ impl Reader {
         }))
     }
 
+    /// The bucket with the settings of one family.
+    fn s3(&mut self, family: &str, bucket: String, prefix: String) -> Option<S3Config> {
+        let setting = |name: &str| {
+            debug_assert!(settings::find(name).is_some(), "{name} is not in the table");
+            self.values.get(name).cloned()
+        };
+        match S3Config::from_settings(family, bucket, prefix, &setting) {
+            Ok(config) => Some(config),
+            Err(StoreError::Invalid { detail }) => {
+                self.problems.push(detail);
+                None
+            }
+            Err(error) => {
+                self.problems.push(format!("{family}: {error}"));
+                None
+            }
+        }
+    }
+
     fn blobs(&mut self, data_dir: &std::path::Path, replica: Option<&Replica>) -> BlobPlace {
         let location = self.text("PDS_BLOBSTORE_DISK_LOCATION").map(PathBuf::from);
-        let azure = matches!(replica, Some(Replica::Azure(_)));
-        match (self.text("PDS_BLOBSTORE").as_deref(), location) {
-            (Some("azure"), _) if azure => BlobPlace::Azure,
-            (None, None) if azure => BlobPlace::Azure,
-            (None | Some("disk"), Some(dir)) => {
-                if azure {
+        let bucket = self.text("PDS_BLOBSTORE_S3_BUCKET");
+        let remote = matches!(replica, Some(Replica::Azure(_) | Replica::S3(_)));
+        let chosen = self.text("PDS_BLOBSTORE");
+        match (chosen.as_deref(), location, bucket) {
+            (_, Some(_), Some(_)) => {
+                self.problems.push(
+                    "PDS_BLOBSTORE_DISK_LOCATION and PDS_BLOBSTORE_S3_BUCKET exclude each other".to_owned(),
+                );
+                BlobPlace::Replica
+            }
+            (None | Some("s3"), None, Some(bucket)) => self
+                .s3("PDS_BLOBSTORE_S3", bucket, String::new())
+                .map_or(BlobPlace::Replica, BlobPlace::S3),
+            (Some("replica"), ..) if remote => BlobPlace::Replica,
+            (None, None, None) if remote => BlobPlace::Replica,
+            (None | Some("disk"), Some(dir), None) => {
+                if remote {
                     self.warnings.push(
-                        "media blobs go to a local disk although the replica is in Azure: they are lost with this disk"
+                        "media blobs go to a local disk although the replica is elsewhere: they are lost with this disk"
                             .to_owned(),
                     );
                 }
                 BlobPlace::Disk(dir)
             }
-            (Some("azure"), _) => {
+            (None | Some("disk"), None, _) => BlobPlace::Disk(data_dir.join("blocks")),
+            (Some("replica"), ..) => {
                 self.problems
-                    .push("PDS_BLOBSTORE=azure needs a PDS_REPLICA_URL in Azure".to_owned());
-                BlobPlace::Azure
+                    .push("PDS_BLOBSTORE=replica needs a PDS_REPLICA_URL in Azure or S3".to_owned());
+                BlobPlace::Replica
             }
-            (None | Some("disk"), None) => BlobPlace::Disk(data_dir.join("blocks")),
-            (Some(other), _) => {
+            (Some("s3"), ..) => {
                 self.problems
-                    .push(format!("PDS_BLOBSTORE must be disk or azure, not '{other}'"));
-                BlobPlace::Azure
+                    .push("PDS_BLOBSTORE=s3 needs PDS_BLOBSTORE_S3_BUCKET".to_owned());
+                BlobPlace::Replica
+            }
+            (Some(other), ..) => {
+                self.problems.push(format!(
+                    "PDS_BLOBSTORE must be disk, replica or s3, not '{other}'"
+                ));
+                BlobPlace::Replica
             }
         }
     }

@@ -100,7 +100,7 @@ fn a_replica_makes_remote_the_default_durability() {
         ("pds", "prod/one")
     );
     assert_eq!(azure.service_url, "https://acct.blob.core.windows.net");
-    assert!(matches!(config.blobs, BlobPlace::Azure));
+    assert!(matches!(config.blobs, BlobPlace::Replica));
 }
 
 #[test]
@@ -119,6 +119,62 @@ fn the_emulator_url_keeps_its_account_in_the_path() {
         matches!(&azure.auth, AzureAuthSettings::SharedKey { account, .. } if account == "devstoreaccount1")
     );
     assert!(!format!("{config:?}").contains("c2VjcmV0"));
+}
+
+#[test]
+fn a_bucket_is_a_replica_and_has_settings_of_its_own() {
+    let url = ("PDS_REPLICA_URL", "s3://pds/prod");
+    let missing = read(&[url]).unwrap_err().to_string();
+    assert!(missing.contains("PDS_REPLICA_S3_REGION"), "{missing}");
+    let (config, warnings) = read(&[
+        url,
+        ("PDS_REPLICA_S3_ENDPOINT", "http://127.0.0.1:9000"),
+        ("PDS_REPLICA_S3_ACCESS_KEY_ID", "id"),
+        ("PDS_REPLICA_S3_SECRET_ACCESS_KEY", "c2VjcmV0"),
+    ])
+    .unwrap();
+    assert!(warnings.is_empty(), "{warnings:?}");
+    let Some(Replica::S3(s3)) = &config.replica else {
+        panic!("not S3")
+    };
+    assert_eq!((s3.bucket.as_str(), s3.prefix.as_str()), ("pds", "prod"));
+    assert_eq!(config.durability, Durability::Remote);
+    assert!(matches!(config.blobs, BlobPlace::Replica));
+    let shown = format!("{config:?} {:?}", config.summary());
+    assert!(!shown.contains("c2VjcmV0"), "{shown}");
+}
+
+#[test]
+fn media_blobs_go_where_the_references_variables_say() {
+    let bucket = [
+        ("PDS_BLOBSTORE_S3_BUCKET", "media"),
+        ("PDS_BLOBSTORE_S3_REGION", "eu-central-1"),
+        ("PDS_BLOBSTORE_S3_FORCE_PATH_STYLE", "true"),
+        ("PDS_BLOBSTORE_S3_UPLOAD_TIMEOUT_MS", "20000"),
+    ];
+    let (config, warnings) = read(&bucket).unwrap();
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    let BlobPlace::S3(s3) = &config.blobs else {
+        panic!("{:?}", config.blobs)
+    };
+    assert!(s3.bucket == "media" && s3.region == "eu-central-1" && s3.path_style);
+    let both = [bucket[0], bucket[1], ("PDS_BLOBSTORE_DISK_LOCATION", "/blobs")];
+    assert!(
+        read(&both)
+            .unwrap_err()
+            .to_string()
+            .contains("exclude each other")
+    );
+    let half = [bucket[0], bucket[1], ("PDS_BLOBSTORE_S3_ACCESS_KEY_ID", "id")];
+    assert!(read(&half).unwrap_err().to_string().contains("both or neither"));
+    for (value, problem) in [
+        ("replica", "needs a PDS_REPLICA_URL"),
+        ("s3", "PDS_BLOBSTORE_S3_BUCKET"),
+        ("cloud", "disk, replica or s3"),
+    ] {
+        let error = read(&[("PDS_BLOBSTORE", value)]).unwrap_err().to_string();
+        assert!(error.contains(problem), "{value}: {error}");
+    }
 }
 
 #[test]

@@ -17,6 +17,7 @@ use shipper::store::azure::{AzureAuth, AzureConfig, AzureStore};
 use shipper::store::counted::{CountedStore, Purpose};
 use shipper::store::delayed::DelayedStore;
 use shipper::store::directory::DirectoryStore;
+use shipper::store::s3::{S3Config, S3Store};
 use shipper::store::{ReplicaStore, for_purpose};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -80,6 +81,13 @@ pub(super) async fn open_store(
             store.ensure_container().await?;
             Arc::new(store)
         }
+        Replica::S3(settings) => {
+            let settings = S3Config {
+                request_timeout: timeout,
+                ..settings.clone()
+            };
+            Arc::new(S3Store::new(&settings)?)
+        }
     };
     let store = if latency.is_zero() {
         store
@@ -87,7 +95,9 @@ pub(super) async fn open_store(
         Arc::new(DelayedStore::new(store, latency))
     };
     tracing::info!(store = store.describe(), "replica");
-    Ok(Arc::new(CountedStore::new(store, ledger.clone())))
+    let store: Arc<dyn ReplicaStore> = Arc::new(CountedStore::new(store, ledger.clone()));
+    store.prove().await?;
+    Ok(store)
 }
 
 fn azure_config(settings: &AzureSettings, timeout: Duration) -> AzureConfig {
@@ -121,7 +131,7 @@ pub(super) async fn agree(
             .ok()
             .and_then(|below| below.components().next())
             .map(|first| first.as_os_str().to_string_lossy().into_owned()),
-        BlobPlace::Azure => None,
+        BlobPlace::Replica | BlobPlace::S3(_) => None,
     };
     let options = StartOptions {
         data_dir: config.data_dir.clone(),
@@ -291,13 +301,21 @@ pub(super) async fn compose(
     );
     let tokens = Arc::new(SessionTokens::new(&config.jwt_secret, &config.service_did));
     let blob_store: Arc<dyn BlobStore> = match (&config.blobs, store) {
-        (BlobPlace::Azure, Some(store)) => {
+        (BlobPlace::S3(settings), _) => {
+            let bucket = Arc::new(S3Store::new(settings)?);
+            // What is wrong with it is better known now than at the first upload.
+            bucket.list("blobs/", None, 1).await?;
+            tracing::info!(store = bucket.describe(), "media blobs");
+            let scratch = config.data_dir.join("uploads");
+            Arc::new(ReplicaBlobs::open(bucket, scratch).map_err(|error| other(&error))?)
+        }
+        (BlobPlace::Replica, Some(store)) => {
             let scratch = config.data_dir.join("uploads");
             Arc::new(ReplicaBlobs::open(store, scratch).map_err(|error| other(&error))?)
         }
-        (BlobPlace::Azure, None) => {
+        (BlobPlace::Replica, None) => {
             return Err(ServerError::Other(
-                "media blobs need the replica's container".to_owned(),
+                "media blobs beside the log need a replica".to_owned(),
             ));
         }
         (BlobPlace::Disk(dir), _) => {

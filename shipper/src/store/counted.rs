@@ -356,6 +356,14 @@ impl ReplicaStore for CountedStore {
         self.inner.describe()
     }
 
+    async fn prove(&self) -> Result<(), StoreError> {
+        let meter = Meter {
+            ledger: self.ledger.clone(),
+            purpose: Purpose::Start,
+        };
+        METER.scope(meter, self.inner.prove()).await
+    }
+
     fn reports_requests(&self) -> bool {
         self.inner.reports_requests()
     }

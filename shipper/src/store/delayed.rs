@@ -97,6 +97,10 @@ impl<S: ReplicaStore> ReplicaStore for DelayedStore<S> {
         self.inner.reports_requests()
     }
 
+    async fn prove(&self) -> Result<(), StoreError> {
+        self.inner.prove().await
+    }
+
     fn describe(&self) -> String {
         format!(
             "{}, {} ms further away",

@@ -373,6 +373,10 @@ impl<S: ReplicaStore> ReplicaStore for FaultyStore<S> {
         self.inner.tidy(before).await
     }
 
+    async fn prove(&self) -> Result<(), StoreError> {
+        self.inner.prove().await
+    }
+
     fn describe(&self) -> String {
         format!("{} (with scripted faults)", self.inner.describe())
     }

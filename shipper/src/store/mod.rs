@@ -9,10 +9,11 @@
 //! - a listing is in byte order of the names and shows every object whose creation was answered before it began;
 //! - nothing in here retries a creation or a swap. A lost answer must reach the caller, who alone can tell its own object
 //!   from a rival's ([`StoreError::outcome_unknown`]). Reads may be repeated freely: see [`retry()`];
-//! - a name whose object is written by `swap` is written by nothing else. Such an object may change, and of all who
-//!   replace the same state of it at most one succeeds.
+//! - a name whose object is written by `swap` is written by nothing else, and read by `read_tagged`, since a store may keep
+//!   something of its own beside the bytes. Such an object may change, and of all who replace the same state of it at most
+//!   one succeeds.
 //!
-//! Only the files under `azure/` know a cloud.
+//! Only the files under `azure/` and `s3/` know a cloud.
 
 pub mod azure;
 pub mod contract;
@@ -23,7 +24,9 @@ pub mod faulty;
 pub mod memory;
 mod name;
 mod retry;
+pub mod s3;
 mod swap;
+mod transport;
 mod url;
 
 use std::ops::Range;
@@ -119,8 +122,8 @@ pub trait ReplicaStore: Send + Sync + 'static {
         limit: usize,
     ) -> Result<Vec<ObjectMeta>, StoreError>;
 
-    /// The whole object, which must not be larger than `max_bytes`, and the tag of the state it is in; `None` if there is
-    /// no such object.
+    /// The whole object, written by [`ReplicaStore::swap`], which must not be larger than `max_bytes`, and the tag of the state
+    /// it is in; `None` if there is no such object.
     ///
     /// # Errors
     /// [`StoreError::TooLarge`], or the store cannot be read.
@@ -152,6 +155,15 @@ pub trait ReplicaStore: Send + Sync + 'static {
     /// # Errors
     /// The store cannot be written.
     async fn tidy(&self, _before: SystemTime) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    /// Makes sure that the store keeps its promises, as far as that depends on who runs it. To be asked before a log is begun or
+    /// taken over; writes and removes a small object at most.
+    ///
+    /// # Errors
+    /// [`StoreError::Invalid`] if it does not keep them; or it cannot be read or written.
+    async fn prove(&self) -> Result<(), StoreError> {
         Ok(())
     }
 
@@ -305,6 +317,10 @@ impl<S: ReplicaStore + ?Sized> ReplicaStore for Arc<S> {
 
     async fn tidy(&self, before: SystemTime) -> Result<(), StoreError> {
         (**self).tidy(before).await
+    }
+
+    async fn prove(&self) -> Result<(), StoreError> {
+        (**self).prove().await
     }
 
     fn describe(&self) -> String {

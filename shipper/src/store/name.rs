@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// The longest object name, in bytes. Azure allows 1,024, the store's own prefix included.
+/// The longest object name, in bytes. Azure and S3 allow 1,024, the store's own prefix included.
 pub const MAX_NAME_BYTES: usize = 768;
 
 /// The longest segment, in bytes: a file name on the usual file systems.
@@ -80,6 +80,17 @@ impl FromStr for ObjectName {
 impl fmt::Display for ObjectName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+/// What all names of a store start with in its container: nothing, or the segments of `prefix` and a slash.
+pub(super) fn name_start(prefix: &str) -> Result<String, super::StoreError> {
+    match prefix.trim_end_matches('/') {
+        "" => Ok(String::new()),
+        prefix if prefix.len() <= 200 => Ok(format!("{}/", ObjectName::new(prefix)?)),
+        _ => Err(super::StoreError::Invalid {
+            detail: "the prefix is longer than 200 bytes".to_owned(),
+        }),
     }
 }
 

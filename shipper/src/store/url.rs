@@ -21,11 +21,20 @@ pub enum ReplicaUrl {
         /// What all names in the container start with; empty for nothing.
         prefix: String,
     },
+    /// `s3://<bucket>[/<prefix>]`; where that bucket is, settings say.
+    S3 {
+        /// The bucket.
+        bucket: String,
+        /// What all names in the bucket start with; empty for nothing.
+        prefix: String,
+    },
 }
 
 /// The text names no place for a replica. The text is not quoted, since it may hold a signature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a replica is file:///dir or https://<account>.blob.core.windows.net/<container>[/<prefix>]")]
+#[error(
+    "a replica is file:///dir, https://<account>.blob.core.windows.net/<container>[/<prefix>] or s3://<bucket>[/<prefix>]"
+)]
 pub struct ReplicaUrlError;
 
 impl FromStr for ReplicaUrl {
@@ -38,8 +47,23 @@ impl FromStr for ReplicaUrl {
                 .then(|| ReplicaUrl::Directory(path.into()))
                 .ok_or(ReplicaUrlError);
         }
+        if let Some(rest) = text.strip_prefix("s3://") {
+            return s3(rest).ok_or(ReplicaUrlError);
+        }
         azure(text).ok_or(ReplicaUrlError)
     }
+}
+
+fn s3(rest: &str) -> Option<ReplicaUrl> {
+    if rest.contains(['?', '#', '@', ' ']) {
+        return None;
+    }
+    let rest = rest.trim_end_matches('/');
+    let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+    (!bucket.is_empty()).then(|| ReplicaUrl::S3 {
+        bucket: bucket.to_owned(),
+        prefix: prefix.to_owned(),
+    })
 }
 
 fn azure(text: &str) -> Option<ReplicaUrl> {
@@ -114,13 +138,26 @@ mod tests {
     }
 
     #[test]
+    fn buckets_have_a_scheme_of_their_own() {
+        for (text, bucket, prefix) in [
+            ("s3://pds", "pds", ""),
+            ("s3://pds/", "pds", ""),
+            ("s3://pds.example/a/b/", "pds.example", "a/b"),
+        ] {
+            let (bucket, prefix) = (bucket.to_owned(), prefix.to_owned());
+            assert_eq!(text.parse(), Ok(ReplicaUrl::S3 { bucket, prefix }), "{text}");
+        }
+    }
+
+    #[test]
     fn everything_else_is_refused_and_not_repeated() {
         for bad in [
             "",
             "file://relative",
             "file:///",
             "/dir",
-            "s3://bucket",
+            "s3://",
+            "s3://user:secret@bucket",
             "https://acc.blob.core.windows.net",
             "https://acc.blob.core.windows.net/pds?sig=secret",
             "https://user@acc.blob.core.windows.net/pds",

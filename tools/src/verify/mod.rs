@@ -26,8 +26,8 @@ pub struct Verify {
     /// The data directory of a stopped server. Of a running one, only the log is checked.
     #[arg(required_unless_present = "replica", conflicts_with = "replica")]
     dir: Option<PathBuf>,
-    /// A replica instead: file:///dir, or `https://ACCOUNT.blob.core.windows.net/CONTAINER[/PREFIX]` with the server's
-    /// PDS_REPLICA_AZURE_* variables. It is restored into a temporary directory and checked there, too.
+    /// A replica instead: file:///dir, `https://ACCOUNT.blob.core.windows.net/CONTAINER[/PREFIX]` or `s3://BUCKET[/PREFIX]`, with
+    /// the server's PDS_REPLICA_* variables. It is restored into a temporary directory and checked there, too.
     #[arg(long, value_name = "URL")]
     replica: Option<String>,
     /// Where copies of the views, and a restored replica, may be put for a while.

@@ -51,9 +51,51 @@ pub(super) const SETTINGS: &[Setting] = &[
     ours(
         "PDS_BLOBSTORE",
         Text,
-        "azure if the replica is in Azure, else disk",
-        "where media blobs live: `disk` or `azure` (the replica's container)",
+        "s3 if there is a bucket for them, replica if that is in Azure or S3, else disk",
+        "where media blobs live: `disk`, `replica` (beside the log) or `s3` (a bucket of their own)",
     ),
+    reference(
+        "PDS_BLOBSTORE_S3_BUCKET",
+        Text,
+        "unset",
+        "bucket for media blobs, as `blobs/<did>/<cid>`; excludes PDS_BLOBSTORE_DISK_LOCATION",
+    ),
+    reference(
+        "PDS_BLOBSTORE_S3_REGION",
+        Text,
+        "us-east-1 if there is an endpoint, else required",
+        "that bucket's region",
+    ),
+    reference(
+        "PDS_BLOBSTORE_S3_ENDPOINT",
+        Text,
+        "Amazon's, in the region",
+        "URL of that bucket's service",
+    ),
+    reference(
+        "PDS_BLOBSTORE_S3_FORCE_PATH_STYLE",
+        Text,
+        "false",
+        "whether that bucket is named in the path and not in the host; always so for addresses and names without dots",
+    ),
+    ours(
+        "PDS_BLOBSTORE_S3_ALLOW_HTTP",
+        Text,
+        "false",
+        "whether that endpoint may be plain http on another machine",
+    ),
+    reference(
+        "PDS_BLOBSTORE_S3_ACCESS_KEY_ID",
+        Text,
+        "the platform's credentials",
+        "access key for that bucket",
+    ),
+    secret(reference(
+        "PDS_BLOBSTORE_S3_SECRET_ACCESS_KEY",
+        Text,
+        "the platform's credentials",
+        "that key's secret",
+    )),
     ours(
         "PDS_DURABILITY",
         Text,
@@ -64,8 +106,44 @@ pub(super) const SETTINGS: &[Setting] = &[
         "PDS_REPLICA_URL",
         Text,
         "unset",
-        "replica store: `file:///absolute/dir` or `https://<account>.blob.core.windows.net/<container>[/<prefix>]`",
+        "replica store: `file:///absolute/dir`, `https://<account>.blob.core.windows.net/<container>[/<prefix>]` or `s3://<bucket>[/<prefix>]`",
     ),
+    ours(
+        "PDS_REPLICA_S3_REGION",
+        Text,
+        "us-east-1 if there is an endpoint, else required",
+        "region of a replica `s3://…`",
+    ),
+    ours(
+        "PDS_REPLICA_S3_ENDPOINT",
+        Text,
+        "Amazon's, in the region",
+        "URL of the service that has the bucket",
+    ),
+    ours(
+        "PDS_REPLICA_S3_FORCE_PATH_STYLE",
+        Text,
+        "false",
+        "whether the bucket is named in the path and not in the host; always so for addresses and names without dots",
+    ),
+    ours(
+        "PDS_REPLICA_S3_ALLOW_HTTP",
+        Text,
+        "false",
+        "whether the endpoint may be plain http on another machine",
+    ),
+    ours(
+        "PDS_REPLICA_S3_ACCESS_KEY_ID",
+        Text,
+        "the platform's credentials",
+        "access key; without one the platform's credentials (`AWS_…` of containers and workloads, else the machine's)",
+    ),
+    secret(ours(
+        "PDS_REPLICA_S3_SECRET_ACCESS_KEY",
+        Text,
+        "the platform's credentials",
+        "the access key's secret",
+    )),
     ours(
         "PDS_REPLICA_AZURE_AUTH",
         Text,
@@ -141,7 +219,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     ours(
         "PDS_REPLICA_PRICES",
         List,
-        "list prices of Azure hot LRS; nothing for a directory",
+        "list prices of Azure hot LRS, of Amazon S3 Standard for a bucket; nothing for a directory",
         "US dollars for the projected cost: `write=`, `list=`, `read=`, `delete=` a million requests, `stored=` a GiB and month, `up=`, `down=` a GiB; what is not named keeps its default",
     ),
     // Memory.

@@ -56,15 +56,15 @@ pub(super) const SETTINGS: &[Setting] = &[
     later("PDS_ENTRYWAY_JWT_VERIFY_KEY_K256_PUBLIC_KEY_HEX"),
     later("PDS_ENTRYWAY_PLC_ROTATION_KEY"),
     secret(later("PDS_ENTRYWAY_ADMIN_TOKEN")),
-    later("PDS_BLOBSTORE_S3_BUCKET"),
-    later("PDS_BLOBSTORE_S3_REGION"),
-    later("PDS_BLOBSTORE_S3_ENDPOINT"),
-    later("PDS_BLOBSTORE_S3_FORCE_PATH_STYLE"),
-    later("PDS_BLOBSTORE_S3_ACCESS_KEY_ID"),
-    secret(later("PDS_BLOBSTORE_S3_SECRET_ACCESS_KEY")),
-    later("PDS_BLOBSTORE_S3_UPLOAD_TIMEOUT_MS"),
-    later("PDS_BLOBSTORE_S3_REQUEST_TIMEOUT_MS"),
     // Known from the reference PDS, without a meaning here.
+    meaningless(
+        "PDS_BLOBSTORE_S3_UPLOAD_TIMEOUT_MS",
+        "an upload to a bucket has 10 s and 16 s more for each MiB",
+    ),
+    meaningless(
+        "PDS_BLOBSTORE_S3_REQUEST_TIMEOUT_MS",
+        "a request to a bucket has 10 s and 16 s more for each MiB",
+    ),
     meaningless(
         "PDS_BLOBSTORE_DISK_TMP_LOCATION",
         "unfinished uploads live in `tempt` below the blob directory",

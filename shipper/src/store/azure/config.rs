@@ -6,7 +6,8 @@ use azure_core::http::Url;
 
 pub use azure_core::credentials::Secret;
 
-use super::super::{ObjectName, StoreError};
+use super::super::StoreError;
+use super::super::name::name_start;
 
 /// The account that every emulator knows, and its published key: no secret.
 const EMULATOR_ACCOUNT: &str = "devstoreaccount1";
@@ -162,13 +163,7 @@ impl AzureConfig {
 
     /// What all names start with: nothing, or segments and a slash.
     pub(super) fn name_start(&self) -> Result<String, StoreError> {
-        match self.prefix.trim_end_matches('/') {
-            "" => Ok(String::new()),
-            prefix if prefix.len() <= 200 => Ok(format!("{}/", ObjectName::new(prefix)?)),
-            _ => Err(StoreError::Invalid {
-                detail: "the prefix is longer than 200 bytes".to_owned(),
-            }),
-        }
+        name_start(&self.prefix)
     }
 }
 

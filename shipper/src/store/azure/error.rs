@@ -7,9 +7,7 @@ use azure_core::http::StatusCode;
 use azure_core::http::headers::{HeaderName, Headers};
 
 use super::super::StoreError;
-
-/// The longest part of the service's own words that we pass on, in characters.
-const DETAIL_CHARS: usize = 300;
+use super::super::transport::{DETAIL_CHARS, words as transport_words};
 
 const ROLE_HINT: &str = "check the credentials, and that the identity has the role Storage Blob Data Contributor on \
                          the container; being its owner is not enough";
@@ -130,15 +128,6 @@ fn detail(error: &azure_core::Error) -> String {
         cause = error.source();
     }
     redacted(&words.join(": "))
-}
-
-fn transport_words(error: &reqwest::Error) -> &'static str {
-    match error {
-        error if error.is_connect() => "no connection",
-        error if error.is_timeout() => "the connection fell silent",
-        error if error.is_body() || error.is_decode() => "the connection broke in the middle of a body",
-        _ => "the connection failed",
-    }
 }
 
 /// `text`, shortened, and without the value of a signature should one have got in all the same.

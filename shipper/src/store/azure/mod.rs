@@ -42,27 +42,14 @@ pub use self::config::{AzureAuth, AzureConfig, Secret};
 use self::error::{classify, code};
 use super::counted::{Class, sending};
 use super::swap::{check_swap, no_tag};
+use super::transport::{self, SILENCE_TIMEOUT};
 use super::{
     Created, ObjectMeta, ObjectName, ReplicaStore, RetryPolicy, StoreError, Swap, Tag, check_limit,
     check_size, local_file, out_of_range, retry,
 };
 
-/// How long a connection may take to come about.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// How long a connection may be silent in the middle of an answer's body.
-const SILENCE_TIMEOUT: Duration = Duration::from_secs(15);
-
-/// What the bytes of a request add to its time limit: enough for 2 Mbit/s shared by all blocks in flight.
-const SECONDS_PER_MIB: u64 = 16;
-
 /// The time for all tries of one staged block.
 const BLOCK_DEADLINE: Duration = Duration::from_secs(300);
-
-/// Connections kept open without work. Idle for a minute they are closed: the service's balancer drops them unannounced
-/// after about four.
-const IDLE_CONNECTIONS: usize = 32;
-const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The least size of a staged block, in bytes; files up to it go up in one request.
 const BLOCK_BYTES: u64 = 4 << 20;
@@ -166,8 +153,7 @@ impl AzureStore {
 
     /// Waits for `request`, which moves `bytes` bytes, as long as that may take.
     async fn within<T>(&self, bytes: u64, request: impl Future<Output = T>) -> Result<T, StoreError> {
-        let for_bytes = Duration::from_millis(bytes.saturating_mul(SECONDS_PER_MIB * 1000) >> 20);
-        let after = self.request_timeout + for_bytes;
+        let after = self.request_timeout + transport::time_for(bytes);
         tokio::time::timeout(after, request)
             .await
             .map_err(|_| StoreError::Timeout { after })
@@ -578,21 +564,7 @@ impl std::fmt::Debug for AzureStore {
 
 /// Our transport, without retries of the client's own.
 fn client_options(url: &Url) -> Result<ClientOptions, StoreError> {
-    // An error means that a provider is installed already, which is as good.
-    drop(rustls::crypto::ring::default_provider().install_default());
-    let mut builder = reqwest::Client::builder()
-        .redirect(reqwest::redirect::Policy::none())
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
-        .pool_max_idle_per_host(IDLE_CONNECTIONS)
-        .pool_idle_timeout(IDLE_TIMEOUT);
-    if url.scheme() == "http" {
-        // An emulator on this machine or beside it, which no proxy leads to.
-        builder = builder.no_proxy();
-    }
-    let client = builder.build().map_err(|error| StoreError::Invalid {
-        detail: format!("the HTTP client cannot be built: {error}"),
-    })?;
+    let client = transport::client(url.scheme() == "http")?;
     Ok(ClientOptions {
         retry: RetryOptions::none(),
         transport: Some(Transport::new(Arc::new(client))),

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use engine::clock::SeededEntropy;
-use engine::entry::EntryDraft;
+use engine::entry::{EntryDraft, RepoRow};
 use engine::repo::car::{write_block, write_header};
 use engine::repo::cbor::Writer;
 use engine::repo::event::{CommitEvent, OpAction, RepoOp, encode_commit};
@@ -168,6 +168,57 @@ impl SyntheticRepo {
         let (draft, head) = parts.seal(&mut self.tree, source)?;
         self.head = Some(head);
         Ok(draft)
+    }
+}
+
+/// What replaces a repository: see [`SyntheticRepo::replace`].
+pub struct Replacement {
+    /// Its records, in path order.
+    pub rows: Vec<RepoRow>,
+    /// The signed commit over them.
+    pub commit: Bytes,
+}
+
+impl SyntheticRepo {
+    /// Begins anew with `count` other posts, as an import does: records and a commit, and no event.
+    ///
+    /// # Errors
+    /// As [`SyntheticRepo::commit`].
+    pub fn replace(&mut self, count: usize) -> Result<Replacement> {
+        let nothing = HashMap::<Cid, Bytes>::new();
+        let rev = Tid::next_after(self.head.map(|head| head.rev), BEGINNING_MICROS, 3);
+        let (mut tree, mut records, mut rows) = (Tree::empty(), BTreeMap::new(), Vec::new());
+        for write in self.posts(count) {
+            if let Write::Put { path, record } = write {
+                let cid = Cid::for_dag_cbor(&record);
+                tree.insert(&path, cid, &nothing as &dyn NodeSource)?;
+                records.insert(path.clone(), cid);
+                rows.push(RepoRow {
+                    path,
+                    rev,
+                    cid,
+                    block: record.into(),
+                });
+            }
+        }
+        rows.sort_by(|a, b| a.path.cmp(&b.path));
+        let unsigned = UnsignedCommit {
+            did: self.did.clone(),
+            data: tree.flush().root,
+            rev,
+        };
+        let data = unsigned.data;
+        let commit = unsigned.sign(&self.key)?;
+        self.head = Some(Head {
+            commit: commit.cid(),
+            rev,
+            data,
+        });
+        (self.tree, self.records) = (tree, records);
+        Ok(Replacement {
+            rows,
+            commit: commit.bytes().clone(),
+        })
     }
 }
 

@@ -26,6 +26,7 @@ use crate::chunk;
 use crate::fence::{self, ReplicaError};
 use crate::manifest::{CheckpointEntry, Manifest, SegmentEntry};
 use crate::names::{Ordinal, WAL_PREFIX};
+use crate::pit;
 use crate::plan::ChainEnd;
 use crate::requests::Requests;
 use crate::sealed::{self, SealedError};
@@ -137,6 +138,15 @@ pub enum RestoreError {
         #[source]
         source: InstallError,
     },
+    /// What the wanted moment needs is not in the replica any more.
+    #[error(
+        "the replica has no history of that moment; the oldest that can be had is {} ({})",
+        oldest.get(), String::from_utf8_lossy(&oldest.timestamp())
+    )]
+    NoHistory {
+        /// The oldest state that can be had.
+        oldest: Lsn,
+    },
     /// There is a log already.
     #[error("{0} is not empty; restore into an empty directory")]
     NotEmpty(PathBuf),
@@ -228,6 +238,39 @@ pub async fn restore(
     Err(RestoreError::MovingTarget)
 }
 
+/// Restores as much of the log as is needed to tell the state at `cut`, and no checkpoint: live and displaced segments from
+/// the beginning to the one that holds it, and the chunks behind them if it lies there. `dest` is otherwise as after [`restore`].
+///
+/// # Errors
+/// [`RestoreError`], naming the object at fault; an object that is missing may have been deleted by a writer meanwhile.
+pub async fn restore_history(
+    store: &Arc<dyn ReplicaStore>,
+    dest: &Path,
+    cut: Lsn,
+    options: &RestoreOptions,
+) -> Result<Restored, RestoreError> {
+    let options = RestoreOptions {
+        with_checkpoint: false,
+        ..options.clone()
+    };
+    let requests = Requests::new(store.clone(), options.request_timeout);
+    begin(dest, &options)?;
+    let Some(log) = fence::read_log_object(&requests).await? else {
+        return Err(RestoreError::Empty(store.describe()));
+    };
+    let mut manifest = fence::newest_manifest(&requests, log.log_id).await?;
+    let history = pit::history(&manifest, cut).ok_or_else(|| RestoreError::NoHistory {
+        oldest: pit::oldest(&manifest).unwrap_or(Lsn::MAX),
+    })?;
+    manifest.segments = history.segments;
+    let mut work = Work::new(&requests, dest, &options, manifest);
+    work.with_chunks = history.goes_on;
+    let restored = Box::pin(work.run()).await?;
+    remove_dir(&dest.join(TEMP_DIR))?;
+    remove_marker(dest)?;
+    Ok(restored)
+}
+
 /// True if a restore into `dest` began and did not end; its content is then of no use.
 #[must_use]
 pub fn is_unfinished(dest: &Path) -> bool {
@@ -314,6 +357,8 @@ struct Work<'a> {
     dest: &'a Path,
     options: &'a RestoreOptions,
     manifest: Manifest,
+    /// Whether what lies behind the segments is wanted, too.
+    with_chunks: bool,
     done: AtomicU64,
     total: AtomicU64,
 }
@@ -342,6 +387,7 @@ impl<'a> Work<'a> {
             dest,
             options,
             manifest,
+            with_chunks: true,
             done: AtomicU64::new(0),
             total: AtomicU64::new(total),
         }
@@ -490,6 +536,9 @@ impl<'a> Work<'a> {
         mut installer: SegmentInstaller,
     ) -> Result<(SegmentInstaller, ChainEnd), RestoreError> {
         let mut end = ChainEnd::after(&self.manifest);
+        if !self.with_chunks {
+            return Ok((installer, end));
+        }
         let before = Ordinal(end.next.0.saturating_sub(1)).object_name();
         let listed = self
             .requests

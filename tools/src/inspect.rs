@@ -48,7 +48,7 @@ pub struct Inspect {
 }
 
 /// Reads an LSN, or a time as one.
-fn when(text: &str) -> Result<Lsn, String> {
+pub fn when(text: &str) -> Result<Lsn, String> {
     if let Ok(number) = text.parse::<u64>() {
         return Lsn::new(number).ok_or_else(|| "an LSN is below 2^53".to_owned());
     }

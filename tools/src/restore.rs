@@ -1,4 +1,8 @@
-//! `pds-tools restore`: a data directory from its replica.
+//! `pds-tools restore`: a data directory from its replica, as it is or as it was.
+
+mod accounts;
+mod at;
+mod transplant;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -7,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
+use engine::log::Lsn;
 use engine::storage::OsStorage;
 use indicatif::ProgressBar;
 use shipper::restore::{self, Progress, RestoreOptions, Restored};
@@ -25,10 +30,20 @@ pub struct Restore {
     #[arg(long, value_name = "URL", env = "PDS_REPLICA_URL")]
     replica: String,
     /// An empty directory, or one that is not there yet.
-    dir: PathBuf,
+    #[arg(required_unless_present = "to")]
+    dir: Option<PathBuf>,
+    /// The same.
+    #[arg(long, value_name = "DIR", conflicts_with = "dir")]
+    to: Option<PathBuf>,
     /// Leave out the copies of the views; the first start then rebuilds them from the log.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "at")]
     without_checkpoint: bool,
+    /// Restore the store as it was then, as a new log: an LSN or a time such as 2026-01-31T12:00:00Z.
+    #[arg(long, value_name = "WHEN", value_parser = crate::inspect::when)]
+    at: Option<Lsn>,
+    /// Where a restore of an earlier moment works; needs room for the log twice and for the views.
+    #[arg(long, value_name = "DIR", default_value_os_t = std::env::temp_dir(), requires = "at")]
+    temp_dir: PathBuf,
 }
 
 impl Restore {
@@ -38,8 +53,16 @@ impl Restore {
     /// The directory is not empty, or the replica cannot be read or is damaged.
     pub fn run(self, out: &mut dyn Write) -> anyhow::Result<Outcome> {
         let store = replica_url::open(&self.replica)?;
-        require_empty(&self.dir)?;
-        let restored = blocking_restore(&store, &self.dir, !self.without_checkpoint)?;
+        let dir = self.to.or(self.dir).context("a directory to restore into")?;
+        if let Some(cut) = self.at {
+            if restore::is_unfinished(&dir) {
+                bail!("a restore into {} did not end; empty it first", dir.display());
+            }
+            require_empty(&dir)?;
+            return at::run(&store, cut, &dir, &self.temp_dir, out);
+        }
+        require_empty(&dir)?;
+        let restored = blocking_restore(&store, &dir, !self.without_checkpoint)?;
         for warning in &restored.warnings {
             eprintln!("note: {warning}");
         }
@@ -53,7 +76,7 @@ impl Restore {
             restored.log_id,
             restored.last_lsn,
             summary::time(restored.last_lsn),
-            self.dir.display()
+            dir.display()
         )?;
         Ok(Outcome::Clean)
     }

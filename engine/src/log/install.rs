@@ -59,6 +59,8 @@ pub struct SegmentInstaller {
     /// What was installed last, if anything.
     last: Option<(Lsn, Epoch)>,
     open: Option<Growing>,
+    /// The compaction whose frames come, or zero.
+    compaction: u32,
     _lock: Box<dyn StorageLock>,
 }
 
@@ -119,6 +121,7 @@ impl SegmentInstaller {
             log_id,
             last: None,
             open: None,
+            compaction: 0,
             _lock: lock,
         })
     }
@@ -170,6 +173,11 @@ impl SegmentInstaller {
         Ok(info)
     }
 
+    /// Says that the frames which begin segments from now on are those of this compaction; zero: of a writer, as at first.
+    pub fn frames_of_compaction(&mut self, number: u32) {
+        self.compaction = number;
+    }
+
     /// Appends the frames in `raw`, which are whole groups. Frames that are installed already are checked and passed
     /// over. Returns the LSN of the last frame installed so far.
     ///
@@ -196,13 +204,15 @@ impl SegmentInstaller {
             if starts {
                 self.write_run(raw, &mut run_from, at)?;
                 self.seal_open()?;
-                let SegmentInstaller { log_id, .. } = *self;
+                let SegmentInstaller {
+                    log_id, compaction, ..
+                } = *self;
                 let new = SegmentHeader {
                     log_id,
                     epoch: header.epoch,
                     base: header.lsn,
                     prev: header.prev,
-                    compaction: 0,
+                    compaction,
                 };
                 self.check_header(&new, &format!("frames, at offset {at}"))?;
                 self.create(new)?;

@@ -305,6 +305,17 @@ impl Running {
         if buried > 0 {
             tracing::warn!(buried, "interrupted sign-ups were cleaned up");
         }
+        let set_right = app
+            .accounts
+            .set_restored_right()
+            .await
+            .map_err(|error| ServerError::Other(error.to_string()))?;
+        if set_right > 0 {
+            tracing::warn!(
+                repos = set_right,
+                "the store was restored to an earlier moment; the repos that this has set back are announced"
+            );
+        }
         app.imports
             .give_up_unfinished()
             .map_err(|error| ServerError::Other(error.to_string()))?;

@@ -5,4 +5,6 @@ mod compacting;
 mod damage;
 mod fixture;
 mod inspecting;
+mod past;
 mod replicas;
+mod running;

@@ -1,20 +1,14 @@
 //! Replicas: whole ones are clean and restore; damaged objects are named.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
-use engine::clock::{SeededEntropy, SystemClock};
-use engine::engine::{Durability, Engine, EnginePrelude, StartOptions};
+use engine::engine::Engine;
 use engine::entry::{Change, EntryDraft};
-use engine::storage::OsStorage;
-use shipper::ship::{ShipConfig, ShipHandle, Shipper};
-use shipper::start::{self, begin};
-use shipper::store::ReplicaStore;
-use shipper::store::directory::DirectoryStore;
-use tokio_util::sync::CancellationToken;
+use shipper::ship::ShipHandle;
 
 use super::fixture::*;
+use super::running::{Running, until};
 use crate::Outcome;
 
 /// A replica of three accounts: sealed segments, chunks, a checkpoint, a hand-over.
@@ -26,71 +20,21 @@ fn replica() -> (tempfile::TempDir, PathBuf) {
 fn replica_after(
     then: impl FnOnce(&Engine, &ShipHandle, &tokio::runtime::Runtime),
 ) -> (tempfile::TempDir, PathBuf) {
-    let dir = tempfile::tempdir().unwrap();
-    let (data, remote) = (dir.path().join("data"), dir.path().join("replica"));
-    let store: Arc<dyn ReplicaStore> = Arc::new(DirectoryStore::open(&remote).unwrap());
-    let options = start::StartOptions {
-        data_dir: data.clone(),
-        storage: Arc::new(OsStorage),
-        clock: Arc::new(SystemClock),
-        entropy: Arc::new(SeededEntropy::new(2)),
-        request_timeout: Duration::from_secs(10),
-        keep: Vec::new(),
-        on_progress: None,
-    };
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .unwrap();
-    let agreed = runtime.block_on(begin(&store, &options)).unwrap();
-    let claim = agreed.claim;
-    let prelude = EnginePrelude::of(config(&data, Durability::Remote), agreed.recovered);
-    let mut how = StartOptions::local(claim.epoch);
-    how.lsn_floor = claim.lsn_floor;
-    how.log_id = Some(claim.log_id);
-    how.remote = Some(claim.replica.end.last_lsn);
-    let engine = prelude
-        .start(Arc::new(SystemClock), &SeededEntropy::new(1), how)
-        .unwrap();
-    let ship_config = ShipConfig {
-        housekeeping_interval: Duration::from_millis(20),
-        temp_dir: dir.path().to_owned(),
-        ..ShipConfig::default()
-    };
-    let watermark = engine.remote().unwrap().clone();
-    let (log, clock) = (engine.log().clone(), Arc::new(SystemClock));
-    let (shipper, handle) = Shipper::new(ship_config, store.clone(), log, watermark, claim, clock);
-    let running = runtime.spawn(shipper.run(CancellationToken::new()));
-    wait(engine.ready()).unwrap();
-    fill(&engine);
-    then(&engine, &handle, &runtime);
-    runtime.block_on(async {
-        let checkpoint = engine.checkpoint().await.unwrap();
-        handle
-            .publish_checkpoint(checkpoint.dir.clone(), checkpoint.lsn())
-            .await
-            .unwrap();
-    });
+    let running = Running::start(Duration::ZERO);
+    fill(&running.engine);
+    then(&running.engine, &running.handle, &running.runtime);
+    running.checkpoint();
     // Until sealed segments are there, as housekeeping has its own pace.
-    let deadline = std::time::Instant::now() + DEADLINE;
-    let least = if engine.log_reader().compaction() > 0 {
+    let least = if running.engine.log_reader().compaction() > 0 {
         1
     } else {
         2
     };
-    while std::fs::read_dir(remote.join("seg")).map_or(0, Iterator::count) < least {
-        assert!(
-            std::time::Instant::now() < deadline,
-            "no sealed segments in the replica"
-        );
-        std::thread::yield_now();
-    }
-    let report = runtime.block_on(handle.drain(DEADLINE, true));
-    assert!(report.complete, "{report:?}");
-    runtime.block_on(running).unwrap();
-    drop(engine);
-    (dir, remote)
+    let segments = running.remote.join("seg");
+    until("sealed segments in the replica", || {
+        std::fs::read_dir(&segments).map_or(0, Iterator::count) >= least
+    });
+    running.stop()
 }
 
 fn verify_replica(remote: &Path) -> (Result<Outcome, String>, String) {

@@ -26,6 +26,10 @@ pub const MIGRATIONS: &[Migration] = &[
         name: "003-plc-intents",
         sql: include_str!("migrations/003-plc-intents.sql"),
     },
+    Migration {
+        name: "004-restored-repos",
+        sql: include_str!("migrations/004-restored-repos.sql"),
+    },
 ];
 
 /// Columns that together are unique, besides the primary key.

@@ -361,6 +361,14 @@ impl IndexReader {
         Ok(self.head(did)?.map(|(_, head)| u32::from(head.newest) + 1))
     }
 
+    /// The generation of `did` that is live. `None` for a DID without a repo.
+    ///
+    /// # Errors
+    /// See [`IndexReader::repo`].
+    pub fn live_generation(&self, did: &Did) -> Result<Option<u32>, IndexError> {
+        Ok(self.head(did)?.map(|(_, head)| u32::from(head.generation)))
+    }
+
     /// Generations that are staged, at most `limit`: imports that are under way, or that never came to their end.
     ///
     /// # Errors

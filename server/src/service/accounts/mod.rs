@@ -6,6 +6,9 @@
 mod cache;
 mod create;
 mod recovery;
+mod restored;
+#[cfg(test)]
+mod restored_tests;
 mod sessions;
 #[cfg(test)]
 mod tests;

@@ -16,6 +16,7 @@ pub mod prepare;
 pub mod read;
 #[cfg(test)]
 mod removal_tests;
+mod restored;
 #[cfg(test)]
 mod tests;
 mod trees;

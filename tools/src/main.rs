@@ -1,4 +1,4 @@
-//! `pds-tools`: looks at, checks and restores a server's data without the server.
+//! `pds-tools`: looks at, checks, copies and restores a server's data without the server.
 //!
 //! Exit codes: 0 = done, nothing wrong; 1 = damage was found; 2 = could not run.
 #![cfg_attr(
@@ -12,6 +12,7 @@
 )]
 
 mod compact;
+mod copy;
 mod data_dir;
 mod inspect;
 mod progress;
@@ -46,6 +47,8 @@ enum Command {
     Verify(verify::Verify),
     /// Bring back a data directory from its replica.
     Restore(restore::Restore),
+    /// Copy a replica, or its media, from one store to another. Goes on where it was interrupted.
+    Copy(copy::Copy),
     /// Rewrite the old part of a log without what is dead in it. The server must be stopped.
     Compact(compact::Compact),
     /// Count what the bytes of a log are used for, by segment, kind and repo. The server must be stopped.
@@ -66,6 +69,7 @@ fn run(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Outcome> {
         Command::Inspect(command) => command.run(out),
         Command::Verify(command) => command.run(out),
         Command::Restore(command) => command.run(out),
+        Command::Copy(command) => command.run(out),
         Command::Compact(command) => command.run(out),
         Command::Stats(command) => command.run(out),
     }

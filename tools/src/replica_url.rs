@@ -23,6 +23,31 @@ pub fn open(url: &str) -> anyhow::Result<Arc<dyn ReplicaStore>> {
     })
 }
 
+/// What the destination's own variables start with.
+const DESTINATION: &str = "TO_";
+
+/// Opens the place at `url` as [`open`] does, to copy to it: a directory is made. If there is any variable `TO_PDS_REPLICA_…`,
+/// only those count, so that no credential of the one store goes to the other.
+///
+/// # Errors
+/// The URL or a setting is not sound, or the directory cannot be made.
+pub fn open_destination(url: &str) -> anyhow::Result<Arc<dyn ReplicaStore>> {
+    let own = std::env::vars_os().any(|(name, _)| {
+        let name = name.to_string_lossy();
+        name.strip_prefix(DESTINATION)
+            .is_some_and(|name| name.starts_with("PDS_REPLICA_"))
+    });
+    if let Ok(ReplicaUrl::Directory(dir)) = url.parse() {
+        std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+    }
+    let prefix = if own { DESTINATION } else { "" };
+    open_with(url, &|name| {
+        std::env::var(format!("{prefix}{name}"))
+            .ok()
+            .filter(|value| !value.is_empty())
+    })
+}
+
 fn open_with(url: &str, setting: Setting<'_>) -> anyhow::Result<Arc<dyn ReplicaStore>> {
     match url.parse::<ReplicaUrl>()? {
         ReplicaUrl::Directory(dir) => {

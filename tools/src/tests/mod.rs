@@ -2,6 +2,7 @@
 //! found and named (I7), and what is whole has to be found clean.
 
 mod compacting;
+mod copying;
 mod damage;
 mod fixture;
 mod inspecting;

@@ -12,7 +12,7 @@ use super::running::{Running, until};
 use crate::Outcome;
 
 /// A replica of three accounts: sealed segments, chunks, a checkpoint, a hand-over.
-fn replica() -> (tempfile::TempDir, PathBuf) {
+pub(super) fn replica() -> (tempfile::TempDir, PathBuf) {
     replica_after(|_, _, _| ())
 }
 
@@ -41,7 +41,7 @@ fn verify_replica(remote: &Path) -> (Result<Outcome, String>, String) {
     tool(&["verify", "--replica", &format!("file://{}", remote.display())])
 }
 
-fn objects(remote: &Path, prefix: &str) -> Vec<PathBuf> {
+pub(super) fn objects(remote: &Path, prefix: &str) -> Vec<PathBuf> {
     let mut found: Vec<PathBuf> = content(&remote.join(prefix))
         .into_iter()
         .map(|(path, _)| path)
@@ -50,7 +50,7 @@ fn objects(remote: &Path, prefix: &str) -> Vec<PathBuf> {
     found
 }
 
-fn flip(path: &Path, at: usize) {
+pub(super) fn flip(path: &Path, at: usize) {
     let mut bytes = std::fs::read(path).unwrap();
     bytes[at] ^= 1;
     std::fs::write(path, bytes).unwrap();

@@ -78,6 +78,9 @@ pub enum AppendError {
         /// The other's reign.
         by: Epoch,
     },
+    /// This engine follows another writer's log. Answer 503 and point to the writer.
+    #[error("this server follows another one, which takes the writes")]
+    Following,
     /// The log has failed and takes nothing until a restart.
     #[error("the log is closed to writes: {reason}")]
     Poisoned {
@@ -114,6 +117,7 @@ impl From<log::AppendError> for AppendError {
     fn from(error: log::AppendError) -> AppendError {
         match error {
             log::AppendError::Busy => AppendError::Busy,
+            log::AppendError::Following => AppendError::Following,
             log::AppendError::Poisoned { reason } => AppendError::Poisoned { reason },
             log::AppendError::Closed => AppendError::Closed,
             error @ (log::AppendError::TooLarge { .. } | log::AppendError::Invalid { .. }) => {

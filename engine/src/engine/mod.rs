@@ -19,6 +19,7 @@
 mod compact;
 mod erase;
 mod error;
+mod follow;
 pub(crate) mod open;
 #[cfg(test)]
 mod tests;
@@ -35,6 +36,7 @@ use parking_lot::Mutex;
 pub use compact::Removal;
 pub use erase::{EraseError, Erased};
 pub use error::{AppendError, EngineError, WriteError};
+pub use follow::PromotionError;
 pub(crate) use open::{Bounds, CHECKPOINTS_DIR, LOG_DIR, open_views};
 pub use open::{EnginePrelude, StartOptions};
 
@@ -142,7 +144,8 @@ pub struct Engine {
 struct Inner {
     log: Log,
     log_id: LogId,
-    epoch: Epoch,
+    /// Of the writer that is followed, or its own.
+    epoch: AtomicU64,
     index: IndexSource,
     accounts: Accounts,
     applied: Watermark,
@@ -165,7 +168,7 @@ struct Inner {
     /// When the account database's write-ahead file was emptied last: what was applied then.
     accounts_erased: AtomicU64,
     /// LSN of the schema steps that this start had to append; [`Lsn::ZERO`] for none.
-    ready_at: Lsn,
+    ready_at: AtomicU64,
 }
 
 /// A group that was accepted. Resolves through [`Receipt::durable`]; dropping it does not take the group back.
@@ -295,7 +298,8 @@ impl Engine {
     /// # Errors
     /// [`WriteError`].
     pub async fn ready(&self) -> Result<(), WriteError> {
-        self.inner.wait_applied(self.inner.ready_at).await
+        let ready_at = Lsn::saturating(self.inner.ready_at.load(Ordering::Acquire));
+        self.inner.wait_applied(ready_at).await
     }
 
     /// A snapshot of the index.
@@ -357,7 +361,7 @@ impl Engine {
     /// This writer's reign.
     #[must_use]
     pub fn epoch(&self) -> Epoch {
-        self.inner.epoch
+        Epoch(self.inner.epoch.load(Ordering::Acquire))
     }
 
     /// Written to the local log.
@@ -432,7 +436,7 @@ impl Engine {
         let failed = inner.log.local().failed().or_else(|| inner.applied.failed());
         Health {
             log_id: inner.log_id,
-            epoch: inner.epoch,
+            epoch: self.epoch(),
             appended: self.appended().get(),
             local: self.local().get(),
             remote: inner.remote.as_ref().map(Watermark::get),
@@ -470,7 +474,7 @@ impl Engine {
         drop(driver);
         let (index, accounts) = (pinned.0?, pinned.1?);
         let (checkpoints, kept) = (self.inner.checkpoints.clone(), self.inner.checkpoints_kept);
-        let epoch = self.inner.epoch;
+        let epoch = self.epoch();
         let taken = tokio::task::spawn_blocking(move || {
             let snapshots: [&dyn ViewSnapshot; 2] = [&index, &accounts];
             let taken = checkpoints.take(&snapshots, epoch)?;

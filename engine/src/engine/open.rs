@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -12,10 +12,12 @@ use super::{AppendError, Durability, Engine, EngineConfig, EngineError, Fence, I
 use crate::clock::{Clock, Entropy};
 use crate::compact;
 use crate::entry::{Change, Entry, EntryDraft};
-use crate::log::{Cut, Epoch, Log, LogConfig, LogId, LogReader, Lsn, Recovered, SegmentInfo, Watermark};
+use crate::log::{
+    Cut, Epoch, Log, LogConfig, LogId, LogReader, Lsn, Pending, Recovered, SegmentInfo, Watermark,
+};
 use crate::storage::Storage;
 use crate::views::View;
-use crate::views::accounts::{self, AccountsError, AccountsView};
+use crate::views::accounts::{self, Accounts, AccountsError, AccountsView};
 use crate::views::checkpoint::Checkpoints;
 use crate::views::driver::{DriverError, DriverHandle, Fold, Marks, ReplayProgress};
 use crate::views::index::{self, IndexError, IndexView};
@@ -45,6 +47,9 @@ pub struct StartOptions {
     /// With a replica: how far it has this very log. Entries above are not applied under [`Durability::Remote`], and
     /// not shown to subscribers in any case, until [`Engine::remote`] is advanced.
     pub remote: Option<Lsn>,
+    /// Follow another writer: see [`Engine::feed`]. `epoch` and `lsn_floor` are not used then, and `remote` must be what is
+    /// here.
+    pub follow: bool,
     /// Is told about the replay after each batch.
     pub on_replay: Box<dyn FnMut(ReplayProgress) + Send>,
 }
@@ -71,6 +76,7 @@ impl StartOptions {
             lsn_floor: Lsn::ZERO,
             log_id: None,
             remote: None,
+            follow: false,
             on_replay: Box::new(|_| {}),
         }
     }
@@ -151,7 +157,16 @@ impl EnginePrelude {
             lsn_floor: options.lsn_floor,
             ..config.log.clone()
         };
-        let log = recovered.start(clock, &log_config)?;
+        let epoch = if options.follow {
+            recovered.last_epoch()
+        } else {
+            options.epoch
+        };
+        let log = if options.follow {
+            recovered.follow(clock, &log_config)?
+        } else {
+            recovered.start(clock, &log_config)?
+        };
         let end = log.appended().get();
         let remote = options.remote.map(|remote| Watermark::at(remote.min(end)));
         let durable = match (config.durability, &remote) {
@@ -179,15 +194,12 @@ impl EnginePrelude {
         }
         let applied = index.applied().min(accounts.applied());
         let unapplied = Unapplied::scan(&log, applied)?;
-        let missing = accounts.missing_migrations().map_err(EngineError::Accounts)?;
-        let steps: Vec<Change> = missing
-            .iter()
-            .filter(|step| !unapplied.migrations.contains(step.name))
-            .map(|step| Change::AccountsMigration {
-                name: step.name.to_owned(),
-                sql: step.sql.to_owned(),
-            })
-            .collect();
+        // Who follows has the writer's schema, and brings it up to date when it becomes the writer.
+        let steps = if options.follow {
+            Vec::new()
+        } else {
+            schema_steps(&handle, &unapplied.migrations)?
+        };
         let views: Vec<Box<dyn View>> = vec![Box::new(index), Box::new(accounts)];
         let fold = Fold::new(views, |from| log.tail(from), config.driver);
 
@@ -207,10 +219,10 @@ impl EnginePrelude {
         );
         let driver =
             DriverHandle::spawn(fold, marks, log.clone()).map_err(io("starting the views' thread"))?;
-        let mut engine = Inner {
+        let engine = Inner {
             log,
             log_id,
-            epoch: options.epoch,
+            epoch: AtomicU64::new(epoch.0),
             index: source,
             accounts: handle,
             applied,
@@ -228,23 +240,46 @@ impl EnginePrelude {
             compacting: tokio::sync::Mutex::new(()),
             replaced: Mutex::new(None),
             accounts_erased: AtomicU64::new(0),
-            ready_at: unapplied.last_migration,
+            ready_at: AtomicU64::new(unapplied.last_migration.get()),
         };
-        if !steps.is_empty() {
-            let draft = EntryDraft::private(steps).into_draft();
-            let draft = draft.map_err(|error| AppendError::Invalid {
-                reason: error.to_string(),
-            });
-            let written = draft.and_then(|draft| {
-                let pending = engine.log.append(vec![draft])?;
-                Ok(pending.wait_blocking()?)
-            });
-            engine.ready_at = written.map_err(EngineError::Migrate)?.last;
+        if let Some(pending) = append_steps(&engine.log, steps)? {
+            let written = pending.wait_blocking().map_err(AppendError::from);
+            let last = written.map_err(EngineError::Migrate)?.last;
+            engine.ready_at.store(last.get(), Ordering::Release);
         }
         Ok(Engine {
             inner: Arc::new(engine),
         })
     }
+}
+
+/// The steps that the account database lacks and that are not on their way.
+pub(super) fn schema_steps(
+    accounts: &Accounts,
+    on_their_way: &BTreeSet<String>,
+) -> Result<Vec<Change>, EngineError> {
+    let missing = accounts.missing_migrations().map_err(EngineError::Accounts)?;
+    let steps = missing
+        .iter()
+        .filter(|step| !on_their_way.contains(step.name))
+        .map(|step| Change::AccountsMigration {
+            name: step.name.to_owned(),
+            sql: step.sql.to_owned(),
+        });
+    Ok(steps.collect())
+}
+
+/// Appends schema steps, if there are any.
+pub(super) fn append_steps(log: &Log, steps: Vec<Change>) -> Result<Option<Pending>, EngineError> {
+    if steps.is_empty() {
+        return Ok(None);
+    }
+    let draft = EntryDraft::private(steps).into_draft();
+    let draft = draft.map_err(|error| AppendError::Invalid {
+        reason: error.to_string(),
+    });
+    let pending = draft.and_then(|draft| Ok(log.append(vec![draft])?));
+    pending.map(Some).map_err(EngineError::Migrate)
 }
 
 /// Between which LSNs a view is of use.

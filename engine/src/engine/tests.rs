@@ -266,7 +266,7 @@ fn under_durability_remote_nothing_is_applied_or_shown_before_the_replica_has_it
         let lsns = tokio::join!(receipt.durable(), async {
             engine
                 .appended()
-                .changed_since(engine.inner.ready_at)
+                .changed_since(Lsn::saturating(engine.inner.ready_at.load(Ordering::Acquire)))
                 .await
                 .unwrap();
             advance(&engine);

@@ -122,6 +122,60 @@ impl LogCore {
         self.origin.last
     }
 
+    /// The reign of the last frame, or of the frames to come.
+    pub(super) fn epoch(&self) -> Epoch {
+        self.origin.epoch
+    }
+
+    /// Whether there is a segment to which frames can be added.
+    pub(super) fn has_open_segment(&self) -> bool {
+        self.open.is_some()
+    }
+
+    /// Bytes of frames that have their place and are not written.
+    pub(super) fn gathered(&self) -> usize {
+        self.batch.len()
+    }
+
+    /// Goes on in a segment that another process left open, whose file ends with what `tally` counts.
+    pub(super) fn resume(&mut self, entry: Arc<SegmentEntry>, file: Arc<dyn StorageFile>, tally: Tally) {
+        let written_to = tally.end;
+        self.open = Some(OpenSegment {
+            entry,
+            file,
+            tally,
+            written_to,
+            no_ahead: false,
+        });
+    }
+
+    /// Begins a segment as another writer did, of that one's reign.
+    pub(super) fn begin_as(&mut self, epoch: Epoch, base: Lsn) -> Result<(), Failed> {
+        self.origin.epoch = epoch;
+        self.create(base).map(|_| ())
+    }
+
+    /// Gives a frame of another writer, which was checked, its place in the open segment.
+    pub(super) fn gather(&mut self, header: FrameHeader, bytes: &[u8]) {
+        self.batch.extend_from_slice(bytes);
+        self.headers.push(header);
+        self.origin.last = header.lsn;
+        self.origin.spent = header.lsn;
+    }
+
+    /// Ends the segments of the writer that was followed: what comes next is of this reign and above `spent`.
+    pub(super) fn reign(&mut self, epoch: Epoch, spent: Lsn) -> Result<(), Failed> {
+        self.seal()?;
+        self.origin.epoch = epoch;
+        self.origin.spent = self.origin.spent.max(spent);
+        Ok(())
+    }
+
+    /// What the clock says, in microseconds since 1970.
+    pub(super) fn now_micros(&self) -> u64 {
+        self.clock.now_micros()
+    }
+
     /// Gives a group (checked before: not empty, within bounds) its place and gathers its frames. Rotates first if the
     /// open segment has no room for it.
     pub(super) fn append(&mut self, mut group: Vec<Draft>) -> Result<GroupLsns, Failed> {
@@ -353,7 +407,7 @@ impl LogCore {
         }
     }
 
-    fn still_open(&self) -> Result<(), Failed> {
+    pub(super) fn still_open(&self) -> Result<(), Failed> {
         self.failed.clone().map_or(Ok(()), Err)
     }
 

@@ -13,6 +13,7 @@ mod append;
 mod blocks;
 mod compaction;
 mod draft;
+mod follow;
 mod frame;
 mod install;
 mod journal;
@@ -36,6 +37,7 @@ pub use blocks::BlockReader;
 pub use compaction::{CompactionError, compaction_of};
 pub(crate) use compaction::{CompactionWriter, WrittenCompaction};
 pub use draft::{Draft, Place, Stamp};
+pub use follow::{FOLLOWING_MARKER, FeedError, PromoteError};
 pub use frame::{
     FRAME_HEADER_BYTES, Flags, Frame, FrameError, FrameHeader, FramePart, FrameRef, MAX_FRAME_BYTES,
     MAX_GROUP_BYTES, PublicFrame, frames_in,
@@ -57,6 +59,7 @@ use std::future::Future;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::thread::JoinHandle;
 
@@ -142,6 +145,9 @@ pub enum AppendError {
         /// What happened, for an operator.
         reason: Arc<str>,
     },
+    /// The log follows another writer's and takes nobody else's groups.
+    #[error("the log follows another writer")]
+    Following,
     /// The log was closed.
     #[error("the log is closed")]
     Closed,
@@ -239,8 +245,22 @@ impl Recovered {
     /// [`OpenError::ForeignLog`], [`OpenError::StaleEpoch`], [`OpenError::ClockBehind`], or the disk's. Nothing that
     /// belongs to the log is lost by an error: the directory can be looked at again.
     pub fn start(self, clock: Arc<dyn Clock>, config: &LogConfig) -> Result<Log, OpenError> {
-        let (core, lock, reader) = self.into_core(clock, config)?;
+        self.run(clock, config, Role::Writer)
+    }
+
+    /// Opens the log to follow another writer: what recovery cut is removed, the newest segment stays open, and the log grows
+    /// by [`Log::feed`] until [`Log::promote`]. `config.epoch` is not used.
+    ///
+    /// # Errors
+    /// [`OpenError::ForeignLog`], or the disk's.
+    pub fn follow(self, clock: Arc<dyn Clock>, config: &LogConfig) -> Result<Log, OpenError> {
+        self.run(clock, config, Role::Follower)
+    }
+
+    fn run(self, clock: Arc<dyn Clock>, config: &LogConfig, role: Role) -> Result<Log, OpenError> {
+        let (core, lock, reader) = self.into_core_as(clock, config, role)?;
         let shared = Arc::new(Shared {
+            following: AtomicBool::new(role == Role::Follower),
             queue: Queue::new(config.queue_bytes, config.queue_count),
             local: Watermark::at(reader.appended.get()),
             reader,
@@ -259,10 +279,20 @@ impl Recovered {
         })
     }
 
+    #[cfg(test)]
     fn into_core(
         self,
         clock: Arc<dyn Clock>,
         config: &LogConfig,
+    ) -> Result<(LogCore, Box<dyn crate::storage::StorageLock>, LogReader), OpenError> {
+        self.into_core_as(clock, config, Role::Writer)
+    }
+
+    fn into_core_as(
+        self,
+        clock: Arc<dyn Clock>,
+        config: &LogConfig,
+        role: Role,
     ) -> Result<(LogCore, Box<dyn crate::storage::StorageLock>, LogReader), OpenError> {
         let reader = LogReader {
             ring: Arc::new(Ring::new(config.ring_bytes)),
@@ -291,7 +321,7 @@ impl Recovered {
             (None, Some(expected)) => expected,
             (None, None) => LogId::random(&SystemEntropy).map_err(io_error("choosing the log's id"))?,
         };
-        if config.epoch <= last_epoch {
+        if role == Role::Writer && config.epoch <= last_epoch {
             return Err(OpenError::StaleEpoch {
                 asked: config.epoch,
                 found: last_epoch,
@@ -299,22 +329,47 @@ impl Recovered {
         }
         let spent = last_lsn.max(config.lsn_floor);
         let now = clock.now_micros();
-        if now.saturating_add(CLOCK_TOLERANCE_MICROS) < spent.get() {
+        if role == Role::Writer && now.saturating_add(CLOCK_TOLERANCE_MICROS) < spent.get() {
             return Err(OpenError::ClockBehind { now, floor: spent });
         }
         set.residence.set_bound(config.mapped_bytes);
         disown(&set, disowned)?;
+        let (repair, resumed) = match (role, repair) {
+            (Role::Follower, Repair::Seal { entry, file, tally }) if tally.frames > 0 => {
+                let what = format!("cutting segment {}", entry.header.base);
+                file.set_len(tally.end).map_err(io_error(what.clone()))?;
+                file.sync_data().map_err(io_error(what))?;
+                (Repair::Nothing, Some((entry, file, tally)))
+            }
+            (_, repair) => (repair, None),
+        };
         mend(&set, repair, &leftovers)?;
         let origin = Origin {
             log_id,
-            epoch: config.epoch,
+            epoch: match role {
+                Role::Writer => config.epoch,
+                Role::Follower => last_epoch,
+            },
             last: last_lsn,
             spent,
             segment_bytes: config.segment_bytes,
             ahead_bytes: config.ahead_bytes,
         };
-        Ok((LogCore::new(set, clock, origin), lock, reader))
+        let mut core = LogCore::new(set, clock, origin);
+        if let Some((entry, file, tally)) = resumed {
+            core.resume(entry, file, *tally);
+        }
+        Ok((core, lock, reader))
     }
+}
+
+/// Whose frames a log takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    /// Those that are appended here.
+    Writer,
+    /// Another writer's.
+    Follower,
 }
 
 /// Removes what a compaction left that did not come to count.
@@ -457,6 +512,9 @@ impl Log {
             }
             bytes = bytes.saturating_add(len);
         }
+        if self.is_following() {
+            return Err(AppendError::Following);
+        }
         if group.is_empty() {
             return Err(AppendError::Invalid { what: "it is empty" });
         }
@@ -468,6 +526,44 @@ impl Log {
             });
         }
         self.inner.shared.queue.append(group, bytes, Reply::new(written))
+    }
+
+    /// Whether it takes another writer's frames, and no groups.
+    #[must_use]
+    pub fn is_following(&self) -> bool {
+        self.inner.shared.following.load(Ordering::Acquire)
+    }
+
+    /// Adds frames of the writer that is followed, whole groups of them as they are in its segments; those that are here
+    /// already are passed over. Resolves with the log's last LSN once they survive a crash of this machine.
+    ///
+    /// # Errors
+    /// [`FeedError`]; [`FeedError::Damaged`] and [`FeedError::NotFollowing`] wrote nothing.
+    pub async fn feed(&self, raw: bytes::Bytes) -> Result<Lsn, FeedError> {
+        let failed = |error: AppendError| FeedError::Failed {
+            reason: error.to_string().into(),
+        };
+        let receiver = self.inner.shared.queue.feed(raw).map_err(failed)?;
+        receiver.await.unwrap_or_else(|_| {
+            let why = self.inner.shared.queue.poisoned().unwrap_or(AppendError::Closed);
+            Err(failed(why))
+        })
+    }
+
+    /// Makes a follower the writer of its own reign, whose LSNs are above `floor`: the newest segment is sealed, and appends
+    /// are taken from now on. Claim the replica and feed everything that it has first.
+    ///
+    /// # Errors
+    /// [`PromoteError`].
+    pub async fn promote(&self, epoch: Epoch, floor: Lsn) -> Result<(), PromoteError> {
+        let failed = |error: AppendError| PromoteError::Failed {
+            reason: error.to_string().into(),
+        };
+        let receiver = self.inner.shared.queue.promote(epoch, floor).map_err(failed)?;
+        receiver.await.unwrap_or_else(|_| {
+            let why = self.inner.shared.queue.poisoned().unwrap_or(AppendError::Closed);
+            Err(failed(why))
+        })
     }
 
     /// Highest LSN that is written; readers see up to here.

@@ -7,17 +7,21 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
 use super::append::{GroupLsns, LogCore};
 use super::draft::Draft;
+use super::follow::{FeedError, PromoteError};
+use super::lsn::{Epoch, Lsn};
 use super::reader::LogReader;
 use super::segment::SegmentInfo;
 use super::watermark::{Failed, Watermark};
-use super::{AppendError, Outcome};
+use super::{AppendError, CLOCK_TOLERANCE_MICROS, Outcome};
 use crate::storage::StorageLock;
 
 /// A batch takes no further group once it has this many bytes.
@@ -32,6 +36,8 @@ pub(super) struct Shared {
     pub(super) queue: Queue,
     pub(super) reader: LogReader,
     pub(super) local: Watermark,
+    /// Whether the frames are another writer's, and nobody may append.
+    pub(super) following: AtomicBool,
     /// Let go when the last handle and the thread are gone.
     pub(super) _lock: Box<dyn StorageLock>,
 }
@@ -90,6 +96,16 @@ enum Request {
     Seal {
         reply: oneshot::Sender<Outcome<Option<SegmentInfo>>>,
     },
+    /// Frames of the writer that is followed.
+    Feed {
+        raw: Bytes,
+        reply: oneshot::Sender<Result<Lsn, FeedError>>,
+    },
+    Promote {
+        epoch: Epoch,
+        floor: Lsn,
+        reply: oneshot::Sender<Result<(), PromoteError>>,
+    },
 }
 
 /// Requests on their way to the thread, bounded.
@@ -127,6 +143,23 @@ impl Queue {
     pub(super) fn seal(&self) -> Result<oneshot::Receiver<Outcome<Option<SegmentInfo>>>, AppendError> {
         let (reply, receiver) = oneshot::channel();
         self.push(Request::Seal { reply }, 0)?;
+        Ok(receiver)
+    }
+
+    pub(super) fn feed(&self, raw: Bytes) -> Result<oneshot::Receiver<Result<Lsn, FeedError>>, AppendError> {
+        let (reply, receiver) = oneshot::channel();
+        let bytes = raw.len();
+        self.push(Request::Feed { raw, reply }, bytes)?;
+        Ok(receiver)
+    }
+
+    pub(super) fn promote(
+        &self,
+        epoch: Epoch,
+        floor: Lsn,
+    ) -> Result<oneshot::Receiver<Result<(), PromoteError>>, AppendError> {
+        let (reply, receiver) = oneshot::channel();
+        self.push(Request::Promote { epoch, floor, reply }, 0)?;
         Ok(receiver)
     }
 
@@ -222,7 +255,8 @@ impl Request {
     fn bytes(&self) -> usize {
         match self {
             Request::Append { bytes, .. } => *bytes,
-            Request::Seal { .. } => 0,
+            Request::Feed { raw, .. } => raw.len(),
+            Request::Seal { .. } | Request::Promote { .. } => 0,
         }
     }
 
@@ -238,6 +272,12 @@ impl Request {
         match self {
             Request::Append { reply, .. } => reply.send(Err(error.clone())),
             Request::Seal { reply } => drop(reply.send(Err(error.clone()))),
+            Request::Feed { reply, .. } => drop(reply.send(Err(FeedError::Failed {
+                reason: error.to_string().into(),
+            }))),
+            Request::Promote { reply, .. } => drop(reply.send(Err(PromoteError::Failed {
+                reason: error.to_string().into(),
+            }))),
         }
     }
 }
@@ -285,6 +325,7 @@ pub(super) fn run(shared: &Shared, mut core: LogCore) {
 /// One turn. On failure every request of it has been answered.
 fn batch(shared: &Shared, core: &mut LogCore, requests: Vec<Request>) -> Result<(), Failed> {
     let mut appended = Vec::with_capacity(requests.len());
+    let mut fed = Vec::new();
     let mut failure = None;
     for request in requests {
         if let Some(failed) = &failure {
@@ -292,6 +333,42 @@ fn batch(shared: &Shared, core: &mut LogCore, requests: Vec<Request>) -> Result<
             continue;
         }
         failure = match request {
+            Request::Append { reply, .. } if shared.following.load(Ordering::Acquire) => {
+                reply.send(Err(AppendError::Following));
+                None
+            }
+            Request::Feed { raw, reply } => match feed(shared, core, &raw) {
+                Ok(Ok(lsn)) => {
+                    fed.push((reply, lsn));
+                    None
+                }
+                Ok(Err(error)) => {
+                    let _ = reply.send(Err(error));
+                    None
+                }
+                Err(failed) => {
+                    shared.poison(&failed);
+                    let _ = reply.send(Err(FeedError::Failed {
+                        reason: Arc::clone(&failed.reason),
+                    }));
+                    Some(failed)
+                }
+            },
+            Request::Promote { epoch, floor, reply } => match promote(shared, core, epoch, floor) {
+                Ok(outcome) => {
+                    publish(shared, core, &mut appended);
+                    shared.local.advance(core.last());
+                    let _ = reply.send(outcome);
+                    None
+                }
+                Err(failed) => {
+                    shared.poison(&failed);
+                    let _ = reply.send(Err(PromoteError::Failed {
+                        reason: Arc::clone(&failed.reason),
+                    }));
+                    Some(failed)
+                }
+            },
             Request::Append { group, reply, .. } => match core.append(group) {
                 Ok(lsns) => {
                     appended.push((reply, lsns));
@@ -328,8 +405,43 @@ fn batch(shared: &Shared, core: &mut LogCore, requests: Vec<Request>) -> Result<
         return Err(failed);
     }
     publish(shared, core, &mut appended);
+    // Who fed frames hears of a failure by its reply going away.
     shared.local.advance(core.sync()?);
+    for (reply, lsn) in fed {
+        let _ = reply.send(Ok(lsn));
+    }
     Ok(())
+}
+
+/// Frames of another writer, where one is followed.
+fn feed(shared: &Shared, core: &mut LogCore, raw: &[u8]) -> Result<Result<Lsn, FeedError>, Failed> {
+    if !shared.following.load(Ordering::Acquire) {
+        return Ok(Err(FeedError::NotFollowing));
+    }
+    Ok(core.feed(raw)?.map_err(FeedError::Damaged))
+}
+
+/// Makes a follower a writer: what it has is sealed, and what comes next is its own.
+fn promote(
+    shared: &Shared,
+    core: &mut LogCore,
+    epoch: Epoch,
+    floor: Lsn,
+) -> Result<Result<(), PromoteError>, Failed> {
+    if !shared.following.load(Ordering::Acquire) {
+        return Ok(Err(PromoteError::NotFollowing));
+    }
+    if epoch <= core.epoch() {
+        let found = core.epoch();
+        return Ok(Err(PromoteError::StaleEpoch { asked: epoch, found }));
+    }
+    let (now, floor) = (core.now_micros(), floor.max(core.last()));
+    if now.saturating_add(CLOCK_TOLERANCE_MICROS) < floor.get() {
+        return Ok(Err(PromoteError::ClockBehind { now, floor }));
+    }
+    core.reign(epoch, floor)?;
+    shared.following.store(false, Ordering::Release);
+    Ok(Ok(()))
 }
 
 /// Writes ahead as long as nobody waits.

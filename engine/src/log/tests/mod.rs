@@ -2,6 +2,7 @@
 
 mod ahead;
 mod compaction;
+mod follow;
 mod install;
 mod recent;
 

@@ -191,27 +191,12 @@ impl AccountsView {
         self.handle.clone()
     }
 
-    /// The schema steps that this program has and the view does not, oldest first. Each must go into the log as an
-    /// [`Change::AccountsMigration`] and be applied before services start.
+    /// See [`Accounts::missing_migrations`].
     ///
     /// # Errors
-    /// [`AccountsError::NewerSchema`] if the view has a step that this program does not know.
+    /// As there.
     pub fn missing_migrations(&self) -> Result<Vec<Migration>, AccountsError> {
-        let present: Vec<String> = self.handle.read_blocking(|conn| {
-            let mut names = conn.prepare("SELECT name FROM view_migration ORDER BY lsn, name")?;
-            let names = names.query_map([], |row| row.get(0))?;
-            Ok::<_, AccountsError>(names.collect::<rusqlite::Result<_>>()?)
-        })?;
-        if let Some(name) = present
-            .iter()
-            .find(|name| !MIGRATIONS.iter().any(|step| step.name == **name))
-        {
-            return Err(AccountsError::NewerSchema { name: name.clone() });
-        }
-        let missing = MIGRATIONS
-            .iter()
-            .filter(|step| !present.iter().any(|name| name == step.name));
-        Ok(missing.copied().collect())
+        self.handle.missing_migrations()
     }
 }
 
@@ -335,6 +320,29 @@ impl Drop for AccountsView {
 }
 
 impl Accounts {
+    /// The schema steps that this program has and the view does not, oldest first. Each must go into the log as an
+    /// [`Change::AccountsMigration`] and be applied before services start.
+    ///
+    /// # Errors
+    /// [`AccountsError::NewerSchema`] if the view has a step that this program does not know.
+    pub fn missing_migrations(&self) -> Result<Vec<Migration>, AccountsError> {
+        let present: Vec<String> = self.read_blocking(|conn| {
+            let mut names = conn.prepare("SELECT name FROM view_migration ORDER BY lsn, name")?;
+            let names = names.query_map([], |row| row.get(0))?;
+            Ok::<_, AccountsError>(names.collect::<rusqlite::Result<_>>()?)
+        })?;
+        if let Some(name) = present
+            .iter()
+            .find(|name| !MIGRATIONS.iter().any(|step| step.name == **name))
+        {
+            return Err(AccountsError::NewerSchema { name: name.clone() });
+        }
+        let missing = MIGRATIONS
+            .iter()
+            .filter(|step| !present.iter().any(|name| name == step.name));
+        Ok(missing.copied().collect())
+    }
+
     /// The LSN of the last entry that reads can see.
     #[must_use]
     pub fn applied(&self) -> Lsn {

@@ -32,6 +32,8 @@ use crate::store::{Created, ObjectName, ReplicaStore, StoreError};
 const MAX_LISTED: usize = 1_000_000;
 /// Headers that are fetched at a time.
 const HEADERS_AT_A_TIME: usize = 32;
+/// How many objects are asked for by name behind the last one that a listing shows: more are those of a writer at work.
+const MAX_PROBES: usize = 64;
 /// How often a claim walks the chain before it gives up: only other claimants and writers cause another round.
 const MAX_ROUNDS: u32 = 64;
 /// How many chunks a claim follows a writer that goes on writing before it gives up.
@@ -205,14 +207,22 @@ pub(crate) async fn read_manifest(
     }
 }
 
-/// The newest manifest, or the empty one if there is none.
+/// The newest manifest, or the empty one if there is none. A listing that is behind does not hide one: the next generation is
+/// asked for by its name.
 pub(crate) async fn newest_manifest(requests: &Requests, log_id: LogId) -> Result<Manifest, ReplicaError> {
     let mut known = Generation::NONE;
     loop {
         match newest_generation(requests, known).await? {
             None => return Ok(Manifest::empty(log_id)),
             Some(generation) => {
-                if let Some(manifest) = read_manifest(requests, log_id, generation).await? {
+                if let Some(mut manifest) = read_manifest(requests, log_id, generation).await? {
+                    for _ in 0..MAX_PROBES {
+                        let next = manifest.generation().next();
+                        match read_manifest(requests, log_id, next).await? {
+                            Some(next) => manifest = next,
+                            None => break,
+                        }
+                    }
                     return Ok(manifest);
                 }
                 // Deleted since the listing, so there is a newer one.
@@ -262,6 +272,21 @@ async fn walk(requests: &Requests, manifest: Manifest) -> Result<ReplicaState, R
             break; // The hole rule: what lies behind a missing ordinal was never acknowledged.
         }
         let object = ordinal.object_name();
+        let header = header.map_err(|source| ReplicaError::Chunk {
+            object: object.clone(),
+            source,
+        })?;
+        end = end
+            .follow(&header)
+            .map_err(|source| ReplicaError::Chain { object, source })?;
+        chain.push(header);
+    }
+    // What a listing that is behind does not show.
+    for _ in 0..MAX_PROBES {
+        let Some(header) = read_header(requests, end.next).await? else {
+            break;
+        };
+        let object = end.next.object_name();
         let header = header.map_err(|source| ReplicaError::Chunk {
             object: object.clone(),
             source,

@@ -107,7 +107,7 @@ pub enum StartError {
     },
 }
 
-fn local(path: &Path) -> impl FnOnce(io::Error) -> StartError {
+pub(crate) fn local(path: &Path) -> impl FnOnce(io::Error) -> StartError {
     let path = path.to_owned();
     move |source| StartError::Local { path, source }
 }
@@ -214,7 +214,7 @@ pub async fn begin(store: &Arc<dyn ReplicaStore>, options: &StartOptions) -> Res
     }
 }
 
-fn open(options: &StartOptions) -> Result<Recovered, OpenError> {
+pub(crate) fn open(options: &StartOptions) -> Result<Recovered, OpenError> {
     Log::recover(options.storage.clone(), &options.data_dir.join(LOG_DIR))
 }
 
@@ -226,7 +226,7 @@ fn facts(recovered: &Recovered) -> Option<LocalFacts> {
     })
 }
 
-fn decide(
+pub(crate) fn decide(
     here: Option<&Recovered>,
     replica: Option<&ReplicaState>,
     known: &[WriterId],
@@ -244,9 +244,23 @@ fn decide(
     ))
 }
 
+/// Whether another process has compacted the replica since this log was last shipped, and there is nothing here to ship.
+fn is_outdated(here: &Recovered, replica: &ReplicaState) -> bool {
+    let local = here.segments().first().map_or(0, |segment| segment.compaction);
+    let there = replica
+        .manifest
+        .segments
+        .first()
+        .map_or(0, |segment| segment.compaction);
+    there > local && here.last_lsn() == replica.end.last_lsn
+}
+
 /// Does the local log hold the replica's newest frames?
 fn overlap(here: &Recovered, replica: &ReplicaState) -> Result<Overlap, ReadError> {
     let same = if here.log_id() != Some(replica.log_id) || here.last_lsn() < replica.end.last_lsn {
+        false
+    } else if is_outdated(here, replica) {
+        // It has what the replica has got rid of, and nothing that the replica has not.
         false
     } else if let Some(chunk) = replica.last_data_chunk() {
         let mut tail = here.reader().tail(chunk.prev_lsn);
@@ -287,7 +301,7 @@ fn overlap(here: &Recovered, replica: &ReplicaState) -> Result<Overlap, ReadErro
 }
 
 /// Moves everything but what is to be kept. The log goes last: while it is there, a crash means to do it again.
-fn set_aside(options: &StartOptions) -> Result<PathBuf, StartError> {
+pub(crate) fn set_aside(options: &StartOptions) -> Result<PathBuf, StartError> {
     let data_dir = &options.data_dir;
     let to = data_dir
         .join(SET_ASIDE_DIR)
@@ -316,7 +330,7 @@ fn set_aside(options: &StartOptions) -> Result<PathBuf, StartError> {
     Ok(to)
 }
 
-fn read_writers(data_dir: &Path) -> Result<Vec<WriterId>, StartError> {
+pub(crate) fn read_writers(data_dir: &Path) -> Result<Vec<WriterId>, StartError> {
     let path = data_dir.join(WRITERS_FILE);
     match std::fs::read_to_string(&path) {
         // A line that is no identity knows nobody, which is the safe side.
@@ -326,7 +340,10 @@ fn read_writers(data_dir: &Path) -> Result<Vec<WriterId>, StartError> {
     }
 }
 
-fn write_writers(data_dir: &Path, writers: impl Iterator<Item = WriterId>) -> Result<(), StartError> {
+pub(crate) fn write_writers(
+    data_dir: &Path,
+    writers: impl Iterator<Item = WriterId>,
+) -> Result<(), StartError> {
     use std::io::Write;
     let path = data_dir.join(WRITERS_FILE);
     let text: String = writers.map(|writer| format!("{writer}\n")).collect();

@@ -7,6 +7,7 @@ use std::time::Duration;
 use engine::clock::{Clock, SeededEntropy, SystemClock, SystemEntropy};
 use engine::log::{Draft, Frame, Log, LogConfig, Lsn, Stamp, Watermark};
 use engine::storage::{OsStorage, Storage};
+use shipper::fence::Claim;
 use shipper::restore::{RestoreError, RestoreOptions, Restored, restore};
 use shipper::ship::{ShipConfig, ShipEnd, ShipHandle, ShipState, Shipper};
 use shipper::start::{StartError, StartOptions, Started, begin};
@@ -105,17 +106,45 @@ impl Machine {
             set_aside,
             claim: claim.clone(),
         };
+        let machine = Machine::ship_with(store, log, claim, config, dir, clock);
+        Ok(Machine { started, ..machine })
+    }
+
+    /// Ships a log under a claim.
+    pub fn ship(
+        store: Arc<dyn ReplicaStore>,
+        log: Log,
+        claim: Claim,
+        config: ShipConfig,
+        dir: &Path,
+    ) -> Machine {
+        Machine::ship_with(store, log, claim, config, dir, Arc::new(SystemClock))
+    }
+
+    fn ship_with(
+        store: Arc<dyn ReplicaStore>,
+        log: Log,
+        claim: Claim,
+        config: ShipConfig,
+        dir: &Path,
+        clock: Arc<dyn Clock>,
+    ) -> Machine {
+        let started = Facts {
+            restored: None,
+            set_aside: None,
+            claim: claim.clone(),
+        };
         let (shipper, handle) = Shipper::new(config, store, log.clone(), Watermark::default(), claim, clock);
         let stop = CancellationToken::new();
         let task = tokio::spawn(shipper.run(stop.clone()));
-        Ok(Machine {
+        Machine {
             log,
             handle,
             started,
             dir: dir.to_owned(),
             task,
             stop,
-        })
+        }
     }
 
     /// Appends one group; yields its last LSN. Says nothing about durability.

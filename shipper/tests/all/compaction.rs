@@ -60,6 +60,7 @@ impl Server {
             lsn_floor: claim.lsn_floor,
             log_id: Some(claim.log_id),
             remote: Some(claim.before.last_lsn),
+            follow: false,
             on_replay: Box::new(|_| {}),
         };
         let engine = tokio::task::spawn_blocking(move || {

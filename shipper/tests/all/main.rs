@@ -13,6 +13,7 @@ mod cost;
 mod damage;
 mod erase;
 mod faults;
+mod follow;
 mod retention;
 mod round_trip;
 mod simulation;

@@ -3,7 +3,7 @@
 use engine::log::Lsn;
 use serde_json::{Value, json};
 use shipper::ship::{ShipHandle, ShipState};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::auth::admin::AdminAuth;
 use crate::auth::tokens::SessionTokens;
@@ -14,10 +14,11 @@ use crate::service::blobs::Blobs;
 use crate::service::core::Core;
 use crate::service::mail::Mailer;
 use crate::service::names::Names;
-use crate::service::replication::{Condition, Replication};
+use crate::service::replication::{Condition, LAG_MAX_SECONDS, Replication};
 use crate::service::repos::Repos;
 use crate::service::repos::export::Exports;
 use crate::service::repos::import::Imports;
+use crate::service::succession::Peers;
 use crate::xrpc::room::BodyRoom;
 
 /// Everything a request may need.
@@ -48,10 +49,12 @@ pub struct App {
     pub imports: Imports,
     /// The memory for request bodies.
     pub bodies: BodyRoom,
-    /// Replication, if there is a replica.
-    pub shipper: Option<ShipHandle>,
+    /// Replication, if there is a replica: of the writer. A standby gets it when it is promoted.
+    pub shipper: OnceLock<ShipHandle>,
     /// How it is and what it costs.
-    pub replication: Option<Replication>,
+    pub replication: OnceLock<Replication>,
+    /// Other servers on the same replica.
+    pub peers: Arc<Peers>,
 }
 
 /// What `/_health/ready` or `/_health/replication` answers.
@@ -75,7 +78,7 @@ impl App {
         let engine = self.engine.health();
         let mut ready = engine.failed.is_none() && engine.fenced.is_none();
         let mut replica = Value::Null;
-        if let Some(shipper) = &self.shipper {
+        if let Some(shipper) = self.shipper.get() {
             let lag = shipper.lag();
             let state = shipper.state();
             ready &= matches!(state, ShipState::Shipping | ShipState::Retrying { .. });
@@ -86,17 +89,31 @@ impl App {
                 "lagEntries": lag.entries,
             });
         }
+        let following = self.peers.following.lock().clone();
+        let standby = following.as_ref().map(|following| {
+            json!({
+                "writer": following.writer(),
+                "lagSeconds": following.lag_seconds(),
+                "lastError": following.error(),
+            })
+        });
         // A store that is away makes writes wait or fail, and reads go on: whoever takes us from the network for that takes the
         // reads away, too.
-        let degraded = self.replication.as_ref().is_some_and(|replication| {
-            replication.condition(&replication.ship.lag()).0 == Condition::Degraded
-        });
+        let behind = following
+            .as_ref()
+            .is_some_and(|following| following.lag_seconds() > LAG_MAX_SECONDS);
+        let degraded = behind
+            || self.replication.get().is_some_and(|replication| {
+                replication.condition(&replication.ship.lag()).0 == Condition::Degraded
+            });
         let status = match (ready, degraded) {
             (false, _) => "not ready",
             (true, true) => "degraded",
             (true, false) => "ready",
         };
         let json = json!({
+            "role": if following.is_some() { "standby" } else { "writer" },
+            "following": standby,
             "status": status,
             "phase": "serving",
             "durability": self.durability_word(),
@@ -119,7 +136,7 @@ impl App {
     /// How replication is; `details` are for the operator.
     #[must_use]
     pub fn replication_health(&self, details: bool) -> Health {
-        let Some(replication) = &self.replication else {
+        let Some(replication) = self.replication.get() else {
             return Health {
                 ready: true,
                 json: json!({ "state": "none", "durability": self.durability_word() }),
@@ -165,7 +182,7 @@ impl App {
         self.repos.observe_gauges();
         metrics::gauge!("pds_firehose_subscribers").set(self.firehose.subscribers() as f64);
         metrics::gauge!("pds_firehose_lag_seconds_max").set(self.firehose.lag_seconds());
-        if let Some(replication) = &self.replication {
+        if let Some(replication) = self.replication.get() {
             replication.observe_gauges();
         }
     }

@@ -13,10 +13,9 @@ use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::{
     Extensions, HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version, header,
 };
-use axum::routing::{any, get};
+use axum::routing::{any, get, post};
 use futures_util::FutureExt;
 use metrics::Histogram;
-use serde_json::json;
 use tower::{Layer, ServiceExt};
 use tower_http::CompressionLevel;
 use tower_http::compression::CompressionLayer;
@@ -32,56 +31,6 @@ const COMPRESS_FROM_BYTES: u64 = 1024;
 const PREFLIGHT_SECONDS: &str = "86400";
 
 static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-
-/// What answers before the engine is open, and hands over to the real routes afterwards.
-///
-/// Liveness is true from the first moment and readiness only after the hand-over, so that a platform neither kills a
-/// server that replays nor sends it traffic.
-#[derive(Clone, Default)]
-pub struct Gate {
-    inner: Arc<GateInner>,
-}
-
-#[derive(Default)]
-struct GateInner {
-    phase: parking_lot::Mutex<String>,
-    routes: OnceLock<Routes>,
-}
-
-impl Gate {
-    /// Names what the start is busy with.
-    pub fn phase(&self, phase: impl Into<String>) {
-        let phase = phase.into();
-        tracing::info!(%phase, "starting");
-        *self.inner.phase.lock() = phase;
-    }
-
-    /// Names how far the replay is.
-    pub fn replaying(&self, progress: &engine::views::driver::ReplayProgress) {
-        *self.inner.phase.lock() = format!("replaying: {progress:?}");
-    }
-
-    /// Opens the real routes, once.
-    pub fn open(&self, app: Arc<App>) {
-        let _already_open = self.inner.routes.set(Routes::new(app));
-    }
-
-    /// Answers one request.
-    pub async fn answer(&self, request: Request) -> Response<Body> {
-        if let Some(routes) = self.inner.routes.get() {
-            return routes.answer(request).await;
-        }
-        let phase = self.inner.phase.lock().clone();
-        match request.uri().path() {
-            "/_health/live" => plain_json(StatusCode::OK, &json!({ "status": "alive", "phase": phase })),
-            "/_health/ready" => plain_json(
-                StatusCode::SERVICE_UNAVAILABLE,
-                &json!({ "status": "starting", "phase": phase }),
-            ),
-            _ => XrpcError::unavailable(format!("The server is starting: {phase}"), 2).into_http(),
-        }
-    }
-}
 
 /// All routes over an open engine, with what every request passes on its way. Cheap to clone.
 ///
@@ -112,6 +61,9 @@ impl Routes {
             .route("/_health/live", get(pages::live))
             .route("/_health/ready", get(pages::ready))
             .route("/_health/replication", get(pages::replication))
+            .route("/_peers", get(pages::peers::list).post(pages::peers::announce))
+            .route("/_peers/handover", post(pages::peers::poke))
+            .route("/_peers/promote", post(pages::peers::promote))
             .route("/dev/mail", get(pages::mail))
             .route("/metrics", get(pages::metrics))
             .fallback(not_found)

@@ -18,6 +18,7 @@ pub mod client;
 pub mod config;
 pub mod dev;
 pub mod firehose;
+pub mod gate;
 pub mod http;
 pub mod identity;
 pub mod listen;

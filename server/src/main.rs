@@ -24,6 +24,8 @@ struct Arguments {
 enum Command {
     /// Serve (the default).
     Run,
+    /// Follow the writer on the same replica: serve reads and the firehose, and take over by command or when it is gone.
+    Standby,
     /// Serve on this machine alone, with everything embedded: a did:plc directory, a replica in a directory, an account.
     Dev {
         /// Port to listen on; 0 takes a free one.
@@ -80,6 +82,16 @@ fn main() -> ExitCode {
         },
         Command::Run => match Config::from_env() {
             Ok((config, warnings)) => in_runtime(server::start::run(config, warnings)),
+            Err(error) => {
+                eprintln!("{error}");
+                ExitCode::from(EXIT_CONFIG)
+            }
+        },
+        Command::Standby => match Config::from_env() {
+            Ok((mut config, warnings)) => {
+                config.succession.standby = true;
+                in_runtime(server::start::run(config, warnings))
+            }
             Err(error) => {
                 eprintln!("{error}");
                 ExitCode::from(EXIT_CONFIG)

@@ -321,6 +321,7 @@ impl Server {
             waiting_bytes: 16 << 20,
         };
         let repos = Repos::new(core.clone(), keys, limits, 7);
+        let peers = Arc::new(crate::service::succession::Peers::new(&config.jwt_secret));
         let tokens = Arc::new(SessionTokens::new(&config.jwt_secret, &config.service_did));
         let mailer = Arc::new(Mailer::page());
         let accounts = Accounts::new(Parts {
@@ -360,8 +361,9 @@ impl Server {
             accounts,
             repos,
             names,
-            shipper: None,
-            replication: None,
+            shipper: std::sync::OnceLock::new(),
+            replication: std::sync::OnceLock::new(),
+            peers,
         });
         let firehose = tokio::spawn(app.firehose.clone().run());
         Server {

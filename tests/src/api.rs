@@ -135,6 +135,15 @@ impl Api {
         answer(request.basic_auth("admin", Some(password))).await
     }
 
+    /// `POST` of nothing to a path as the administrator.
+    ///
+    /// # Errors
+    /// The connection fails.
+    pub async fn post_as_admin(&self, path: &str, password: &str) -> Result<Answer> {
+        let request = self.http.post(format!("{}{path}", self.url));
+        answer(request.basic_auth("admin", Some(password))).await
+    }
+
     /// An XRPC query.
     ///
     /// # Errors
@@ -280,6 +289,14 @@ fn session(body: &Value) -> Result<Account> {
         access: field(body, "/accessJwt")?,
         refresh: field(body, "/refreshJwt")?,
     })
+}
+
+/// What a success of a procedure that writes a record says.
+///
+/// # Errors
+/// It was none.
+pub fn created(did: &str, answer: &Answer) -> Result<Written> {
+    written(did, &answer.clone().ok()?)
 }
 
 fn written(did: &str, body: &Value) -> Result<Written> {

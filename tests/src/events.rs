@@ -185,6 +185,35 @@ impl Follower {
             .map_or(0, |event| event.seq)
     }
 
+    /// Waits for the event of `commit`.
+    ///
+    /// # Errors
+    /// It does not come, or the server said something it should not have.
+    pub async fn reached(&self, commit: &str, limit: Duration) -> Result<()> {
+        let started = Instant::now();
+        // The newest events are the last ones.
+        while !self
+            .seen()
+            .iter()
+            .rev()
+            .take(1000)
+            .any(|event| event.commit.as_deref() == Some(commit))
+        {
+            anyhow::ensure!(
+                started.elapsed() < limit,
+                "the consumer did not see commit {commit}"
+            );
+            sleep(RECONNECT_AFTER).await;
+        }
+        let problems = self
+            .problems
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        anyhow::ensure!(problems.is_empty(), "the consumer met {problems:?}");
+        Ok(())
+    }
+
     /// Waits for the event of `commit` and gives everything seen.
     ///
     /// # Errors

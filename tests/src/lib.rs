@@ -7,6 +7,7 @@
 pub mod api;
 pub mod azurite;
 pub mod events;
+pub mod ingress;
 pub mod node;
 pub mod process;
 pub mod random;

@@ -118,6 +118,12 @@ impl Process {
         Ok(self.child.try_wait()?)
     }
 
+    /// Its id, while it runs.
+    #[must_use]
+    pub fn id(&self) -> Option<u32> {
+        self.child.id()
+    }
+
     /// Waits until it ends by itself.
     ///
     /// # Errors

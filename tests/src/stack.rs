@@ -149,6 +149,8 @@ impl Stack {
                 "PDS_PLC_ROTATION_KEY_K256_PRIVATE_KEY_HEX",
                 "4d0c9b0f5c1a2e3f4d0c9b0f5c1a2e3f4d0c9b0f5c1a2e3f4d0c9b0f5c1a2e3f",
             ),
+            // A server that was killed cannot be asked to hand over; those that test hand-overs set it.
+            ("PDS_HANDOVER_TIMEOUT_MS", "0"),
             ("PDS_LOG_FORMAT", "json"),
             ("LOG_LEVEL", "info"),
         ];
@@ -228,6 +230,10 @@ impl Pds {
     /// # Errors
     /// The program cannot be started.
     pub fn spawn(settings: &Settings) -> Result<(Process, PathBuf)> {
+        Pds::spawn_as(settings, &[])
+    }
+
+    fn spawn_as(settings: &Settings, arguments: &[&OsStr]) -> Result<(Process, PathBuf)> {
         std::fs::create_dir_all(&settings.data)?;
         let beside = |ending: &str| settings.data.with_extension(ending);
         let port_file = beside("port");
@@ -235,7 +241,7 @@ impl Pds {
         let mut env = settings.env.clone();
         env.push(("PDS_PORT_FILE".to_owned(), port_file.display().to_string()));
         Ok((
-            Process::spawn(&program("pds")?, &[], &env, &beside("log"))?,
+            Process::spawn(&program("pds")?, arguments, &env, &beside("log"))?,
             port_file,
         ))
     }
@@ -245,7 +251,19 @@ impl Pds {
     /// # Errors
     /// It ends, or is not ready in time; its last lines are in the message.
     pub async fn start(settings: &Settings) -> Result<Pds> {
-        let (mut process, port_file) = Pds::spawn(settings)?;
+        Pds::start_as(settings, &[]).await
+    }
+
+    /// Starts a standby and waits until it answers reads.
+    ///
+    /// # Errors
+    /// As [`Pds::start`].
+    pub async fn start_standby(settings: &Settings) -> Result<Pds> {
+        Pds::start_as(settings, &[OsStr::new("standby")]).await
+    }
+
+    async fn start_as(settings: &Settings, arguments: &[&OsStr]) -> Result<Pds> {
+        let (mut process, port_file) = Pds::spawn_as(settings, arguments)?;
         let port = process.port(&port_file).await?;
         let url = format!("http://127.0.0.1:{port}");
         let api = Api::new(&url)?;

@@ -401,7 +401,7 @@ pub fn hash_refresh_id(id: &str) -> String {
 }
 
 /// HMAC-SHA256 under a 32-byte key.
-fn hmac(key: &[u8; 32], message: &[u8]) -> [u8; 32] {
+pub(crate) fn hmac(key: &[u8; 32], message: &[u8]) -> [u8; 32] {
     // Padded to the hash's block, as HMAC itself would do, so that making the key cannot fail.
     let mut block = Zeroizing::new([0; 64]);
     for (to, from) in block.iter_mut().zip(key) {

@@ -159,6 +159,8 @@ pub struct Config {
     pub replica_monthly_requests: Option<u64>,
     /// `PDS_REPLICA_PRICES` over the list prices of the kind of store.
     pub replica_prices: Prices,
+    /// How one server follows another: `PDS_ADVERTISE_URL`, `PDS_LEASE_SECONDS`, `PDS_HANDOVER_*`, `PDS_STANDBY_*`.
+    pub succession: Succession,
     /// `PDS_REPLICA_ADDED_LATENCY_MS`; zero outside development mode.
     pub replica_added_latency: Duration,
     /// `PDS_LOG_SEGMENT_BYTES`.
@@ -195,6 +197,25 @@ pub struct Config {
     pub port_file: Option<PathBuf>,
     /// `LOG_ENABLED`, `LOG_LEVEL`, `PDS_LOG_FORMAT`.
     pub logging: Logging,
+}
+
+/// How the servers on one replica come after each other.
+#[derive(Clone, Debug)]
+pub struct Succession {
+    /// Whether this one stays a standby until it is told otherwise: `pds standby`.
+    pub standby: bool,
+    /// `PDS_ADVERTISE_URL`: where other servers on the replica reach this one; empty if they cannot.
+    pub advertise_url: String,
+    /// `PDS_LEASE_SECONDS`.
+    pub lease: Duration,
+    /// `PDS_HANDOVER_TIMEOUT_MS`; zero takes over at once.
+    pub handover_timeout: Duration,
+    /// `PDS_HANDOVER_POLL_MS`.
+    pub handover_poll: Duration,
+    /// `PDS_STANDBY_POLL_MS`.
+    pub standby_poll: Duration,
+    /// `PDS_STANDBY_TAKE_OVER_SECONDS`; zero only by command.
+    pub take_over_after: Duration,
 }
 
 /// When and how fast the log is compacted.
@@ -280,6 +301,16 @@ impl Config {
         } else {
             format!("https://{}", self.hostname)
         }
+    }
+
+    /// Where other servers on the same replica reach this one: `PDS_ADVERTISE_URL`, or, where only this machine can connect, the
+    /// address that is listened on. Empty if that is not known.
+    #[must_use]
+    pub fn peer_url(&self) -> String {
+        if self.succession.advertise_url.is_empty() && self.bind.is_loopback() {
+            return format!("http://{}", std::net::SocketAddr::new(self.bind, self.port));
+        }
+        self.succession.advertise_url.clone()
     }
 
     /// Reads the configuration from the process's environment; the only place that does.

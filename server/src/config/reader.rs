@@ -15,6 +15,7 @@ use super::memory::{self, BudgetSource, MemoryPlan};
 use super::settings::{self, Kind, Origin};
 use super::{
     AzureAuthSettings, AzureSettings, BlobPlace, Compaction, Config, Durability, LogFormat, Logging, Replica,
+    Succession,
 };
 use crate::listen::Limits;
 use crate::secrets::Secret;
@@ -347,6 +348,7 @@ impl Reader {
             replica_min_interval: self.millis("PDS_REPLICA_MIN_INTERVAL_MS", 10),
             replica_monthly_requests: self.monthly_requests(),
             replica_prices,
+            succession: self.succession(),
             replica_added_latency,
             log_segment_bytes: self.number("PDS_LOG_SEGMENT_BYTES", 64 << 20, 65_536..=4_294_967_296),
             memory,
@@ -425,6 +427,37 @@ impl Reader {
         MemoryPlan::divide(budget, source, &fixed)
             .map_err(|problem| self.problems.push(format!("PDS_MEMORY_BUDGET: {problem}")))
             .ok()
+    }
+
+    fn succession(&mut self) -> Succession {
+        Succession {
+            standby: false,
+            advertise_url: self.advertise_url(),
+            lease: Duration::from_secs(self.number("PDS_LEASE_SECONDS", 90, 3..=3_600)),
+            handover_timeout: self.millis("PDS_HANDOVER_TIMEOUT_MS", 15_000),
+            handover_poll: Duration::from_millis(self.number("PDS_HANDOVER_POLL_MS", 5_000, 10..=3_600_000)),
+            standby_poll: Duration::from_millis(self.number("PDS_STANDBY_POLL_MS", 1_000, 10..=3_600_000)),
+            take_over_after: Duration::from_secs(self.number(
+                "PDS_STANDBY_TAKE_OVER_SECONDS",
+                0,
+                0..=31_536_000,
+            )),
+        }
+    }
+
+    /// Where other servers on the replica reach this one: as set, or by the name that Azure Container Apps gives a revision.
+    fn advertise_url(&mut self) -> String {
+        let of_revision = match (
+            self.text("CONTAINER_APP_REVISION"),
+            self.text("CONTAINER_APP_ENV_DNS_SUFFIX"),
+        ) {
+            (Some(revision), Some(suffix)) => format!("https://{revision}.{suffix}"),
+            _ => String::new(),
+        };
+        if self.text("PDS_ADVERTISE_URL").is_none() {
+            return of_revision;
+        }
+        self.url("PDS_ADVERTISE_URL", "")
     }
 
     fn url(&mut self, name: &'static str, default: &str) -> String {

@@ -31,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
-use crate::http::Gate;
+use crate::gate::Gate;
 use stall::StallGuard;
 
 /// Pause after the system refused a connection (no file descriptors left, say), so that it is not asked in a tight loop.

@@ -1,5 +1,7 @@
 //! Routes outside XRPC: health, metrics, the well-known files, and a banner for people.
 
+pub mod peers;
+
 use std::sync::Arc;
 
 use axum::body::Body;

@@ -8,3 +8,4 @@ pub mod mail;
 pub mod names;
 pub mod replication;
 pub mod repos;
+pub mod succession;

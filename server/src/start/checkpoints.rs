@@ -49,7 +49,7 @@ pub(super) async fn checkpoints(app: Arc<App>, stop: CancellationToken) {
 
 /// Waits until the replica has everything up to the checkpoint, and ships it.
 pub(super) async fn ship_checkpoint(app: &App, dir: &Path, lsn: Lsn) -> Result<(), String> {
-    let (Some(shipper), Some(remote)) = (&app.shipper, app.engine.remote()) else {
+    let (Some(shipper), Some(remote)) = (app.shipper.get(), app.engine.remote()) else {
         return Ok(());
     };
     remote.wait(lsn).await.map_err(|error| error.to_string())?;

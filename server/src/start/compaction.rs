@@ -71,7 +71,7 @@ async fn plan(app: &Arc<App>) -> Option<Plan> {
     } else {
         None
     };
-    let shipped = app.shipper.as_ref().map_or(Lsn::MAX, |shipper| shipper.covered());
+    let shipped = app.shipper.get().map_or(Lsn::MAX, |shipper| shipper.covered());
     let policy = Policy {
         limit: before(app.config.firehose_retention).min(shipped),
         min_dead_share: if settings.enabled {

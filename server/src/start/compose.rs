@@ -1,7 +1,7 @@
 //! The steps of a start: reach the replica, agree with it, open the engine, put the services together.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use engine::blobs::BlobStore;
@@ -9,8 +9,12 @@ use engine::blobs::disk::DiskBlobs;
 use engine::engine::Durability as EngineDurability;
 use engine::{Engine, EngineConfig, EnginePrelude};
 use shipper::blobs::ReplicaBlobs;
+use shipper::fence::Claim;
+use shipper::follow::Tracker;
+use shipper::lease::Lease;
 use shipper::ledger::Ledger;
 use shipper::pace::RequestBudget;
+use shipper::retention::Protect;
 use shipper::ship::{ShipConfig, ShipHandle, Shipper};
 use shipper::start::{StartOptions, Started, begin};
 use shipper::store::azure::{AzureAuth, AzureConfig, AzureStore};
@@ -23,7 +27,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{Doors, ServerError, millis};
+use super::{Beginning, Doors, ServerError, millis};
 use crate::app::App;
 use crate::auth::admin::AdminAuth;
 use crate::auth::password::Passwords;
@@ -31,21 +35,21 @@ use crate::auth::tokens::SessionTokens;
 use crate::client::plc::{HttpPlc, SharedPlc};
 use crate::config::{AzureAuthSettings, AzureSettings, BlobPlace, Config, Durability, Replica};
 use crate::firehose::{Firehose, FirehoseSettings};
-use crate::http::Gate;
+use crate::gate::Gate;
 use crate::secrets::KeyWrap;
 use crate::service::accounts::{Accounts, Parts};
 use crate::service::blobs::Blobs;
 use crate::service::core::Core;
 use crate::service::keys::SigningKeys;
 use crate::service::names::Names;
-use crate::service::replication::Replication;
 use crate::service::repos::export::Exports;
 use crate::service::repos::import::Imports;
 use crate::service::repos::{Limits, Repos};
+use crate::service::succession::Peers;
 use crate::xrpc::room::BodyRoom;
 
 /// In the data directory: what is on its way to or from the replica. Of no use after a crash.
-const SHIP_DIR: &str = "ship-tmp";
+pub(super) const SHIP_DIR: &str = "ship-tmp";
 
 /// A size of the memory plan as the machine counts; what does not fit is as much as there is.
 fn bytes(size: u64) -> usize {
@@ -119,12 +123,8 @@ fn azure_config(settings: &AzureSettings, timeout: Duration) -> AzureConfig {
     config
 }
 
-/// Looks at the replica and the local log, claims the chain and restores what is missing here.
-pub(super) async fn agree(
-    store: &Arc<dyn ReplicaStore>,
-    config: &Config,
-    doors: &Doors,
-) -> Result<Started, ServerError> {
+/// What the shipper's part of a start needs.
+pub(super) fn start_options(config: &Config, doors: &Doors) -> StartOptions {
     let keep = match &config.blobs {
         BlobPlace::Disk(dir) => dir
             .strip_prefix(&config.data_dir)
@@ -133,7 +133,7 @@ pub(super) async fn agree(
             .map(|first| first.as_os_str().to_string_lossy().into_owned()),
         BlobPlace::Replica | BlobPlace::S3(_) => None,
     };
-    let options = StartOptions {
+    StartOptions {
         data_dir: config.data_dir.clone(),
         storage: doors.storage.clone(),
         clock: doors.clock.clone(),
@@ -141,11 +141,17 @@ pub(super) async fn agree(
         request_timeout: config.replica_timeout,
         keep: keep.into_iter().collect(),
         on_progress: None,
-    };
+    }
+}
+
+/// Looks at the replica and the local log, claims the chain and restores what is missing here.
+pub(super) async fn agree(
+    store: &Arc<dyn ReplicaStore>,
+    options: &StartOptions,
+) -> Result<Started, ServerError> {
     let started = Instant::now();
-    let agreed = Box::pin(begin(&for_purpose(store, Purpose::Start), &options))
-        .await
-        .map_err(Box::new)?;
+    let store = for_purpose(store, Purpose::Start);
+    let agreed = Box::pin(begin(&store, options)).await.map_err(Box::new)?;
     tracing::info!(
         decision = ?agreed.decision,
         epoch = agreed.claim.epoch.0,
@@ -156,15 +162,22 @@ pub(super) async fn agree(
     Ok(agreed)
 }
 
-/// Opens log and views under the claim, or for ourselves without a replica, and makes the shipper that belongs to them.
+/// An open engine, and what belongs to it.
+pub(super) struct Opened {
+    pub(super) engine: Engine,
+    /// Of the replica, if there is one and it is ours.
+    pub(super) claim: Option<Claim>,
+    /// Where the writer that is followed goes on, and what its lease says.
+    pub(super) followed: Option<(Tracker, Option<Lease>)>,
+}
+
+/// Opens log and views: under the claim, for ourselves without a replica, or to follow.
 pub(super) async fn open_engine(
     config: &Config,
-    agreed: Option<Started>,
-    store: Option<Arc<dyn ReplicaStore>>,
-    budget: Option<Arc<RequestBudget>>,
+    beginning: Beginning,
     doors: &Doors,
     gate: &Gate,
-) -> Result<(Engine, Option<(Shipper, ShipHandle)>), ServerError> {
+) -> Result<Opened, ServerError> {
     let durability = match config.durability {
         Durability::Local => EngineDurability::Local,
         Durability::Remote => EngineDurability::Remote,
@@ -176,9 +189,12 @@ pub(super) async fn open_engine(
     engine_config.log.mapped_bytes = config.memory.mapped_log;
     engine_config.index_cache_bytes = bytes(config.memory.index_cache);
     engine_config.backlog_bytes_max = config.unshipped_bytes;
-    let (claim, recovered) = match agreed {
-        Some(started) => (Some(started.claim), Some(started.recovered)),
-        None => (None, None),
+    let (claim, recovered, followed) = match beginning {
+        Beginning::Alone => (None, None, None),
+        Beginning::Claimed(started) => (Some(started.claim), Some(started.recovered), None),
+        Beginning::Following(standby, lease) => {
+            (None, Some(standby.recovered), Some((standby.tracker, lease)))
+        }
     };
     let (clock, entropy, storage) = (doors.clock.clone(), doors.entropy.clone(), doors.storage.clone());
     let options = claim.as_ref().map(|claim| {
@@ -189,6 +205,7 @@ pub(super) async fn open_engine(
             claim.replica.end.last_lsn,
         )
     });
+    let follow = followed.as_ref().map(|(tracker, _)| tracker.end().log_id);
     let progress = gate.clone();
     let opened = tokio::task::spawn_blocking(move || {
         let prelude = match recovered {
@@ -205,44 +222,65 @@ pub(super) async fn open_engine(
             start.log_id = Some(log_id);
             start.remote = Some(remote);
         }
+        if let Some(log_id) = follow {
+            start.follow = true;
+            start.log_id = Some(log_id);
+            start.remote = Some(prelude.last_lsn());
+        }
         start.on_replay = Box::new(move |replay| progress.replaying(&replay));
         prelude.start(clock, &*entropy, start)
     });
     let engine = opened
         .await
         .map_err(|error| ServerError::Other(error.to_string()))??;
-    let shipper = match (claim, store, engine.remote().cloned()) {
-        (Some(claim), Some(store), Some(remote)) => {
-            let ship_dir = config.data_dir.join(SHIP_DIR);
-            empty_dir(&ship_dir).map_err(|error| ServerError::io(&ship_dir, error))?;
-            let ship_config = ShipConfig {
-                in_flight: config.replica_in_flight,
-                chunk_bytes: config.memory.chunk_bytes(config.replica_in_flight),
-                request_timeout: config.replica_timeout,
-                min_interval: (durability == EngineDurability::Local
-                    && !config.replica_min_interval.is_zero())
-                .then_some(config.replica_min_interval),
-                budget,
-                temp_dir: ship_dir,
-                pitr_window: config.pitr_window,
-                ..ShipConfig::default()
-            };
-            Some(Shipper::new(
-                ship_config,
-                store,
-                engine.log().clone(),
-                remote,
-                claim,
-                doors.clock.clone(),
-            ))
-        }
-        _ => None,
+    Ok(Opened {
+        engine,
+        claim,
+        followed,
+    })
+}
+
+/// Makes the shipper of a claimed replica.
+pub(super) fn make_shipper(
+    config: &Config,
+    engine: &Engine,
+    claim: Claim,
+    store: Arc<dyn ReplicaStore>,
+    budget: Option<Arc<RequestBudget>>,
+    peers: Arc<Peers>,
+    doors: &Doors,
+) -> Result<(Shipper, ShipHandle), ServerError> {
+    let Some(remote) = engine.remote().cloned() else {
+        return Err(ServerError::Other(
+            "the engine knows of no replica; this is a mistake in this program".to_owned(),
+        ));
     };
-    Ok((engine, shipper))
+    let ship_dir = config.data_dir.join(SHIP_DIR);
+    empty_dir(&ship_dir).map_err(|error| ServerError::io(&ship_dir, error))?;
+    let ship_config = ShipConfig {
+        in_flight: config.replica_in_flight,
+        chunk_bytes: config.memory.chunk_bytes(config.replica_in_flight),
+        request_timeout: config.replica_timeout,
+        min_interval: (config.durability == Durability::Local && !config.replica_min_interval.is_zero())
+            .then_some(config.replica_min_interval),
+        budget,
+        temp_dir: ship_dir,
+        pitr_window: config.pitr_window,
+        protect: Protect::new(move || peers.oldest_position()),
+        ..ShipConfig::default()
+    };
+    Ok(Shipper::new(
+        ship_config,
+        store,
+        engine.log().clone(),
+        remote,
+        claim,
+        doors.clock.clone(),
+    ))
 }
 
 /// Makes a directory, or removes what a crash has left in it.
-fn empty_dir(dir: &Path) -> std::io::Result<()> {
+pub(super) fn empty_dir(dir: &Path) -> std::io::Result<()> {
     match std::fs::remove_dir_all(dir) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -264,7 +302,6 @@ pub(super) struct Background {
 pub(super) async fn compose(
     config: Arc<Config>,
     core: Core,
-    replication: Option<Replication>,
     store: Option<Arc<dyn ReplicaStore>>,
     doors: &Doors,
     background: &Background,
@@ -299,6 +336,7 @@ pub(super) async fn compose(
         Limits::new(bytes(config.memory.trees), bytes(config.memory.bodies)),
         u16::from(clock_id[0] % 32),
     );
+    let peers = Arc::new(Peers::new(&config.jwt_secret));
     let tokens = Arc::new(SessionTokens::new(&config.jwt_secret, &config.service_did));
     let blob_store: Arc<dyn BlobStore> = match (&config.blobs, store) {
         (BlobPlace::S3(settings), _) => {
@@ -370,7 +408,8 @@ pub(super) async fn compose(
         accounts,
         repos,
         names,
-        shipper: replication.as_ref().map(|replication| replication.ship.clone()),
-        replication,
+        shipper: OnceLock::new(),
+        replication: OnceLock::new(),
+        peers,
     }))
 }

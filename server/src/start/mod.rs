@@ -1,12 +1,16 @@
 //! From settings to a serving process, and from a signal to a stopped one.
 //!
-//! Start: listen (health answers at once) → agree with the replica (look, claim, restore) → open log and views (replay) →
-//! ship → finish interrupted sign-ups → serve. Stop: take no more requests → drain → ship everything and hand over →
+//! Start: listen (health answers at once) → agree with the replica (look; beside a living writer follow it and ask for the
+//! hand-over; claim, restore) → open log and views (replay) → ship → finish interrupted sign-ups → serve. Stop: take no more requests → drain → ship everything and hand over →
 //! persist the views → end. Whoever fences us, or a failing log, ends the process: it answers errors until it is gone.
 
 mod checkpoints;
 mod compaction;
 mod compose;
+mod follow;
+mod handover;
+mod lease;
+mod pursuit;
 mod removals;
 
 use std::net::SocketAddr;
@@ -18,16 +22,21 @@ use engine::clock::{Clock, Entropy, SystemClock, SystemEntropy};
 use engine::engine::{EngineError, Shutdown};
 use engine::log::{Epoch, Lsn};
 use engine::storage::{OsStorage, Storage};
+use shipper::fence::Claim;
+use shipper::lease::Lease;
 use shipper::ledger::Ledger;
 use shipper::ship::{ShipEnd, ShipHandle, ShipState};
-use shipper::store::{ReplicaStore, StoreError};
+use shipper::standby::{self, Holder, Standby};
+use shipper::start::{StartOptions, Started};
+use shipper::store::counted::Purpose;
+use shipper::store::{ReplicaStore, StoreError, for_purpose};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::app::App;
 use crate::config::{Config, ConfigError};
-use crate::http::Gate;
+use crate::gate::Gate;
 use crate::listen;
 use crate::service::core::Core;
 use crate::service::mail::Mailer;
@@ -35,7 +44,12 @@ use crate::service::replication::Replication;
 use crate::telemetry;
 use checkpoints::checkpoints;
 use compaction::compaction;
-use compose::{Background, agree, budget, compose, open_engine, open_store};
+use compose::{
+    Background, SHIP_DIR, agree, budget, compose, empty_dir, make_shipper, open_engine, open_store,
+    start_options,
+};
+use lease::LeaseTask;
+use pursuit::Pursuit;
 
 /// Why the server did not start, or stopped.
 #[derive(Debug, thiserror::Error)]
@@ -126,6 +140,10 @@ where
     });
 
     allow_many_connections();
+    // A file that may not grow is an error like a full disk, and not the end of the process.
+    let _file_size = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::from_raw(
+        rustix::process::Signal::XFSZ.as_raw(),
+    ));
     let address = SocketAddr::new(config.bind, config.port);
     let listener = TcpListener::bind(address)
         .await
@@ -147,14 +165,14 @@ where
     tracing::info!(%address, port, url = config.public_url(), "listening");
 
     let started = Instant::now();
-    let running = tokio::select! {
+    let mut running = tokio::select! {
         running = Running::start(Arc::new(config), mailer, &gate) => running?,
         () = stop.cancelled() => return Ok(()),
     };
     tracing::info!(ms = millis(started.elapsed()), "serving");
     ready(running.app.clone()).await?;
 
-    let failure = running.watch(&stop).await;
+    let failure = running.serve(&gate, &stop).await;
     running.stop(failure, http_stop, http).await
 }
 
@@ -179,10 +197,22 @@ struct Doors {
 /// A server that serves, with everything that must be ended.
 struct Running {
     app: Arc<App>,
+    doors: Doors,
     tasks: TaskTracker,
+    /// Ends subscriptions and everything else that runs beside the requests.
     background: CancellationToken,
+    /// Ends what only a writer does.
+    work: CancellationToken,
+    replica: Option<(Arc<dyn ReplicaStore>, StartOptions)>,
+    /// What the replica's store was asked.
+    ledger: Arc<Ledger>,
+    /// What a standby follows, until it is promoted.
+    pursuit: Option<Pursuit>,
+    lease: Option<LeaseTask>,
     shipping: Option<tokio::task::JoinHandle<ShipEnd>>,
     shipping_stop: CancellationToken,
+    /// Everything is shipped, and the reign was ended.
+    reign_ended: bool,
     firehose: tokio::task::JoinHandle<Result<(), engine::log::ReadError>>,
     _threads: FirehoseThreads,
 }
@@ -235,50 +265,40 @@ impl Running {
         std::fs::create_dir_all(&config.data_dir)
             .map_err(|error| ServerError::io(&config.data_dir, error))?;
         let ledger = Arc::new(Ledger::default());
-        let store = match &config.replica {
+        let replica = match &config.replica {
             None => None,
             Some(replica) => {
                 gate.phase("reaching the replica");
-                Some(open_store(replica, &config, &ledger).await?)
+                let store = open_store(replica, &config, &ledger).await?;
+                Some((store, start_options(&config, &doors)))
             }
         };
-        let agreed = match &store {
-            None => None,
-            Some(store) => {
-                gate.phase("agreeing with the replica");
-                Some(agree(store, &config, &doors).await?)
-            }
-        };
+        let beginning = begin(&config, replica.as_ref(), gate).await?;
         gate.phase("opening the log and replaying");
-        let budget = budget(&config, &ledger);
-        let (engine, shipper) =
-            open_engine(&config, agreed, store.clone(), budget.clone(), &doors, gate).await?;
+        let opened = open_engine(&config, beginning, &doors, gate).await?;
+        let mut claim = opened.claim;
+        let mut pursuit = match (opened.followed, &replica) {
+            (Some((tracker, lease)), Some((store, options))) => {
+                let (store, options) = (for_purpose(store, Purpose::Follow), options.clone());
+                let engine = opened.engine.clone();
+                let pursuit = Pursuit::new(config.clone(), store, options, tracker, engine)?;
+                if let Some(lease) = lease {
+                    pursuit.following.writer_at(&lease.url);
+                }
+                Some(pursuit)
+            }
+            _ => None,
+        };
+        if let Some(mut taking) = pursuit.take_if(|_| !config.succession.standby) {
+            gate.phase("taking over from the writer");
+            claim = Some(taking.take_over().await?);
+        }
         let core = Core::new(
-            engine,
+            opened.engine,
             doors.clock.clone(),
             doors.entropy.clone(),
             config.write_timeout,
         );
-        let shipping_stop = CancellationToken::new();
-        let (shipping, handle) = match shipper {
-            None => (None, None),
-            Some((shipper, handle)) => {
-                let (stop, engine) = (shipping_stop.clone(), core.clone());
-                let shipping = tokio::spawn(async move {
-                    let end = shipper.run(stop).await;
-                    if let ShipEnd::Fenced { by } = &end {
-                        engine.fence(*by);
-                    }
-                    end
-                });
-                (Some(shipping), Some(handle))
-            }
-        };
-        gate.phase("bringing the views up to date");
-        core.ready()
-            .await
-            .map_err(|error| ServerError::Other(error.to_string()))?;
-
         let tasks = TaskTracker::new();
         let background = CancellationToken::new();
         let threads = FirehoseThreads::new()?;
@@ -287,21 +307,90 @@ impl Running {
             stop: background.clone(),
             firehose: threads.handle(),
         };
-        let place = store.as_ref().map(ReplicaStore::describe).unwrap_or_default();
-        let replication = handle.map(|ship| Replication {
-            ship,
-            place,
+        let store = replica.as_ref().map(|(store, _)| store.clone());
+        let app = compose(config, core, store, &doors, &beside).await?;
+        let mut running = Running {
+            firehose: threads.handle().spawn(app.firehose.clone().run()),
+            app: app.clone(),
+            doors,
+            tasks,
+            work: background.child_token(),
+            background: background.clone(),
+            replica,
             ledger,
-            prices: config.replica_prices,
-            budget,
-            clock: doors.clock.clone(),
-        });
-        let app = compose(config, core, replication, store, &doors, &beside).await?;
+            pursuit,
+            lease: None,
+            shipping: None,
+            shipping_stop: CancellationToken::new(),
+            reign_ended: false,
+            _threads: threads,
+        };
+        match &running.pursuit {
+            Some(pursuit) => {
+                *app.peers.following.lock() = Some(pursuit.following.clone());
+                gate.follow(pursuit.following.clone());
+            }
+            None => running.lead(claim, gate).await?,
+        }
+        running
+            .tasks
+            .spawn(telemetry::metrics::upkeep(background.clone()));
+        gate.open(app);
+        Ok(running)
+    }
+
+    /// Begins to do what a writer does.
+    async fn lead(&mut self, claim: Option<Claim>, gate: &Gate) -> Result<(), ServerError> {
+        let app = &self.app;
+        let other = |error: &dyn std::fmt::Display| ServerError::Other(error.to_string());
+        if let (Some(claim), Some((store, _))) = (claim, &self.replica) {
+            let lease = match &app.config.replica {
+                Some(replica) => {
+                    let clock = self.doors.clock.clone();
+                    Some(LeaseTask::start(&app.config, replica, &self.ledger, &claim, clock).await?)
+                }
+                None => None,
+            };
+            self.lease = lease;
+            let engine = app.engine.clone();
+            let budget = budget(&app.config, &self.ledger);
+            let place = store.describe();
+            let (shipper, handle) = make_shipper(
+                &app.config,
+                &engine,
+                claim,
+                store.clone(),
+                budget.clone(),
+                app.peers.clone(),
+                &self.doors,
+            )?;
+            let replication = Replication {
+                ship: handle.clone(),
+                place,
+                ledger: self.ledger.clone(),
+                prices: app.config.replica_prices,
+                budget,
+                clock: self.doors.clock.clone(),
+            };
+            let stop = self.shipping_stop.clone();
+            self.shipping = Some(tokio::spawn(async move {
+                let end = shipper.run(stop).await;
+                if let ShipEnd::Fenced { by } = &end {
+                    engine.fence(*by);
+                }
+                end
+            }));
+            if app.shipper.set(handle).is_err() || app.replication.set(replication).is_err() {
+                return Err(ServerError::Other("the log is shipped already".to_owned()));
+            }
+        }
+        gate.phase("bringing the views up to date");
+        app.engine.ready().await.map_err(|error| other(&error))?;
         let buried = app
             .accounts
             .bury_abandoned()
             .await
-            .map_err(|error| ServerError::Other(error.to_string()))?;
+            .map_err(|error| other(&error))?;
         if buried > 0 {
             tracing::warn!(buried, "interrupted sign-ups were cleaned up");
         }
@@ -309,61 +398,76 @@ impl Running {
             .accounts
             .set_restored_right()
             .await
-            .map_err(|error| ServerError::Other(error.to_string()))?;
+            .map_err(|error| other(&error))?;
         if set_right > 0 {
             tracing::warn!(
                 repos = set_right,
                 "the store was restored to an earlier moment; the repos that this has set back are announced"
             );
         }
-        app.imports
-            .give_up_unfinished()
-            .map_err(|error| ServerError::Other(error.to_string()))?;
-        tasks.spawn(telemetry::metrics::upkeep(background.clone()));
-        let firehose = threads.handle().spawn(app.firehose.clone().run());
-        tasks.spawn(checkpoints(app.clone(), background.clone()));
-        tasks.spawn(compaction(app.clone(), background.clone()));
-        gate.open(app.clone());
-        Ok(Running {
-            app,
-            tasks,
-            background,
-            shipping,
-            shipping_stop,
-            firehose,
-            _threads: threads,
-        })
+        app.imports.give_up_unfinished().map_err(|error| other(&error))?;
+        self.tasks.spawn(checkpoints(app.clone(), self.work.clone()));
+        self.tasks.spawn(compaction(app.clone(), self.work.clone()));
+        *app.peers.following.lock() = None;
+        gate.lead();
+        Ok(())
     }
 
     /// Returns when the server should stop: with an error if something failed.
-    async fn watch(&self, stop: &CancellationToken) -> Option<ServerError> {
-        let engine = &self.app.engine;
-        let failed = async {
-            // The log's failure, the views' own, and the end of shipping: whatever the durability, a server that no
-            // longer replicates must not go on as if it did.
-            let shipped = async {
-                match engine.remote() {
-                    Some(remote) => remote.wait(Lsn::MAX).await,
-                    None => std::future::pending().await,
-                }
+    async fn serve(&mut self, gate: &Gate, stop: &CancellationToken) -> Option<ServerError> {
+        if let Some(mut pursuit) = self.pursuit.take() {
+            let promoted = tokio::select! {
+                promoted = follow::until_promoted(&mut pursuit, &self.app, stop) => promoted,
+                failure = self.failure() => Err(failure),
             };
-            tokio::select! {
-                failed = engine.applied().wait(Lsn::MAX) => failed,
-                failed = engine.local().wait(Lsn::MAX) => failed,
-                failed = shipped => failed,
+            match promoted {
+                Ok(None) => return None,
+                Err(error) => return Some(error),
+                Ok(claim) => {
+                    if let Err(error) = self.lead(claim, gate).await {
+                        return Some(error);
+                    }
+                }
+            }
+        }
+        let (app, replica, epoch) = (self.app.clone(), self.replica.clone(), self.app.engine.epoch());
+        let asked = async move {
+            match replica {
+                Some((store, _)) => handover::request(app, store, epoch).await,
+                None => std::future::pending().await,
             }
         };
-        tokio::select! {
-            () = stop.cancelled() => None,
-            failed = failed => Some(self.why(failed.err().map(|failed| failed.reason.to_string()))),
-        }
+        let request = tokio::select! {
+            () = stop.cancelled() => return None,
+            failure = self.failure() => return Some(failure),
+            request = asked => request,
+        };
+        self.hand_over(&request, gate, stop).await.err()
+    }
+
+    /// Resolves when the log, the views or the shipping has failed.
+    async fn failure(&self) -> ServerError {
+        let engine = &self.app.engine;
+        // Whatever the durability, a server that no longer replicates must not go on as if it did.
+        let shipped = async {
+            match engine.remote() {
+                Some(remote) => remote.wait(Lsn::MAX).await,
+                None => std::future::pending().await,
+            }
+        };
+        let failed = tokio::select! {
+            failed = engine.applied().wait(Lsn::MAX) => failed,
+            failed = engine.local().wait(Lsn::MAX) => failed,
+            failed = shipped => failed,
+        };
+        self.why(failed.err().map(|failed| failed.reason.to_string()))
     }
 
     /// The failure behind a failed engine, which may be the shipper's.
     fn why(&self, reason: Option<String>) -> ServerError {
         match (
             self.app.engine.health().fenced,
-            self.app.shipper.as_ref().map(ShipHandle::state),
+            self.app.shipper.get().map(ShipHandle::state),
         ) {
             (Some(by), _) | (None, Some(ShipState::Fenced { by })) => ServerError::Fenced { by },
             _ => ServerError::Other(format!(
@@ -373,8 +477,14 @@ impl Running {
         }
     }
 
+    async fn release_lease(&mut self) {
+        if let Some(lease) = self.lease.take() {
+            lease.release().await;
+        }
+    }
+
     async fn stop(
-        self,
+        mut self,
         failure: Option<ServerError>,
         http_stop: CancellationToken,
         http: tokio::task::JoinHandle<()>,
@@ -389,9 +499,11 @@ impl Running {
             tracing::warn!("some requests were still running and are cut off");
         }
         let mut outcome = failure.map_or(Ok(()), Err);
-        if outcome.is_ok() {
+        if outcome.is_ok() && !self.reign_ended {
             outcome = self.end_in_order(left().mul_f32(0.8)).await;
         }
+        // Others need not wait for a writer that says it is gone, whatever the reason.
+        self.release_lease().await;
         self.shipping_stop.cancel();
         if let Some(shipping) = self.shipping {
             let _aborted = tokio::time::timeout(Duration::from_secs(1), shipping).await;
@@ -417,24 +529,105 @@ impl Running {
             })
             .await;
         let mut outcome = quiet.map_err(|error| ServerError::Other(error.to_string()));
-        if let Some(shipper) = &self.app.shipper {
-            let report = shipper.drain(limit.saturating_sub(started.elapsed()), true).await;
-            tracing::info!(
-                complete = report.complete,
-                handed_over = report.handed_over,
-                remote = report.remote.get(),
-                "shipped"
-            );
-            if !report.complete {
-                let error = report.error.unwrap_or_default();
-                outcome = Err(ServerError::Other(format!(
-                    "stopped before everything was in the replica ({error}); start again on the same disk to ship the rest"
-                )));
-            }
-        }
+        outcome = self
+            .ship_the_rest(limit.saturating_sub(started.elapsed()))
+            .await
+            .and(outcome);
         let closed = engine.close().await;
         outcome.and(closed.map_err(|error| ServerError::Other(error.to_string())))
     }
+
+    /// Ends the reign while reads go on: what was appended is applied and shipped, and a hand-over written.
+    async fn end_reign(&mut self, limit: Duration) -> Result<(), ServerError> {
+        let started = Instant::now();
+        let engine = &self.app.engine;
+        let applied = tokio::time::timeout(limit, engine.applied().wait(engine.appended().get())).await;
+        match applied {
+            Ok(Ok(_)) => {}
+            Ok(Err(failed)) => return Err(self.why(Some(failed.reason.to_string()))),
+            Err(_) => {
+                return Err(ServerError::Other(
+                    "writes are not durable in time to hand over".to_owned(),
+                ));
+            }
+        }
+        self.ship_the_rest(limit.saturating_sub(started.elapsed()))
+            .await?;
+        self.reign_ended = true;
+        Ok(())
+    }
+
+    /// Ships everything and ends the reign, if there is a replica.
+    async fn ship_the_rest(&self, limit: Duration) -> Result<(), ServerError> {
+        let Some(shipper) = self.app.shipper.get() else {
+            return Ok(());
+        };
+        let report = shipper.drain(limit, true).await;
+        tracing::info!(
+            complete = report.complete,
+            handed_over = report.handed_over,
+            remote = report.remote.get(),
+            "shipped"
+        );
+        if report.complete {
+            return Ok(());
+        }
+        let error = report.error.unwrap_or_default();
+        Err(ServerError::Other(format!(
+            "stopped before everything was in the replica ({error}); start again on the same disk to ship the rest"
+        )))
+    }
+}
+
+/// What a start finds out before it opens anything.
+enum Beginning {
+    /// There is no replica.
+    Alone,
+    /// The replica is ours.
+    Claimed(Box<Started>),
+    /// Another server's log is followed.
+    Following(Box<Standby>, Option<Lease>),
+}
+
+/// Claims the replica, or prepares to follow its writer.
+async fn begin(
+    config: &Config,
+    replica: Option<&(Arc<dyn ReplicaStore>, StartOptions)>,
+    gate: &Gate,
+) -> Result<Beginning, ServerError> {
+    let Some((store, options)) = replica else {
+        if config.succession.standby {
+            return Err(ServerError::Other(
+                "a standby follows a replica: set PDS_REPLICA_URL".to_owned(),
+            ));
+        }
+        return Ok(Beginning::Alone);
+    };
+    gate.phase("agreeing with the replica");
+    let store = &for_purpose(store, Purpose::Start);
+    let temp = config.data_dir.join(SHIP_DIR);
+    let follow = async |lease| {
+        gate.phase("following the writer");
+        empty_dir(&temp).map_err(|error| ServerError::io(&temp, error))?;
+        let standby = Box::pin(standby::begin(store, options, &temp)).await;
+        let standby = standby.map_err(|error| ServerError::Other(format!("{error:#}")))?;
+        Ok(Beginning::Following(Box::new(standby), lease))
+    };
+    if config.succession.standby {
+        return follow(None).await;
+    }
+    if !config.succession.handover_timeout.is_zero()
+        && let Holder::Another { epoch, .. } = standby::holder(store, options).await.map_err(Box::new)?
+        && let Some(lease) = pursuit::writer_of(store, options, epoch, &lease::instance(config)).await?
+    {
+        tracing::info!(
+            epoch = epoch.0,
+            at = lease.url,
+            "there is a writer, which is asked to hand over"
+        );
+        return follow(Some(lease)).await;
+    }
+    Ok(Beginning::Claimed(Box::new(agree(store, options).await?)))
 }
 
 /// Resolves on SIGTERM or SIGINT.

@@ -63,7 +63,7 @@ impl Removals {
         }
         let local = erase(app).await?;
         let aside = self.is_set_aside(app);
-        if let Some(shipper) = &app.shipper {
+        if let Some(shipper) = app.shipper.get() {
             ship_clean_checkpoint(app, shipper, &removals, local).await?;
         }
         let now = Lsn::saturating(app.engine.now_micros());
@@ -76,14 +76,14 @@ impl Removals {
             if seen.blobs && !aside && local.through >= removal.lsn {
                 seen.local.get_or_insert(now);
             }
-            let replica = app.shipper.as_ref();
+            let replica = app.shipper.get();
             if seen.blobs
                 && replica.is_none_or(|shipper| shipper.erased().is_without(removal.lsn, local.views))
             {
                 seen.replica.get_or_insert(now);
             }
             if let (Some(local), Some(replica)) = (seen.local, seen.replica) {
-                tell(removal, local, app.shipper.is_some().then_some(replica));
+                tell(removal, local, app.shipper.get().is_some().then_some(replica));
                 gone.push(removal.clone());
             }
         }

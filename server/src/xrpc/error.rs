@@ -77,6 +77,13 @@ impl XrpcError {
         }
     }
 
+    /// The same under another name.
+    #[must_use]
+    pub fn named(mut self, name: &'static str) -> XrpcError {
+        self.name = name.into();
+        self
+    }
+
     /// The HTTP answer.
     #[must_use]
     pub fn into_http(self) -> Response<Body> {

@@ -11,3 +11,4 @@ mod outage;
 mod replication;
 mod restart;
 mod split_brain;
+mod succession;

@@ -222,6 +222,55 @@ pub(super) const SETTINGS: &[Setting] = &[
         "list prices of Azure hot LRS, of Amazon S3 Standard for a bucket; nothing for a directory",
         "US dollars for the projected cost: `write=`, `list=`, `read=`, `delete=` a million requests, `stored=` a GiB and month, `up=`, `down=` a GiB; what is not named keeps its default",
     ),
+    // Servers that come after each other.
+    ours(
+        "PDS_ADVERTISE_URL",
+        Text,
+        "the revision's own name in Azure Container Apps, else none",
+        "URL at which other servers on the same replica reach this one: a server that hands its reign over sends waiting requests there",
+    ),
+    ours(
+        "CONTAINER_APP_REVISION",
+        Text,
+        "",
+        "set by Azure Container Apps: the revision, from which PDS_ADVERTISE_URL is made",
+    ),
+    ours(
+        "CONTAINER_APP_ENV_DNS_SUFFIX",
+        Text,
+        "",
+        "set by Azure Container Apps: the domain of its revisions",
+    ),
+    ours(
+        "PDS_LEASE_SECONDS",
+        Number,
+        "90",
+        "how long the writer's lease holds; it is renewed three times in this time, each a request that costs",
+    ),
+    ours(
+        "PDS_HANDOVER_TIMEOUT_MS",
+        Number,
+        "15000",
+        "how long a new server waits for the writer to hand its reign over before it takes it; 0 takes it at once",
+    ),
+    ours(
+        "PDS_HANDOVER_POLL_MS",
+        Number,
+        "5000",
+        "ms between two looks of the writer for a request to hand over, where nobody tells it by PDS_ADVERTISE_URL",
+    ),
+    ours(
+        "PDS_STANDBY_POLL_MS",
+        Number,
+        "1000",
+        "ms between two looks of a standby at the replica when there is nothing new",
+    ),
+    ours(
+        "PDS_STANDBY_TAKE_OVER_SECONDS",
+        Number,
+        "0",
+        "a standby becomes the writer once there has been none for so long; 0: only by `POST /_peers/promote`",
+    ),
     // Memory.
     ours(
         "PDS_MEMORY_BUDGET",

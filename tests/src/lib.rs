@@ -1,5 +1,5 @@
-//! What the end-to-end tests stand on: real processes (the server, its did:plc directory, the Azure emulator, Node
-//! scripts), a plain HTTP client and a firehose reader of its own.
+//! What the end-to-end tests stand on: real processes (the server, its did:plc directory, the Azure emulator, a
+//! stand-in for S3, Node scripts), a plain HTTP client and a firehose reader of its own.
 //!
 //! Every process gets an explicit environment and port 0, lives in a temporary directory, and is ended by its own process
 //! id when its value is dropped. Every wait has a deadline.
@@ -8,6 +8,7 @@ pub mod api;
 pub mod azurite;
 pub mod events;
 pub mod ingress;
+pub mod moto;
 pub mod node;
 pub mod process;
 pub mod random;

@@ -9,6 +9,7 @@ use tempfile::TempDir;
 
 use crate::api::Api;
 use crate::azurite::Azurite;
+use crate::moto::Moto;
 use crate::process::{Process, program};
 
 /// Time for everything that is fast, generously, so that a hanging server fails a test instead of hanging it.
@@ -25,6 +26,8 @@ pub enum ReplicaKind {
     Azure,
     /// The Azure emulator with its data on the disk, so that it can be stopped and started.
     AzureOnDisk,
+    /// A service that speaks S3.
+    S3,
 }
 
 /// A did:plc directory, perhaps an emulator, and a place for the data of servers.
@@ -33,6 +36,7 @@ pub struct Stack {
     dir: TempDir,
     plc: Process,
     azurite: Option<Azurite>,
+    moto: Option<Moto>,
     /// Base URL of the did:plc directory.
     pub plc_url: String,
 }
@@ -51,7 +55,16 @@ impl Stack {
                     started => started,
                 }
             }
-            ReplicaKind::None | ReplicaKind::Directory => None,
+            ReplicaKind::None | ReplicaKind::Directory | ReplicaKind::S3 => None,
+        };
+        let moto = match kind {
+            ReplicaKind::S3 => match Moto::start(dir.path()).await? {
+                None => return Ok(None),
+                started => started,
+            },
+            ReplicaKind::None | ReplicaKind::Directory | ReplicaKind::Azure | ReplicaKind::AzureOnDisk => {
+                None
+            }
         };
         let (operations, port_file) = (dir.path().join("plc"), dir.path().join("plc.port"));
         let arguments = [
@@ -69,6 +82,7 @@ impl Stack {
             dir,
             plc,
             azurite,
+            moto,
             plc_url: format!("http://127.0.0.1:{port}"),
         }))
     }
@@ -131,6 +145,10 @@ impl Stack {
                     .replica(name)
                     .await
             }
+            ReplicaKind::S3 => {
+                let moto = self.moto.as_ref().context("this stack has no S3")?;
+                moto.replica(name).await
+            }
         }
     }
 
@@ -170,7 +188,8 @@ impl Stack {
     /// # Errors
     /// It has ended.
     pub fn check(&mut self) -> Result<()> {
-        self.azurite.as_mut().map_or(Ok(()), Azurite::check)
+        self.azurite.as_mut().map_or(Ok(()), Azurite::check)?;
+        self.moto.as_mut().map_or(Ok(()), Moto::check)
     }
 
     /// Ends the directory; the rest ends when it is dropped.

@@ -282,7 +282,7 @@ async fn drills(kind: ReplicaKind, count: u64) -> Outcome {
     for seed in first..first + count {
         // An emulator for each, as one that keeps the data of many drills in memory does not live long.
         let Some(mut stack) = Stack::start(kind).await? else {
-            return skip("Azurite is not installed");
+            return skip("the stand-in for this store is not installed");
         };
         println!("drill on {kind:?}, PDS_DRILL_SEED={seed}");
         let told = Box::pin(one_drill(&stack, seed, kind)).await;
@@ -307,4 +307,9 @@ async fn nothing_acknowledged_is_lost_with_the_disk_when_the_replica_is_in_azure
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_acknowledged_is_lost_with_the_disk_when_the_replica_is_a_directory() -> Outcome {
     drills(ReplicaKind::Directory, number("PDS_DRILLS", 3).min(3)).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_acknowledged_is_lost_with_the_disk_when_the_replica_is_a_bucket() -> Outcome {
+    drills(ReplicaKind::S3, number("PDS_DRILLS", 1).min(1)).await
 }

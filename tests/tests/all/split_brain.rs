@@ -29,7 +29,7 @@ async fn post_on(api: Api, account: Account, stop: Arc<AtomicBool>) -> Vec<Writt
 
 async fn only_one_acknowledges(kind: ReplicaKind) -> Outcome {
     let Some(stack) = Stack::start(kind).await? else {
-        return skip("Azurite is not installed");
+        return skip("the stand-in for this store is not installed");
     };
     let replica = stack.replica(kind, "contested").await?;
     let settings = |data: &str| stack.settings(&stack.place(data)).with_all(replica.clone());
@@ -100,4 +100,9 @@ async fn two_servers_on_one_directory_do_not_both_acknowledge() -> Outcome {
 #[tokio::test(flavor = "multi_thread")]
 async fn two_servers_on_one_azure_container_do_not_both_acknowledge() -> Outcome {
     only_one_acknowledges(ReplicaKind::Azure).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_servers_on_one_bucket_do_not_both_acknowledge() -> Outcome {
+    only_one_acknowledges(ReplicaKind::S3).await
 }

@@ -15,6 +15,7 @@ mod erase;
 mod faults;
 mod follow;
 mod retention;
+mod month;
 mod round_trip;
 mod simulation;
 mod split_brain;

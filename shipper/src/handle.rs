@@ -94,8 +94,8 @@ pub(crate) struct Shared {
     pub(crate) begun: SystemTime,
     /// What is known to be gone.
     pub(crate) erased: Mutex<Erased>,
-    /// What the newest manifest names.
-    pub(crate) named: Mutex<Named>,
+    /// The newest manifest.
+    pub(crate) manifest: Mutex<Arc<Manifest>>,
 }
 
 /// What the newest manifest of the replica names.
@@ -110,7 +110,7 @@ pub struct Named {
 }
 
 impl Named {
-    pub(crate) fn by(manifest: &Manifest) -> Named {
+    fn by(manifest: &Manifest) -> Named {
         let newest = manifest.checkpoints.first();
         Named {
             checkpoint: newest.map(|newest| Lsn::saturating(newest.lsn)),
@@ -191,7 +191,7 @@ impl Shared {
         Shared {
             covered: AtomicU64::new(claim.replica.manifest.covered_lsn().get()),
             erased: Mutex::default(),
-            named: Mutex::new(Named::by(&claim.replica.manifest)),
+            manifest: Mutex::new(Arc::new(claim.replica.manifest.clone())),
             begun: SystemTime::UNIX_EPOCH + Duration::from_micros(clock.now_micros()),
             requests: Requests::new(store, config.request_timeout),
             config,
@@ -288,7 +288,13 @@ impl ShipHandle {
     /// What the replica has besides chunks.
     #[must_use]
     pub fn named(&self) -> Named {
-        *self.shared.named.lock()
+        Named::by(&self.manifest())
+    }
+
+    /// The newest manifest that is known here. Makes no requests.
+    #[must_use]
+    pub fn manifest(&self) -> Arc<Manifest> {
+        self.shared.manifest.lock().clone()
     }
 
     /// What is remotely durable. Fails when the shipper is fenced or fails.

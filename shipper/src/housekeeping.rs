@@ -28,7 +28,7 @@ use crate::checkpoint::{self, CheckpointError, CheckpointRequest, LocalFile};
 use crate::chunk::{ChunkHeader, ChunkKind};
 use crate::compacted;
 use crate::fence;
-use crate::handle::{Erased, Named, Shared};
+use crate::handle::{Erased, Shared};
 use crate::manifest::{CheckpointEntry, FileEntry, Manifest, SegmentEntry};
 use crate::names::{self, Generation, Ordinal};
 use crate::orphans::{self, OLD_MANIFESTS};
@@ -454,7 +454,7 @@ impl Housekeeper {
             self.published = true;
             let covered_lsn = self.manifest.covered_lsn().get();
             self.shared.covered.store(covered_lsn, Ordering::Release);
-            *self.shared.named.lock() = Named::by(&self.manifest);
+            *self.shared.manifest.lock() = Arc::new(self.manifest.clone());
             self.delete_covered(covered, &displaced).await;
             return Ok(());
         }

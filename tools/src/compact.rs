@@ -16,8 +16,8 @@ use engine::storage::OsStorage;
 use serde_json::json;
 use shipper::start::WRITERS_FILE;
 
-use crate::data_dir::DataDir;
 use crate::{Outcome, progress, replica_url, restore, summary};
+use audit::data_dir::DataDir;
 
 /// The longest that one request to the replica may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);

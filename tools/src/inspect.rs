@@ -12,9 +12,9 @@ use engine::repo::datetime::parse_datetime;
 use serde_json::json;
 
 use crate::Outcome;
-use crate::data_dir::DataDir;
-use crate::segment::{Footer, SegmentReader, Step};
 use crate::summary;
+use audit::data_dir::DataDir;
+use audit::segment::{Footer, SegmentReader, Step};
 
 /// What to show.
 #[derive(Debug, Args)]
@@ -207,7 +207,7 @@ impl Inspect {
 /// Number of frames, and the last one's LSN.
 fn count(reader: &mut SegmentReader, outcome: &mut Outcome) -> anyhow::Result<(u64, Lsn)> {
     let (mut frames, mut last) = (0, reader.header.prev);
-    while let Some(step) = reader.next()? {
+    while let Some(step) = reader.step()? {
         match step {
             Step::Frame(frame) => (frames, last) = (frames + 1, frame.lsn()),
             Step::Damaged {
@@ -252,7 +252,7 @@ fn visit(
                 reader.seek(offset)?;
             }
         }
-        while let Some(step) = reader.next()? {
+        while let Some(step) = reader.step()? {
             let frame = match step {
                 Step::Frame(frame) => frame,
                 Step::Damaged {

@@ -13,13 +13,12 @@
 
 mod compact;
 mod copy;
-mod data_dir;
+mod drill;
 mod inspect;
 mod progress;
 mod removed;
 mod replica_url;
 mod restore;
-mod segment;
 mod stats;
 mod summary;
 #[cfg(test)]
@@ -29,6 +28,7 @@ mod verify;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use audit::Outcome;
 use clap::{Parser, Subcommand};
 
 /// Looks at, checks and restores the data of an Azure PDS, without the server.
@@ -45,6 +45,8 @@ enum Command {
     Inspect(inspect::Inspect),
     /// Check every byte of a data directory or a replica, and the views against the log. Changes nothing.
     Verify(verify::Verify),
+    /// Try whether a replica restores, as the server does once a week: into a scratch directory, checked and removed. Changes nothing.
+    Drill(drill::Drill),
     /// Bring back a data directory from its replica.
     Restore(restore::Restore),
     /// Copy a replica, or its media, from one store to another. Goes on where it was interrupted.
@@ -55,19 +57,11 @@ enum Command {
     Stats(stats::Stats),
 }
 
-/// How a command ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Outcome {
-    /// Nothing is wrong.
-    Clean,
-    /// There is damage; it was printed.
-    Damaged,
-}
-
 fn run(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Outcome> {
     match cli.command {
         Command::Inspect(command) => command.run(out),
         Command::Verify(command) => command.run(out),
+        Command::Drill(command) => command.run(out),
         Command::Restore(command) => command.run(out),
         Command::Copy(command) => command.run(out),
         Command::Compact(command) => command.run(out),

@@ -16,10 +16,10 @@ use shipper::restore::CHECKPOINT_DIR;
 use shipper::retention;
 use shipper::start::SET_ASIDE_DIR;
 
-use crate::data_dir::DataDir;
 use crate::restore::{blocking_restore, runtime};
-use crate::segment::{SegmentReader, Step};
 use crate::{Outcome, replica_url, summary};
+use audit::data_dir::DataDir;
+use audit::segment::{SegmentReader, Step};
 
 /// Removals that are listed one by one, the oldest first; more are counted.
 const LISTED_MAX: usize = 1_000;
@@ -273,7 +273,7 @@ pub fn of_replica(
     let mut removed = Removed::default();
     for base in &dir.segments {
         let mut reader = SegmentReader::open(&dir.segment_path(*base), *base)?;
-        while let Some(step) = reader.next()? {
+        while let Some(step) = reader.step()? {
             if let Step::Frame(frame) = &step {
                 removed.note(frame, *base)?;
             }

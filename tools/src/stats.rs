@@ -11,10 +11,10 @@ use engine::log::Lsn;
 use engine::views::index::{FILE_NAME, IndexView, SegmentUse};
 use serde_json::json;
 
-use crate::data_dir::DataDir;
 use crate::removed::{self, Removed};
-use crate::segment::{SegmentReader, Step};
 use crate::{Outcome, progress, summary};
+use audit::data_dir::DataDir;
+use audit::segment::{SegmentReader, Step};
 
 const INDEX_CACHE_BYTES: usize = 32 << 20;
 const REPOS_AT_A_TIME: usize = 1_000;
@@ -136,7 +136,7 @@ fn scan(dir: &DataDir, removed: &mut Removed) -> anyhow::Result<Scanned> {
         let mut reader = SegmentReader::open(&dir.segment_path(*base), *base)?;
         log_id = Some(reader.header.log_id);
         let mut last = reader.header.prev;
-        while let Some(step) = reader.next()? {
+        while let Some(step) = reader.step()? {
             let header = match &step {
                 Step::Frame(frame) => {
                     removed.note(frame, *base)?;

@@ -26,6 +26,8 @@ const ACCOUNTS: u64 = 16 * MIB;
 pub const EXPORT_BYTES: u64 = MIB;
 /// Memory of one password hash while it is computed, and for a moment after it.
 pub const HASH_BYTES: u64 = 19 * MIB;
+/// Memory of a restore drill: what is fetched, folded and compared, all a piece at a time.
+pub const DRILL_BYTES: u64 = 32 * MIB;
 /// Hashes at once are limited to this part of the budget, but to one at least.
 const HASHING_PART: u64 = 6;
 
@@ -75,6 +77,8 @@ pub struct MemoryPlan {
     pub exports: u64,
     /// Chunks on their way to the replica.
     pub replication: u64,
+    /// A restore drill; zero if there is no room for one, or none is wanted.
+    pub drills: u64,
     /// Password hashes that run at once.
     pub hashing: u64,
     /// Page caches of the account database.
@@ -100,6 +104,8 @@ pub struct Fixed {
     pub cores: u64,
     /// Uploads at a time; none without a replica.
     pub uploads: u64,
+    /// Whether restore drills are wanted.
+    pub drills: bool,
 }
 
 /// A part that shares in what is left.
@@ -161,6 +167,13 @@ impl MemoryPlan {
         }
         let mut sizes = parts.each_ref().map(least);
         let mut left = budget - needed;
+        // What serves requests comes first: a drill has at most a third of what is left.
+        let drills = if fixed.drills && left >= 3 * DRILL_BYTES {
+            DRILL_BYTES
+        } else {
+            0
+        };
+        left -= drills;
         // A part that is full leaves its share to the others; each round fills at least one or is the last.
         loop {
             let open = |size: u64, part: &Part| part.decided.is_none() && size < part.most;
@@ -208,6 +221,7 @@ impl MemoryPlan {
             bodies,
             exports,
             replication,
+            drills,
             hashing,
             accounts: ACCOUNTS,
             process: PROCESS,
@@ -252,6 +266,7 @@ impl MemoryPlan {
             ("bodies", self.bodies),
             ("exports", self.exports),
             ("replication", self.replication),
+            ("drills", self.drills),
             ("hashing", self.hashing),
             ("accounts", self.accounts),
             ("process", self.process),
@@ -315,6 +330,7 @@ mod tests {
             + plan.bodies
             + plan.exports
             + plan.replication
+            + plan.drills
             + plan.hashing
             + plan.accounts
             + plan.process
@@ -340,7 +356,16 @@ mod tests {
         let roomy = MemoryPlan::divide(1 << 30, BudgetSource::Setting, &fixed).unwrap();
         assert_eq!(roomy.hashes_at_once(), 8);
         let default = MemoryPlan::divide(DEFAULT_BUDGET, BudgetSource::Default, &fixed).unwrap();
-        assert_eq!(default.hashes_at_once(), 2);
+        assert_eq!((default.hashes_at_once(), default.drills), (2, 0));
+        // A drill has its part where there is room, and none where the least is just there.
+        let fixed = Fixed {
+            drills: true,
+            ..fixed
+        };
+        let default = MemoryPlan::divide(DEFAULT_BUDGET, BudgetSource::Default, &fixed).unwrap();
+        assert_eq!(default.drills, DRILL_BYTES);
+        let small = MemoryPlan::divide(needed * MIB, BudgetSource::Setting, &fixed).unwrap();
+        assert_eq!(small.drills, 0);
     }
 
     #[test]
@@ -378,8 +403,9 @@ mod tests {
             queue in proptest::option::of(0u64..(4 << 30)),
             cores in 0u64..64,
             uploads in 0u64..=16,
+            drills in proptest::bool::ANY,
         ) {
-            let fixed = Fixed { trees, log_queue: queue, cores, uploads, ..Fixed::default() };
+            let fixed = Fixed { trees, log_queue: queue, cores, uploads, drills, ..Fixed::default() };
             if let Ok(plan) = MemoryPlan::divide(budget, BudgetSource::Setting, &fixed) {
                 prop_assert!(total(&plan) <= budget);
                 // All but rounding is used, up to what is of use.

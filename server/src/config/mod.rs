@@ -161,6 +161,8 @@ pub struct Config {
     pub replica_prices: Prices,
     /// How one server follows another: `PDS_ADVERTISE_URL`, `PDS_LEASE_SECONDS`, `PDS_HANDOVER_*`, `PDS_STANDBY_*`.
     pub succession: Succession,
+    /// `PDS_DRILL_*`, `PDS_SCRUB_INTERVAL_HOURS`.
+    pub drills: DrillSettings,
     /// `PDS_REPLICA_ADDED_LATENCY_MS`; zero outside development mode.
     pub replica_added_latency: Duration,
     /// `PDS_LOG_SEGMENT_BYTES`.
@@ -231,6 +233,19 @@ pub struct Compaction {
     pub force_after: Duration,
     /// `PDS_DELETION_MAX_AGE_DAYS`.
     pub deletion_max_age: Duration,
+}
+
+/// How often and how fast it is tried whether the replica restores, and whether its objects are whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DrillSettings {
+    /// `PDS_DRILL_INTERVAL_HOURS`; zero is never.
+    pub interval: Duration,
+    /// `PDS_DRILL_DISK_BYTES`.
+    pub disk_bytes: u64,
+    /// `PDS_DRILL_BYTES_PER_SECOND`.
+    pub bytes_per_second: u64,
+    /// `PDS_SCRUB_INTERVAL_HOURS`; zero is never.
+    pub scrub_interval: Duration,
 }
 
 /// What goes to the log output and how.

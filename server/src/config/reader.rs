@@ -14,8 +14,8 @@ use shipper::store::{ReplicaUrl, StoreError};
 use super::memory::{self, BudgetSource, MemoryPlan};
 use super::settings::{self, Kind, Origin};
 use super::{
-    AzureAuthSettings, AzureSettings, BlobPlace, Compaction, Config, Durability, LogFormat, Logging, Replica,
-    Succession,
+    AzureAuthSettings, AzureSettings, BlobPlace, Compaction, Config, DrillSettings, Durability, LogFormat,
+    Logging, Replica, Succession,
 };
 use crate::listen::Limits;
 use crate::secrets::Secret;
@@ -284,7 +284,9 @@ impl Reader {
                 "PDS_REPLICA_ADDED_LATENCY_MS is for measurements and needs PDS_DEV_MODE=true".to_owned(),
             );
         }
-        let memory = self.memory(replica.as_ref().map_or(0, |_| replica_in_flight as u64))?;
+        let drills = self.drills(dev_mode);
+        let drilled = replica.is_some() && !drills.interval.is_zero();
+        let memory = self.memory(replica.as_ref().map_or(0, |_| replica_in_flight as u64), drilled)?;
         let firehose_max_subscribers = self.number("PDS_FIREHOSE_MAX_SUBSCRIBERS", 1000, 1..=1_000_000);
         let client_address_header = self.text("PDS_CLIENT_ADDRESS_HEADER").and_then(|name| {
             let parsed = name.parse::<HeaderName>();
@@ -349,6 +351,7 @@ impl Reader {
             replica_monthly_requests: self.monthly_requests(),
             replica_prices,
             succession: self.succession(),
+            drills,
             replica_added_latency,
             log_segment_bytes: self.number("PDS_LOG_SEGMENT_BYTES", 64 << 20, 65_536..=4_294_967_296),
             memory,
@@ -410,7 +413,7 @@ impl Reader {
         Some(self.number(name, least, least..=1_099_511_627_776))
     }
 
-    fn memory(&mut self, uploads: u64) -> Option<MemoryPlan> {
+    fn memory(&mut self, uploads: u64, drills: bool) -> Option<MemoryPlan> {
         let (budget, source) = match self.part("PDS_MEMORY_BUDGET", memory::MIN_BUDGET) {
             Some(budget) => (budget, BudgetSource::Setting),
             None => memory::default_budget(),
@@ -423,6 +426,7 @@ impl Reader {
             log_queue: self.part("PDS_LOG_QUEUE_BYTES", 16 << 20),
             cores: std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64),
             uploads,
+            drills,
         };
         MemoryPlan::divide(budget, source, &fixed)
             .map_err(|problem| self.problems.push(format!("PDS_MEMORY_BUDGET: {problem}")))
@@ -467,6 +471,22 @@ impl Reader {
                 .push(format!("{name} must be an http or https URL, not '{text}'"));
         }
         text.trim_end_matches('/').to_owned()
+    }
+
+    /// Weekly, and never in development mode unless it is asked for.
+    fn drills(&mut self, dev_mode: bool) -> DrillSettings {
+        let weekly = if dev_mode { 0 } else { 168 };
+        let mut hours = |name| Duration::from_secs(self.number(name, weekly, 0..=87_600) * 3_600);
+        DrillSettings {
+            interval: hours("PDS_DRILL_INTERVAL_HOURS"),
+            scrub_interval: hours("PDS_SCRUB_INTERVAL_HOURS"),
+            disk_bytes: self.number("PDS_DRILL_DISK_BYTES", 1 << 30, 0..=1_099_511_627_776),
+            bytes_per_second: self.number(
+                "PDS_DRILL_BYTES_PER_SECOND",
+                8 << 20,
+                1_048_576..=1_099_511_627_776,
+            ),
+        }
     }
 
     /// Zero, like nothing, is no budget.

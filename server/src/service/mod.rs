@@ -3,6 +3,7 @@
 pub mod accounts;
 pub mod blobs;
 pub mod core;
+pub mod drills;
 pub mod keys;
 pub mod mail;
 pub mod names;

@@ -12,6 +12,8 @@ use shipper::pace::{BudgetReport, RequestBudget};
 use shipper::ship::{Lag, ShipHandle, ShipState};
 use shipper::store::counted::{Class, Purpose};
 
+use crate::service::drills::Drills;
+
 /// Lag above which replication is called degraded.
 pub const LAG_MAX_SECONDS: f64 = 30.0;
 
@@ -54,6 +56,8 @@ pub struct Replication {
     pub budget: Option<Arc<RequestBudget>>,
     /// Time.
     pub clock: Arc<dyn Clock>,
+    /// What restore drills have shown.
+    pub drills: Drills,
 }
 
 impl Replication {
@@ -86,6 +90,7 @@ impl Replication {
         if self.ship.trouble().is_some() {
             reasons.push("segments, checkpoints or deletions do not get on");
         }
+        self.drills.reasons(&mut reasons);
         let condition = match (ended, reasons.is_empty()) {
             (true, _) => Condition::Failed,
             (false, false) => Condition::Degraded,
@@ -117,6 +122,7 @@ impl Replication {
                 "visible": engine.visible.get(),
             },
             "checkpoint": checkpoint,
+            "drill": self.drills.summary(self.clock.now_micros()),
         });
         let fields = match summary {
             Value::Object(fields) => fields,
@@ -171,6 +177,7 @@ impl Replication {
                     "gibDown": prices.down,
                 },
             },
+            "drillDetails": self.drills.details(),
             "budget": self.budget.as_ref().map(|budget| budget_json(&budget.report())),
         });
         match details {
@@ -208,6 +215,7 @@ impl Replication {
         if let Some(budget) = &self.budget {
             budget.report();
         }
+        self.drills.observe_gauges();
     }
 
     /// Seconds since the moment that an LSN names.

@@ -7,6 +7,7 @@
 mod checkpoints;
 mod compaction;
 mod compose;
+mod drills;
 mod follow;
 mod handover;
 mod lease;
@@ -39,6 +40,7 @@ use crate::config::{Config, ConfigError};
 use crate::gate::Gate;
 use crate::listen;
 use crate::service::core::Core;
+use crate::service::drills::Drills;
 use crate::service::mail::Mailer;
 use crate::service::replication::Replication;
 use crate::telemetry;
@@ -371,6 +373,7 @@ impl Running {
                 prices: app.config.replica_prices,
                 budget,
                 clock: self.doors.clock.clone(),
+                drills: Drills::open(&app.config.data_dir),
             };
             let stop = self.shipping_stop.clone();
             self.shipping = Some(tokio::spawn(async move {
@@ -408,6 +411,10 @@ impl Running {
         app.imports.give_up_unfinished().map_err(|error| other(&error))?;
         self.tasks.spawn(checkpoints(app.clone(), self.work.clone()));
         self.tasks.spawn(compaction(app.clone(), self.work.clone()));
+        if let Some((store, _)) = &self.replica {
+            self.tasks
+                .spawn(drills::drills(app.clone(), store.clone(), self.work.clone()));
+        }
         *app.peers.following.lock() = None;
         gate.lead();
         Ok(())

@@ -13,7 +13,10 @@ use std::time::SystemTime;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{Created, ObjectMeta, ObjectName, ReplicaStore, StoreError, Swap, Tag, local_file};
+use super::{
+    Created, DOWNLOAD_PIECES_IN_FLIGHT, ObjectMeta, ObjectName, ReplicaStore, StoreError, Swap, Tag,
+    download, local_file,
+};
 use crate::ledger::Ledger;
 use crate::names::{CHECKPOINT_PREFIX, MANIFEST_PREFIX, SEGMENT_PREFIX, WAL_PREFIX};
 
@@ -258,7 +261,6 @@ fn length(bytes: &Bytes) -> u64 {
     bytes.len() as u64
 }
 
-// `get_to_file` is the trait's own, whose requests pass through here one by one.
 #[async_trait]
 impl ReplicaStore for CountedStore {
     async fn create(&self, name: &ObjectName, bytes: Bytes) -> Result<Created, StoreError> {
@@ -362,6 +364,15 @@ impl ReplicaStore for CountedStore {
             purpose: Purpose::Start,
         };
         METER.scope(meter, self.inner.prove()).await
+    }
+
+    /// Its requests pass through here one by one. Those that nobody waits for are made one at a time, which takes less memory.
+    async fn get_to_file(&self, name: &ObjectName, path: &Path) -> Result<u64, StoreError> {
+        let in_flight = match self.purpose {
+            Some(Purpose::Drill | Purpose::Scrub) => 1,
+            _ => DOWNLOAD_PIECES_IN_FLIGHT,
+        };
+        download(self, name, path, in_flight).await
     }
 
     fn reports_requests(&self) -> bool {

@@ -187,7 +187,7 @@ pub trait ReplicaStore: Send + Sync + 'static {
     /// # Errors
     /// As [`ReplicaStore::get_range`], and [`StoreError::Invalid`] if the file cannot be written.
     async fn get_to_file(&self, name: &ObjectName, path: &Path) -> Result<u64, StoreError> {
-        download(self, name, path).await
+        download(self, name, path, DOWNLOAD_PIECES_IN_FLIGHT).await
     }
 }
 
@@ -201,6 +201,7 @@ async fn download<S: ReplicaStore + ?Sized>(
     store: &S,
     name: &ObjectName,
     path: &Path,
+    in_flight: usize,
 ) -> Result<u64, StoreError> {
     let policy = RetryPolicy::default();
     let size = retry(&policy, || store.size(name)).await?;
@@ -216,7 +217,7 @@ async fn download<S: ReplicaStore + ?Sized>(
         let policy = &policy;
         async move { retry(policy, || store.get_range(name, range.clone())).await }
     });
-    let mut pieces = futures_util::stream::iter(pieces).buffered(DOWNLOAD_PIECES_IN_FLIGHT);
+    let mut pieces = futures_util::stream::iter(pieces).buffered(in_flight);
     while let Some(bytes) = pieces.try_next().await? {
         file.write_all(&bytes)
             .await

@@ -1,12 +1,14 @@
 //! How replication is and what it costs, as the server tells it: what anybody may know, what only the operator may, and that a
-//! server which nobody writes to asks its store nothing.
+//! server which nobody writes to asks its store nothing. And drills: whether the replica restores, which damage in it shows.
 
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use serde_json::{Value, json};
 use tests::Outcome;
 use tests::api::{Answer, field};
-use tests::stack::{ADMIN_PASSWORD, Pds, ReplicaKind, Stack};
+use tests::stack::{ADMIN_PASSWORD, Pds, ReplicaKind, Settings, Stack};
 
 async fn health(pds: &Pds, password: Option<&str>) -> anyhow::Result<Answer> {
     let path = "/_health/replication";
@@ -14,6 +16,17 @@ async fn health(pds: &Pds, password: Option<&str>) -> anyhow::Result<Answer> {
         None => pds.api.get(path).await,
         Some(password) => pds.api.get_as_admin(path, password).await,
     }
+}
+
+/// What was asked since the start, but for the lease and the hand-over.
+fn without_signs_of_life(told: &Value) -> anyhow::Result<Value> {
+    let mut asked = told.get("sinceStart").context("no counts")?.clone();
+    for counts in asked.as_object_mut().context("no counts by class")?.values_mut() {
+        if let Some(counts) = counts.as_object_mut() {
+            counts.remove("lease");
+        }
+    }
+    Ok(asked)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -48,7 +61,7 @@ async fn replication_tells_everybody_how_it_is_and_the_operator_what_it_costs() 
 
     let told = health(&pds, Some(ADMIN_PASSWORD)).await?.ok()?;
     ensure!(told.to_string().contains(&place), "{told}");
-    let number = |at: &str| told.pointer(at).and_then(serde_json::Value::as_u64);
+    let number = |at: &str| told.pointer(at).and_then(Value::as_u64);
     ensure!(
         number("/sinceStart/write/chunk").is_some_and(|chunks| chunks >= 2),
         "{told}"
@@ -60,8 +73,7 @@ async fn replication_tells_everybody_how_it_is_and_the_operator_what_it_costs() 
     );
     ensure!(field(&told, "/budget/state")? == "within", "{told}");
     ensure!(
-        told.pointer("/cost/monthlyUsd")
-            .is_some_and(serde_json::Value::is_null),
+        told.pointer("/cost/monthlyUsd").is_some_and(Value::is_null),
         "a month is projected from a few seconds: {told}"
     );
     let metrics = pds.api.get("/metrics").await?.text();
@@ -75,19 +87,116 @@ async fn replication_tells_everybody_how_it_is_and_the_operator_what_it_costs() 
         ensure!(metrics.contains(line), "no {line} in the metrics");
     }
 
-    // Long enough for every loop of the server to look whether there is something to do.
-    let before = told.get("sinceStart").context("no counts")?;
+    // Long enough for every loop of the server to look whether there is something to do. Signs of life apart, which come
+    // every 30 s, and looks for a request to hand over, every 5 s, there is nothing.
+    let before = without_signs_of_life(&told)?;
+    let signs = |told: &Value, class: &str| {
+        let at = format!("/sinceStart/{class}/lease");
+        told.pointer(&at).and_then(Value::as_u64).unwrap_or_default()
+    };
     tokio::time::sleep(Duration::from_secs(15)).await;
-    let told = health(&pds, Some(ADMIN_PASSWORD)).await?.ok()?;
+    let later = health(&pds, Some(ADMIN_PASSWORD)).await?.ok()?;
+    let after = without_signs_of_life(&later)?;
     ensure!(
-        told.get("sinceStart") == Some(before),
-        "an idle server asks its store: {before} became {told}"
+        after == before,
+        "an idle server asks its store: {before} became {after}"
     );
+    let more = |class| signs(&later, class) - signs(&told, class);
+    ensure!(more("write") <= 1 && more("list") == 0, "{later}");
+    ensure!(more("read") <= 4, "{later}");
     pds.stop().await?;
 
     let alone = Pds::start(&stack.settings(&stack.place("alone"))).await?;
     let told = health(&alone, Some(ADMIN_PASSWORD)).await?.ok()?;
     ensure!(field(&told, "/state")? == "none", "{told}");
     alone.stop().await?;
+    stack.stop().await
+}
+
+/// Starts a server whose last drill was long ago, and waits until it has made another; what health says then.
+async fn drilled(settings: &Settings, data: &Path) -> anyhow::Result<(Pds, Value)> {
+    std::fs::write(data.join("drills.json"), br#"{"lastRun": 1}"#)?;
+    let pds = Pds::start(settings).await?;
+    let began = Instant::now();
+    loop {
+        let told = health(&pds, Some(ADMIN_PASSWORD)).await?.ok()?;
+        let run = field(&told, "/drill/lastRun")?;
+        if !run.starts_with("1970") {
+            return Ok((pds, told));
+        }
+        ensure!(
+            began.elapsed() < Duration::from_secs(60),
+            "no drill was made: {told}"
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drill_tells_whether_the_replica_restores() -> Outcome {
+    let stack = Stack::start(ReplicaKind::Directory).await?.context("a stack")?;
+    let (replica, data) = (stack.place("replica"), stack.place("data"));
+    let settings = stack
+        .settings(&data)
+        .with_all(stack.replica(ReplicaKind::Directory, "replica").await?)
+        .with("PDS_LOG_SEGMENT_BYTES", "65536")
+        .with("PDS_DRILL_INTERVAL_HOURS", "24")
+        .with("PDS_SCRUB_INTERVAL_HOURS", "24");
+    let pds = Pds::start(&settings).await?;
+    let account = pds.api.create_account("alice").await?;
+    let segments = || -> anyhow::Result<Vec<PathBuf>> {
+        let Ok(listed) = std::fs::read_dir(replica.join("seg")) else {
+            return Ok(Vec::new());
+        };
+        Ok(listed
+            .map(|entry| Ok(entry?.path()))
+            .collect::<std::io::Result<_>>()?)
+    };
+    let began = Instant::now();
+    while segments()?.is_empty() {
+        ensure!(began.elapsed() < Duration::from_secs(60), "no segment is sealed");
+        pds.api.post(&account, &"x".repeat(2_000)).await?;
+    }
+    pds.stop().await?;
+
+    let (pds, told) = drilled(&settings, &data).await?;
+    ensure!(field(&told, "/state")? == "ok", "{told}");
+    ensure!(told.pointer("/drill/whole") == Some(&json!(true)), "{told}");
+    ensure!(told.pointer("/drill/failed") == Some(&json!(false)), "{told}");
+    ensure!(told.pointer("/sinceStart/read/drill").is_some(), "{told}");
+    ensure!(!data.join("drill-tmp").exists(), "a scratch directory is left");
+    let metrics = pds.api.get("/metrics").await?.text();
+    ensure!(
+        metrics.contains("pds_drills_total{outcome=\"clean\"} 1"),
+        "no count of drills"
+    );
+    pds.stop().await?;
+    // It is remembered.
+    let pds = Pds::start(&settings).await?;
+    let again = health(&pds, None).await?.ok()?;
+    ensure!(
+        again.pointer("/drill/lastSuccess") == told.pointer("/drill/lastSuccess"),
+        "{again}"
+    );
+    pds.stop().await?;
+
+    let segment = segments()?.pop().context("no segment")?;
+    let mut bytes = std::fs::read(&segment)?;
+    *bytes.get_mut(100).context("a short segment")? ^= 1;
+    std::fs::write(&segment, bytes)?;
+    let (pds, told) = drilled(&settings, &data).await?;
+    ensure!(field(&told, "/state")? == "degraded", "{told}");
+    ensure!(
+        field(&told, "/drillDetails/failure")?.contains("DAMAGE"),
+        "{told}"
+    );
+    let public = health(&pds, None).await?.ok()?;
+    ensure!(
+        public.to_string().contains("the last restore drill has failed"),
+        "{public}"
+    );
+    ensure!(!public.to_string().contains("DAMAGE"), "{public}");
+    ensure!(pds.api.ready().await, "writes are taken all the same");
+    pds.stop().await?;
     stack.stop().await
 }

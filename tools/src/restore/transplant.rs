@@ -8,8 +8,8 @@ use engine::log::{Flags, LogId, Lsn, SegmentInstaller};
 use engine::storage::OsStorage;
 use shipper::restore::LOG_DIR;
 
-use crate::data_dir::DataDir;
-use crate::segment::{SegmentReader, Step};
+use audit::data_dir::DataDir;
+use audit::segment::{SegmentReader, Step};
 
 /// Bytes of whole groups that are handed over at once, about.
 const PIECE_BYTES: usize = 1 << 20;
@@ -26,7 +26,7 @@ pub fn transplant(from: &Path, to: &Path, cut: Lsn, log_id: LogId) -> anyhow::Re
         let mut reader = SegmentReader::open(&dir.segment_path(*base), *base)?;
         installer.frames_of_compaction(reader.header.compaction);
         let (mut groups, mut group) = (Vec::new(), Vec::new());
-        while let Some(step) = reader.next()? {
+        while let Some(step) = reader.step()? {
             let frame = match step {
                 Step::Frame(frame) => frame,
                 Step::Damaged { offset, error, .. } => {

@@ -4,6 +4,7 @@
 mod compacting;
 mod copying;
 mod damage;
+mod drills;
 mod fixture;
 mod inspecting;
 mod past;

@@ -271,6 +271,31 @@ pub(super) const SETTINGS: &[Setting] = &[
         "0",
         "a standby becomes the writer once there has been none for so long; 0: only by `POST /_peers/promote`",
     ),
+    // Whether the replica is whole.
+    ours(
+        "PDS_DRILL_INTERVAL_HOURS",
+        Number,
+        "168; 0 in development mode",
+        "hours between two restore drills, which restore the replica into a scratch directory below the data directory and check it; 0 is never",
+    ),
+    ours(
+        "PDS_DRILL_DISK_BYTES",
+        Number,
+        "1073741824",
+        "bytes of disk that a drill may take; a replica that needs more, or more than is free beyond PDS_DISK_RESERVE_BYTES, is sampled",
+    ),
+    ours(
+        "PDS_DRILL_BYTES_PER_SECOND",
+        Number,
+        "8388608",
+        "bytes a second that a drill reads at most, first from the replica and then from the disk; also for scrubbing",
+    ),
+    ours(
+        "PDS_SCRUB_INTERVAL_HOURS",
+        Number,
+        "168; 0 in development mode",
+        "hours in which every object of the replica is read once and compared with its digest, one after the other; 0 is never",
+    ),
     // Memory.
     ours(
         "PDS_MEMORY_BUDGET",

@@ -2,11 +2,10 @@
 
 use engine::entry::{Entry, EntryKind};
 use engine::log::{FRAME_HEADER_BYTES, Flags, FrameError, FrameHeader, FramePart, Lsn};
-use indicatif::ProgressBar;
 
-use super::{LogFacts, Report, events};
 use crate::data_dir::DataDir;
 use crate::segment::{Footer, SegmentReader, Step};
+use crate::{LogFacts, Report, events};
 
 /// What to do about a log that is not what was written.
 const RESTORE: &str = "restore this directory from the replica";
@@ -15,16 +14,10 @@ const RESTORE: &str = "restore this directory from the replica";
 pub type Visit<'v> = &'v mut dyn FnMut(&Entry, bool, &mut Report<'_>) -> anyhow::Result<()>;
 
 /// Reads the whole log of `dir` and gives its entries to `visit`.
-pub fn check(
-    dir: &DataDir,
-    bar: &ProgressBar,
-    report: &mut Report<'_>,
-    visit: Visit<'_>,
-) -> anyhow::Result<LogFacts> {
+pub fn check(dir: &DataDir, report: &mut Report<'_>, visit: Visit<'_>) -> anyhow::Result<LogFacts> {
     let mut walk = Walk {
         facts: LogFacts::default(),
         epoch: 0,
-        bar,
         report,
         visit,
     };
@@ -57,7 +50,6 @@ pub fn check(
 struct Walk<'a, 'o> {
     facts: LogFacts,
     epoch: u64,
-    bar: &'a ProgressBar,
     report: &'a mut Report<'o>,
     visit: Visit<'a>,
 }
@@ -171,8 +163,8 @@ impl Walk<'_, '_> {
         // The end of the last whole group.
         let mut whole = (reader.position(), reader.header.prev);
         let mut tail: Option<(u64, String)> = None;
-        while let Some(step) = reader.next()? {
-            self.bar.inc(step_len(&step));
+        while let Some(step) = reader.step()? {
+            self.report.meter().advance(step_len(&step))?;
             let (header, offset) = match &step {
                 Step::Frame(frame) => (*frame.header(), frame.location().offset),
                 Step::Damaged { header, offset, .. } => (*header, *offset),

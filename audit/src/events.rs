@@ -10,8 +10,7 @@ use engine::repo::event::{self, CommitView, Event, SyncView};
 use engine::repo::mst::{Change as TreeChange, Tree, invert};
 use engine::repo::{Cid, Did, Tid};
 
-use super::Report;
-use crate::summary::time;
+use crate::{Report, time};
 
 /// What to do about an event that is not what it should be although its frame is whole.
 const DEFECT: &str = "the frame is as it was written, so this is a defect of the writer: report it, and see whether the account's repo needs a new import";

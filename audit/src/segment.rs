@@ -169,7 +169,7 @@ impl SegmentReader {
     ///
     /// # Errors
     /// The disk's.
-    pub fn next(&mut self) -> Result<Option<Step>, SegmentError> {
+    pub fn step(&mut self) -> Result<Option<Step>, SegmentError> {
         let left = self.frames_end.saturating_sub(self.at);
         if left == 0 {
             return Ok(None);

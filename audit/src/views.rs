@@ -20,14 +20,12 @@ use rusqlite::{Connection, OptionalExtension};
 use shipper::restore::CHECKPOINT_DIR;
 use tempfile::TempDir;
 
-use super::{LogFacts, Report};
 use crate::data_dir::DataDir;
 use crate::segment::SegmentReader;
+use crate::{LiveIndex, LogFacts, Report, Room};
 
 mod tables;
 
-/// Memory for pages of an index.
-const INDEX_CACHE_BYTES: usize = 64 << 20;
 /// Bytes of entries that are folded at once.
 const BATCH_BYTES: usize = 4 << 20;
 /// Differing rows that are told of each view.
@@ -70,7 +68,7 @@ struct Fresh {
 
 impl Views {
     /// Makes empty views, and copies those of `dir`.
-    pub fn begin(dir: &DataDir, temp: &Path, report: &mut Report<'_>) -> anyhow::Result<Views> {
+    pub fn begin(dir: &DataDir, room: Room<'_>, report: &mut Report<'_>) -> anyhow::Result<Views> {
         let mut views = Views {
             fresh: None,
             stopped: false,
@@ -84,7 +82,9 @@ impl Views {
             .map(|reader| reader.header);
         let Some(first) = first else { return Ok(views) };
         let log_id = first.log_id;
-        let temp = tempfile::Builder::new().prefix("pds-verify-").tempdir_in(temp);
+        let temp = tempfile::Builder::new()
+            .prefix("pds-verify-")
+            .tempdir_in(room.temp);
         let temp = temp.context("making a temporary directory")?;
         let (fresh, copies) = (temp.path().join("fresh"), temp.path().join("copies"));
         for dir in [&fresh, &copies] {
@@ -94,11 +94,11 @@ impl Views {
             (None, None)
         } else {
             (
-                copy_index(dir, &copies, log_id, report)?,
+                copy_index(dir, &copies, log_id, room.index_cache_bytes, report)?,
                 copy_accounts(dir, &copies, log_id, report)?,
             )
         };
-        let index = IndexView::open(&fresh.join(index::FILE_NAME), log_id, INDEX_CACHE_BYTES)?;
+        let index = IndexView::open(&fresh.join(index::FILE_NAME), log_id, room.index_cache_bytes)?;
         index.adopt(first.compaction)?;
         views.fresh = Some(Fresh {
             index,
@@ -157,7 +157,12 @@ impl Views {
     }
 
     /// The log is read to its end.
-    pub fn finish(mut self, facts: &LogFacts, report: &mut Report<'_>) -> anyhow::Result<()> {
+    pub fn finish(
+        mut self,
+        facts: &LogFacts,
+        live: Option<LiveIndex<'_>>,
+        report: &mut Report<'_>,
+    ) -> anyhow::Result<()> {
         if !facts.holes && !self.stopped {
             self.flush(report)?;
         }
@@ -171,7 +176,11 @@ impl Views {
         }
         fresh.compare(report);
         fresh.unreached(facts, report);
-        fresh.repos(report)
+        fresh.repos(report)?;
+        match live {
+            Some(live) => fresh.against(&live()?, report),
+            None => Ok(()),
+        }
     }
 }
 
@@ -187,6 +196,7 @@ fn copy_index(
     dir: &DataDir,
     copies: &Path,
     log_id: LogId,
+    index_cache_bytes: usize,
     report: &mut Report<'_>,
 ) -> anyhow::Result<Option<OnDisk<IndexView>>> {
     let (original, path) = (dir.root.join(index::FILE_NAME), copies.join(index::FILE_NAME));
@@ -198,7 +208,7 @@ fn copy_index(
         return Ok(None);
     }
     // A damaged file has made databases panic before, and that is a finding as any other.
-    let opened = std::panic::catch_unwind(|| IndexView::open(&path, log_id, INDEX_CACHE_BYTES));
+    let opened = std::panic::catch_unwind(|| IndexView::open(&path, log_id, index_cache_bytes));
     match opened {
         Ok(Ok(view)) => {
             let applied = view.applied();
@@ -412,6 +422,42 @@ impl Fresh {
                 .verify(&key)
                 .map_err(|error| format!("the commit's signature is not by the account's key: {error}"))
         }))
+    }
+
+    /// Compares with the index of a running server, which may have gone on since.
+    fn against(&self, live: &IndexReader, report: &mut Report<'_>) -> anyhow::Result<()> {
+        let expected = self.index.reader()?;
+        let (here, there) = (live.applied(), expected.applied());
+        if here < there {
+            report.note("the server's index has not got so far: it is not compared");
+            return Ok(());
+        }
+        let rebuild = "stop the server and delete its index; the next start rebuilds it from the log";
+        let mut after = None;
+        loop {
+            let page = expected.repos(after, REPOS_AT_A_TIME)?;
+            let Some(last) = page.last() else { return Ok(()) };
+            after = Some(last.number);
+            for head in &page {
+                let Some(now) = live.repo(&head.did)? else {
+                    // It may have been removed since.
+                    if here == there {
+                        let place = format!("repo {} in the server's index", head.did);
+                        report.finding(place, "it is missing", rebuild);
+                    }
+                    continue;
+                };
+                let same = (now.commit, now.data) == (head.commit, head.data);
+                if now.rev < head.rev || (now.rev == head.rev && !same) {
+                    let place = format!("repo {} in the server's index", head.did);
+                    let what = format!(
+                        "it stands at rev {} commit {}, and the log has rev {} commit {} before",
+                        now.rev, now.commit, head.rev, head.commit
+                    );
+                    report.finding(place, what, rebuild);
+                }
+            }
+        }
     }
 
     /// Checks the digests of local checkpoints.

@@ -2,35 +2,81 @@
 
 use std::io::Write;
 
-use indicatif::ProgressBar;
-
-use crate::Outcome;
-
 /// So many findings are printed; the rest is counted.
 const PRINTED_MAX: u64 = 1_000;
+
+/// How a check ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Nothing is wrong.
+    Clean,
+    /// There is damage; it was printed.
+    Damaged,
+}
+
+/// Is told how far a check is. It may take its time, which makes the check slower.
+pub trait Meter {
+    /// A part of the work begins, which will read so many bytes; 0 if that is not known.
+    fn begin(&self, what: &'static str, bytes: u64);
+
+    /// So many bytes more are read.
+    ///
+    /// # Errors
+    /// The check is to end here.
+    fn advance(&self, bytes: u64) -> anyhow::Result<()>;
+
+    /// The part is done.
+    fn end(&self);
+
+    /// Calls `print`, so that what it prints does not mix with what this shows.
+    fn aside(&self, print: &mut dyn FnMut()) {
+        print();
+    }
+}
+
+/// A meter that shows nothing and lets everything run.
+#[derive(Clone, Copy, Debug)]
+pub struct NoMeter;
+
+impl Meter for NoMeter {
+    fn begin(&self, _what: &'static str, _bytes: u64) {}
+
+    fn advance(&self, _bytes: u64) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    fn end(&self) {}
+}
 
 /// Where findings go.
 pub struct Report<'o> {
     out: &'o mut dyn Write,
-    bar: Option<ProgressBar>,
+    meter: &'o dyn Meter,
     findings: u64,
     failed: Option<std::io::Error>,
 }
 
 impl<'o> Report<'o> {
     /// A report without findings, to be printed to `out`.
-    pub fn new(out: &'o mut dyn Write) -> Report<'o> {
+    pub fn new(out: &'o mut dyn Write, meter: &'o dyn Meter) -> Report<'o> {
         Report {
             out,
-            bar: None,
+            meter,
             findings: 0,
             failed: None,
         }
     }
 
-    /// Lines go above this bar from now on.
-    pub fn over(&mut self, bar: &ProgressBar) {
-        self.bar = Some(bar.clone());
+    /// What is told how far the check is.
+    #[must_use]
+    pub fn meter(&self) -> &'o dyn Meter {
+        self.meter
+    }
+
+    /// How much damage was found so far.
+    #[must_use]
+    pub fn findings(&self) -> u64 {
+        self.findings
     }
 
     /// Damage: where, what, and what to do about it.
@@ -56,14 +102,7 @@ impl<'o> Report<'o> {
             .map(|c| if c.is_control() { ' ' } else { c })
             .collect();
         let (out, mut written) = (&mut self.out, Ok(()));
-        let print = || written = writeln!(out, "{text}");
-        match &self.bar {
-            Some(bar) => bar.suspend(print),
-            None => {
-                let mut print = print;
-                print();
-            }
-        }
+        self.meter.aside(&mut || written = writeln!(out, "{text}"));
         self.failed = written.err();
     }
 
@@ -72,7 +111,6 @@ impl<'o> Report<'o> {
     /// # Errors
     /// A line could not be printed.
     pub fn finish(mut self) -> anyhow::Result<Outcome> {
-        self.bar = None;
         let outcome = match self.findings {
             0 => {
                 self.line("clean");

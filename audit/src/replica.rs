@@ -8,22 +8,22 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use engine::log::{LogId, Lsn};
+use engine::storage::OsStorage;
 use engine::views::checkpoint::Checkpoints;
-use indicatif::ProgressBar;
 use sha2::{Digest, Sha256};
 use shipper::chunk::{self, ChunkHeader, ChunkKind, HEADER_BYTES, MAX_IN_FLIGHT, MAX_RAW_BYTES};
 use shipper::fence::ReplicaError;
 use shipper::log_object::LogObject;
-use shipper::manifest::{MAX_MANIFEST_BYTES, Manifest};
+use shipper::manifest::{FileEntry, MAX_MANIFEST_BYTES, Manifest, SegmentEntry};
 use shipper::names::{Generation, LOG_OBJECT, MANIFEST_PREFIX, Ordinal, WAL_PREFIX};
 use shipper::plan::ChainEnd;
-use shipper::restore::{CHECKPOINT_DIR, RestoreError};
+use shipper::restore::{self, CHECKPOINT_DIR, Progress, RestoreError, RestoreOptions};
 use shipper::sealed;
 use shipper::store::{ObjectMeta, ObjectName, ReplicaStore, RetryPolicy, StoreError, list_all, retry};
+use tokio::runtime::Handle;
+use tokio::sync::watch;
 
-use super::Report;
-use crate::restore::{blocking_restore, runtime};
-use crate::{progress, replica_url};
+use crate::{LogFacts, Report, Room};
 
 /// Most objects of one kind that are listed.
 const MAX_LISTED: usize = 1_000_000;
@@ -33,6 +33,8 @@ const MAX_CHUNK_BYTES: u64 = (HEADER_BYTES + MAX_RAW_BYTES + (1 << 20)) as u64;
 const MAX_ROUNDS: u32 = 5;
 /// The time for one object, all tries together.
 const OBJECT_TIME: Duration = Duration::from_secs(300);
+/// The longest that one request of a restore may take.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// What to do about an object of the log.
 const RESHIP: &str =
     "if the server still has its disk, make a new replica from there; else restore what is before it";
@@ -42,15 +44,56 @@ const DISPENSABLE: &str = "a restore does without it; the server's next checkpoi
 const ONLY_THE_PAST: &str =
     "nothing of today is missing, but points in time before the last compaction may not be restorable";
 
-/// Checks the replica at `url`.
-pub fn check(url: &str, temp: &Path, report: &mut Report<'_>) -> anyhow::Result<()> {
-    let store = replica_url::open(url)?;
-    let temp = tempfile::Builder::new().prefix("pds-verify-").tempdir_in(temp);
+/// Which objects of a replica are looked at. The manifest and the chain always are.
+#[derive(Clone, Copy, Debug)]
+pub enum Scope {
+    /// All that are named.
+    Everything,
+    /// The newest checkpoint, the newest segment, and others by chance, about so many bytes of them.
+    Sample {
+        /// Bytes of objects.
+        bytes: u64,
+        /// The chance.
+        seed: u64,
+    },
+}
+
+/// Checks a replica: its objects, then all of it restored. `None` if it is so damaged that nothing was restored.
+///
+/// # Errors
+/// The check could not be run to its end; that is no statement about the data.
+pub fn check(
+    runtime: &Handle,
+    store: &Arc<dyn ReplicaStore>,
+    room: Room<'_>,
+    report: &mut Report<'_>,
+) -> anyhow::Result<Option<LogFacts>> {
+    let temp = tempfile::Builder::new()
+        .prefix("pds-verify-")
+        .tempdir_in(room.temp);
     let temp = temp.context("making a temporary directory")?;
-    let log_id = runtime()?.block_on(objects(&store, temp.path(), report))?;
-    let Some(log_id) = log_id else { return Ok(()) };
-    let restored = temp.path().join("restored");
-    match blocking_restore(&store, &restored, true) {
+    let room = Room {
+        temp: temp.path(),
+        ..room
+    };
+    let looked = runtime.block_on(objects(store, room.temp, Scope::Everything, report))?;
+    let Some(log_id) = looked else { return Ok(None) };
+    restored(runtime, store, room, log_id, report)
+}
+
+/// Restores a replica and checks what comes of it.
+///
+/// # Errors
+/// As [`check`].
+pub(crate) fn restored(
+    runtime: &Handle,
+    store: &Arc<dyn ReplicaStore>,
+    room: Room<'_>,
+    log_id: LogId,
+    report: &mut Report<'_>,
+) -> anyhow::Result<Option<LogFacts>> {
+    let dir = room.temp.join("restored");
+    match blocking_restore(runtime, store, &dir, report) {
         Ok(found) => {
             for warning in found.warnings {
                 report.note(warning);
@@ -59,7 +102,7 @@ pub fn check(url: &str, temp: &Path, report: &mut Report<'_>) -> anyhow::Result<
         Err(error) => match error.downcast_ref::<RestoreError>() {
             Some(RestoreError::Replica(ReplicaError::Store(StoreError::NotFound { .. }))) => {
                 report.finding("replica", format!("it cannot be restored: {error:#}"), RESHIP);
-                return Ok(());
+                return Ok(None);
             }
             Some(
                 RestoreError::Replica(ReplicaError::Store(_))
@@ -69,41 +112,83 @@ pub fn check(url: &str, temp: &Path, report: &mut Report<'_>) -> anyhow::Result<
             | None => return Err(error).context("restoring into a temporary directory"),
             Some(_) => {
                 report.finding("replica", format!("it cannot be restored: {error:#}"), RESHIP);
-                return Ok(());
+                return Ok(None);
             }
         },
     }
-    let checkpoints = Checkpoints::new(restored.join(CHECKPOINT_DIR), log_id);
+    let checkpoints = Checkpoints::new(dir.join(CHECKPOINT_DIR), log_id);
     match checkpoints.newest_valid(Lsn::MAX)?.checkpoint {
         Some(checkpoint) => checkpoint
-            .install(&restored)
+            .install(&dir)
             .context("installing the views of the checkpoint")?,
         None => report.note("there is no checkpoint: a restore rebuilds the views from the log"),
     }
-    super::directory(&restored, temp.path(), report)
+    crate::directory(&dir, room, report).map(Some)
+}
+
+/// Restores all of a replica while the meter is told; it may end that.
+fn blocking_restore(
+    runtime: &Handle,
+    store: &Arc<dyn ReplicaStore>,
+    dir: &Path,
+    report: &Report<'_>,
+) -> anyhow::Result<restore::Restored> {
+    let (tell, mut told) = watch::channel(Progress {
+        bytes_done: 0,
+        bytes_total: 0,
+    });
+    let options = RestoreOptions {
+        storage: Arc::new(OsStorage),
+        request_timeout: REQUEST_TIMEOUT,
+        with_checkpoint: true,
+        on_progress: Some(Arc::new(move |progress: Progress| {
+            tell.send_replace(progress);
+        })),
+    };
+    let meter = report.meter();
+    meter.begin("restoring", 0);
+    let restored = runtime.block_on(async {
+        let mut work = std::pin::pin!(restore::restore(store, dir, &options));
+        let mut done = 0;
+        loop {
+            tokio::select! {
+                restored = &mut work => return Ok::<_, anyhow::Error>(restored?),
+                changed = told.changed() => {
+                    let now = told.borrow_and_update().bytes_done;
+                    meter.advance(now.saturating_sub(done))?;
+                    done = now.max(done);
+                    if changed.is_err() {
+                        return Ok((&mut work).await?);
+                    }
+                }
+            }
+        }
+    });
+    meter.end();
+    restored
 }
 
 struct Walk<'a, 'o> {
     store: &'a Arc<dyn ReplicaStore>,
     temp: &'a Path,
-    bar: ProgressBar,
+    scope: Scope,
     report: &'a mut Report<'o>,
     /// The newest manifest when the check began, whole or not.
     newest: Generation,
 }
 
-/// Checks all live objects. `None` if there is no log to go on with.
-async fn objects(
+/// Checks objects. `None` if there is no log to go on with.
+pub(crate) async fn objects(
     store: &Arc<dyn ReplicaStore>,
     temp: &Path,
+    scope: Scope,
     report: &mut Report<'_>,
 ) -> anyhow::Result<Option<LogId>> {
-    let bar = progress::bar("objects", 0);
-    report.over(&bar);
+    report.meter().begin("objects", 0);
     let mut walk = Walk {
         store,
         temp,
-        bar: bar.clone(),
+        scope,
         report,
         newest: Generation::NONE,
     };
@@ -122,7 +207,7 @@ async fn objects(
             }
         }
     }
-    bar.finish_and_clear();
+    walk.report.meter().end();
     Ok(Some(log_id))
 }
 
@@ -155,8 +240,13 @@ impl Walk<'_, '_> {
             self.store.get(name, max_bytes)
         })
         .await;
-        if let Ok(bytes) = &got {
-            self.bar.inc(bytes.len() as u64);
+        if let Ok(bytes) = &got
+            && let Err(ended) = self.report.meter().advance(bytes.len() as u64)
+        {
+            return Err(StoreError::Other {
+                detail: ended.to_string(),
+                sent: false,
+            });
         }
         got
     }
@@ -210,34 +300,53 @@ impl Walk<'_, '_> {
         let live = manifest.segments.iter().map(|segment| (segment, RESHIP));
         let displaced = manifest.displaced.segments.iter();
         let displaced = displaced.map(|displaced| (&displaced.entry, ONLY_THE_PAST));
-        for (segment, advice) in live.chain(displaced) {
-            let path = self.temp.join("segment");
-            let Some(size) = self.fetch(&segment.object, &path, advice).await? else {
-                continue;
-            };
-            let unpack = path.clone();
-            let unpacked = tokio::task::spawn_blocking(move || {
-                let mut file = std::fs::File::open(&unpack)?;
-                sealed::decode(&mut file, size, &mut std::io::sink())
+        let mut chosen: Vec<(&SegmentEntry, &str)> = live.chain(displaced).collect();
+        let all = chosen.len();
+        if let Scope::Sample { bytes, seed } = self.scope {
+            let newest = manifest.segments.last().map(|segment| segment.base);
+            chosen.sort_by_key(|(segment, _)| (Some(segment.base) != newest, mix(seed ^ segment.base)));
+            let mut left = bytes;
+            chosen.retain(|(segment, _)| {
+                let fits = Some(segment.base) == newest || segment.stored_bytes <= left;
+                left = left.saturating_sub(if fits { segment.stored_bytes } else { 0 });
+                fits
             });
-            match unpacked.await? {
-                Ok(summary) => {
-                    let as_named = summary.base.get() == segment.base
-                        && summary.sha256 == segment.sha256
-                        && summary.raw_bytes == segment.raw_bytes
-                        && summary.log_id == manifest.log_id()
-                        && size == segment.stored_bytes;
-                    if !as_named {
-                        self.report
-                            .finding(&segment.object, "it is not what the manifest says", advice);
-                    }
-                }
-                Err(sealed::SealedError::Io(error)) => return Err(error).context("unpacking a segment"),
-                Err(error) => self.report.finding(&segment.object, error, advice),
-            }
-            std::fs::remove_file(&path).context("removing a temporary file")?;
+            self.report
+                .note(format!("{} of {all} segments are looked at", chosen.len()));
+        }
+        for (segment, advice) in chosen {
+            self.segment(manifest.log_id(), segment, advice).await?;
         }
         Ok(())
+    }
+
+    /// Compares a segment with what the manifest says of it.
+    async fn segment(&mut self, log_id: LogId, segment: &SegmentEntry, advice: &str) -> anyhow::Result<()> {
+        let path = self.temp.join("segment");
+        let Some(size) = self.fetch(&segment.object, &path, advice).await? else {
+            return Ok(());
+        };
+        let unpack = path.clone();
+        let unpacked = tokio::task::spawn_blocking(move || {
+            let mut file = std::fs::File::open(&unpack)?;
+            sealed::decode(&mut file, size, &mut std::io::sink())
+        });
+        match unpacked.await? {
+            Ok(summary) => {
+                let as_named = summary.base.get() == segment.base
+                    && summary.sha256 == segment.sha256
+                    && summary.raw_bytes == segment.raw_bytes
+                    && summary.log_id == log_id
+                    && size == segment.stored_bytes;
+                if !as_named {
+                    self.report
+                        .finding(&segment.object, "it is not what the manifest says", advice);
+                }
+            }
+            Err(sealed::SealedError::Io(error)) => return Err(error).context("unpacking a segment"),
+            Err(error) => self.report.finding(&segment.object, error, advice),
+        }
+        std::fs::remove_file(&path).context("removing a temporary file")
     }
 
     /// Fetches an object. `None` if it is not there, which is a finding.
@@ -245,7 +354,7 @@ impl Walk<'_, '_> {
         let name = ObjectName::new(object)?;
         match self.store.get_to_file(&name, path).await {
             Ok(size) => {
-                self.bar.inc(size);
+                self.report.meter().advance(size)?;
                 Ok(Some(size))
             }
             Err(StoreError::NotFound { .. }) => {
@@ -329,26 +438,82 @@ impl Walk<'_, '_> {
     async fn checkpoints(&mut self, manifest: &Manifest) -> anyhow::Result<()> {
         let displaced = manifest.displaced.checkpoints.iter();
         let displaced = displaced.map(|displaced| &displaced.entry);
-        for file in manifest
-            .checkpoints
-            .iter()
-            .chain(displaced)
-            .flat_map(|checkpoint| &checkpoint.files)
-        {
-            let path = self.temp.join("checkpoint-file");
-            let Some(size) = self.fetch(&file.object, &path, DISPENSABLE).await? else {
-                continue;
-            };
-            let hash = path.clone();
-            let digest = tokio::task::spawn_blocking(move || sha256_of(&hash)).await?;
-            if (size, digest.context("reading a temporary file")?) != (file.size, file.sha256) {
-                self.report
-                    .finding(&file.object, "its SHA-256 is not the manifest's", DISPENSABLE);
-            }
-            std::fs::remove_file(&path).context("removing a temporary file")?;
+        let most = match self.scope {
+            Scope::Everything => usize::MAX,
+            Scope::Sample { .. } => 1,
+        };
+        let checkpoints = manifest.checkpoints.iter().chain(displaced).take(most);
+        for file in checkpoints.flat_map(|checkpoint| &checkpoint.files) {
+            self.checkpoint_file(file).await?;
         }
         Ok(())
     }
+
+    async fn checkpoint_file(&mut self, file: &FileEntry) -> anyhow::Result<()> {
+        let path = self.temp.join("checkpoint-file");
+        let Some(size) = self.fetch(&file.object, &path, DISPENSABLE).await? else {
+            return Ok(());
+        };
+        let hash = path.clone();
+        let digest = tokio::task::spawn_blocking(move || sha256_of(&hash)).await?;
+        if (size, digest.context("reading a temporary file")?) != (file.size, file.sha256) {
+            self.report
+                .finding(&file.object, "its SHA-256 is not the manifest's", DISPENSABLE);
+        }
+        std::fs::remove_file(&path).context("removing a temporary file")
+    }
+}
+
+/// Compares the first object whose name comes after `after` with what `manifest` says of it; its name and size, or `None` if there
+/// is none. An object that is gone because a newer manifest does not name it is no finding. Lists nothing.
+///
+/// # Errors
+/// As [`check`].
+pub async fn next_object(
+    store: &Arc<dyn ReplicaStore>,
+    temp: &Path,
+    manifest: &Manifest,
+    after: &str,
+    report: &mut Report<'_>,
+) -> anyhow::Result<Option<(String, u64)>> {
+    let segments = manifest.segments.iter();
+    let segments = segments.map(|segment| (segment.object.as_str(), segment.stored_bytes));
+    let files = manifest.checkpoints.iter().flat_map(|c| &c.files);
+    let files = files.map(|file| (file.object.as_str(), file.size));
+    let next = segments.chain(files).filter(|(object, _)| *object > after).min();
+    let Some((object, size)) = next else {
+        return Ok(None);
+    };
+    let mut walk = Walk {
+        store,
+        temp,
+        scope: Scope::Everything,
+        report,
+        newest: manifest.generation(),
+    };
+    let looked = match manifest.segments.iter().find(|segment| segment.object == object) {
+        Some(segment) => walk.segment(manifest.log_id(), segment, RESHIP).await,
+        None => {
+            let mut files = manifest.checkpoints.iter().flat_map(|c| &c.files);
+            match files.find(|file| file.object == object) {
+                Some(file) => walk.checkpoint_file(file).await,
+                None => Ok(()),
+            }
+        }
+    };
+    match looked {
+        Err(error) if error.is::<MovedOn>() => {}
+        looked => looked?,
+    }
+    Ok(Some((object.to_owned(), size)))
+}
+
+/// Scatters a number (SplitMix64's last step).
+fn mix(number: u64) -> u64 {
+    let mut z = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
 }
 
 fn newest(listed: &[ObjectMeta]) -> Generation {

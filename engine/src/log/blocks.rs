@@ -6,13 +6,13 @@ use super::lsn::{Location, Lsn};
 use super::reader::{LogReader, ReadError};
 use super::resident::SealedSegment;
 
-/// Bytes read ahead from a segment that is still written to and thus not mapped.
+/// Bytes read ahead from a segment that is not mapped, because it is still written to or away.
 const WINDOW_BYTES: usize = 64 << 10;
 /// How far ahead of the last block the next one may lie for reading ahead to pay.
 const NEAR_BYTES: u64 = 16 << 10;
 
 /// Copies blocks out of the log, keeping what the next one probably needs: the mapping of a sealed segment, or a piece of
-/// the open one. Not cheap to keep: it holds a segment's mapping.
+/// the open one or of one that is away. Not cheap to keep: it holds a segment's mapping.
 #[derive(Debug)]
 pub struct BlockReader {
     log: LogReader,
@@ -20,7 +20,7 @@ pub struct BlockReader {
     window: Window,
 }
 
-/// Bytes of the open segment.
+/// Bytes of a segment that is not mapped.
 #[derive(Debug)]
 struct Window {
     segment: Lsn,
@@ -59,10 +59,9 @@ impl BlockReader {
             .as_ref()
             .filter(|(segment, _)| *segment == location.segment);
         if known.is_none() && self.window.segment != location.segment {
-            match self.log.sealed(location.segment) {
-                Ok(sealed) => self.sealed = Some((location.segment, sealed)),
-                Err(ReadError::NotSealed { .. }) => {}
-                Err(error) => return Err(error),
+            // One that is written to, or away, is read in windows.
+            if let Some(sealed) = self.log.mapped(location.segment)? {
+                self.sealed = Some((location.segment, sealed));
             }
         }
         if let Some((segment, sealed)) = &self.sealed

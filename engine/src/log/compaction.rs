@@ -35,6 +35,7 @@ use super::reader::{LogReader, ReadError};
 use super::ring::Ring;
 use super::segment::{SegmentHeader, SegmentInfo, Tally, segment_file_name};
 use super::set::{PendingCompaction, SegmentEntry, SegmentSet};
+use super::tier::Pinned;
 use super::watermark::Watermark;
 use crate::storage::{OpenMode, StorageFile};
 
@@ -47,6 +48,12 @@ pub enum CompactionError {
     /// The last compaction has not ended: readers still use what it replaced, or it failed. A start ends it.
     #[error("the last compaction has not ended yet")]
     Unfinished,
+    /// A segment that would be read is away: compacting needs all of them here, as what they hold is read in no order.
+    #[error("segment {} is not on this disk", segment.hex())]
+    Away {
+        /// Its base LSN.
+        segment: Lsn,
+    },
     /// No sealed segment ends there.
     #[error("no sealed segment of the log ends at {through}")]
     NoSuchEnd {
@@ -119,6 +126,8 @@ pub(crate) struct CompactionWriter {
     names: Vec<String>,
     /// Whether the journal speaks for what was written, so that it stays.
     kept: bool,
+    /// What is read stays here.
+    _pinned: Pinned,
 }
 
 #[derive(Debug)]
@@ -183,6 +192,11 @@ impl LogReader {
             .iter()
             .find(|segment| segment.last == through && segment.sealed)
             .ok_or(CompactionError::NoSuchEnd { through })?;
+        let pinned = set.tier.pin(through);
+        if let Some(away) = self.away().iter().find(|away| away.info.last <= through) {
+            let segment = away.info.base;
+            return Err(CompactionError::Away { segment });
+        }
         let log_id = set
             .get(end.base)
             .map(|entry| entry.header.log_id)
@@ -213,6 +227,7 @@ impl LogReader {
             done: Vec::new(),
             names: Vec::new(),
             kept: false,
+            _pinned: pinned,
             set,
         })
     }
@@ -223,14 +238,19 @@ impl LogReader {
     /// # Errors
     /// The disk's. The next start does the rest.
     pub(crate) fn end_compaction(&self) -> Result<u64, CompactionError> {
-        if self.set.pending().is_none() {
+        let Some(pending) = self.set.pending() else {
             return Ok(0);
-        }
+        };
         let inputs = self.set.retired();
         let names: Vec<String> = inputs
             .iter()
             .map(|entry| segment_file_name(entry.header.base))
             .collect();
+        // While there is the journal, it is known what they were.
+        self.set
+            .tier
+            .forget_replaced(pending.through, pending.compaction)
+            .map_err(at("writing the list of away segments"))?;
         remove_then_journal(self.set.storage.as_ref(), &self.set.dir, &names)
             .map_err(at("removing what a compaction replaced"))?;
         self.set.forget_retired();
@@ -337,7 +357,7 @@ impl CompactionWriter {
             .storage
             .sync_dir(&self.set.dir)
             .map_err(at("syncing the log's directory"))?;
-        let outputs = SegmentSet::new(Arc::clone(&self.set.storage), &self.set.dir);
+        let outputs = self.set.beside();
         for (header, info) in &self.done {
             outputs.push(SegmentEntry::sealed(&outputs, *header, info.clone()));
         }

@@ -15,6 +15,7 @@ use super::journal::remove_then_journal;
 use super::lsn::{Epoch, LogId, Lsn};
 use super::recovery::{Damage, OpenError, list_segments, lock_dir, verify_segment};
 use super::segment::{SegmentHeader, SegmentInfo, Tally, link_error, segment_file_name};
+use super::tier::{AWAY_NAME, AwaySegment, write_list};
 use crate::storage::{OpenMode, Storage, StorageFile, StorageLock};
 
 /// Why something could not be installed.
@@ -104,7 +105,7 @@ impl SegmentInstaller {
     ) -> Result<SegmentInstaller, InstallError> {
         let lock = lock_dir(&storage, dir)?;
         let (bases, leftovers) = list_segments(storage.as_ref(), dir)?;
-        if !bases.is_empty() {
+        if !bases.is_empty() || storage.exists(&dir.join(AWAY_NAME))? {
             return Err(InstallError::NotEmpty {
                 dir: dir.display().to_string(),
             });
@@ -130,6 +131,22 @@ impl SegmentInstaller {
     #[must_use]
     pub fn last(&self) -> Lsn {
         self.last.map_or(Lsn::ZERO, |(lsn, _)| lsn)
+    }
+
+    /// Begins the log with segments that stay where they are, in the replica; they ascend, and nothing is installed yet.
+    /// What is said of them is believed: their bytes are checked when they come.
+    ///
+    /// # Errors
+    /// [`InstallError::Damaged`] if they do not chain, [`InstallError::ForeignLog`], or the disk's.
+    pub fn away(&mut self, segments: &[AwaySegment]) -> Result<(), InstallError> {
+        for away in segments {
+            self.check_header(&away.header(), &format!("segment {}", away.info.base))?;
+            self.last = Some((away.info.last, away.info.epoch));
+        }
+        if segments.is_empty() {
+            return Ok(());
+        }
+        Ok(write_list(self.storage.as_ref(), &self.dir, segments.iter())?)
     }
 
     /// Begins to take the sealed segment with this base LSN; give its bytes to [`SealedUpload::write`], then call

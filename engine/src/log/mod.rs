@@ -29,6 +29,7 @@ mod set;
 pub(crate) mod sim;
 #[cfg(test)]
 mod tests;
+mod tier;
 mod watermark;
 mod writer;
 
@@ -53,6 +54,9 @@ pub use segment::{
     SegmentFooter, SegmentHeader, SegmentHeaderError, SegmentInfo, segment_file_name,
 };
 pub use set::PendingCompaction;
+pub use tier::{
+    AwaySegment, Hydrated, LEAST_PART_BYTES, PIECE_BYTES, SegmentSource, SourceError, TierUse, away_segments,
+};
 pub use watermark::{Failed, Wait, Watermark};
 
 use std::future::Future;

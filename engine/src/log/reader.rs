@@ -47,6 +47,14 @@ pub enum ReadError {
         /// What is wrong there.
         what: String,
     },
+    /// The segment is in the replica only, and could not be had from there in time. Trying again is right.
+    #[error("segment {} is not on this disk, and fetching it from the replica failed: {what}", segment.hex())]
+    Away {
+        /// Its base LSN.
+        segment: Lsn,
+        /// What the replica said.
+        what: String,
+    },
     /// The disk failed.
     #[error("reading segment {} failed: {source}", segment.hex())]
     Io {
@@ -131,7 +139,12 @@ impl LogReader {
         self.set.infos()
     }
 
-    /// The file of a sealed segment, whole, mapped: for shipping and for checking.
+    /// The mapped file of a segment that is sealed and here; of others, [`LogReader::read_at`] copies.
+    pub(super) fn mapped(&self, base: Lsn) -> Result<Option<Arc<SealedSegment>>, ReadError> {
+        self.segment(base)?.mapped()
+    }
+
+    /// The file of a sealed segment, whole, mapped: for shipping and for checking. One that is away is fetched first.
     ///
     /// # Errors
     /// [`ReadError::NoSuchSegment`], [`ReadError::NotSealed`], or the disk's.

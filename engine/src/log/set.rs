@@ -2,7 +2,8 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::RwLock;
@@ -14,6 +15,7 @@ use super::resident::{Residence, SealedSegment};
 use super::segment::{
     SEGMENT_TRAILER_BYTES, SegmentFooter, SegmentHeader, SegmentInfo, Tally, seek, segment_file_name,
 };
+use super::tier::{AwaySegment, Hydrated, Part, Tier};
 use crate::storage::{OpenMode, Storage, StorageFile};
 
 /// All segments, ascending.
@@ -23,6 +25,8 @@ pub(super) struct SegmentSet {
     pub(super) dir: PathBuf,
     /// What of sealed segments is mapped and was read.
     pub(super) residence: Arc<Residence>,
+    /// What they share about being away.
+    pub(super) tier: Arc<Tier>,
     segments: RwLock<Segments>,
 }
 
@@ -47,9 +51,21 @@ pub struct PendingCompaction {
 impl SegmentSet {
     pub(super) fn new(storage: Arc<dyn Storage>, dir: &Path) -> SegmentSet {
         SegmentSet {
+            tier: Arc::new(Tier::new(Arc::clone(&storage), dir)),
             storage,
             dir: dir.to_owned(),
             residence: Arc::default(),
+            segments: RwLock::default(),
+        }
+    }
+
+    /// An empty one for segments that are to take their place in this one.
+    pub(super) fn beside(&self) -> SegmentSet {
+        SegmentSet {
+            storage: Arc::clone(&self.storage),
+            dir: self.dir.clone(),
+            residence: Arc::clone(&self.residence),
+            tier: Arc::clone(&self.tier),
             segments: RwLock::default(),
         }
     }
@@ -203,6 +219,11 @@ pub(super) struct SegmentEntry {
     path: PathBuf,
     storage: Arc<dyn Storage>,
     residence: Arc<Residence>,
+    tier: Arc<Tier>,
+    /// When it was read last, as the tier counts.
+    used: AtomicU64,
+    /// SHA-256 of the whole file, once somebody had to know.
+    digest: OnceLock<[u8; 32]>,
     state: RwLock<State>,
 }
 
@@ -219,6 +240,13 @@ enum State {
         info: SegmentInfo,
         loaded: Option<Arc<SealedSegment>>,
     },
+    Away(Arc<AwaySegment>),
+}
+
+/// Where the bytes of a sealed segment are.
+enum Whereabouts {
+    Mapped(Arc<SealedSegment>),
+    Part(Arc<Part>),
 }
 
 impl SegmentEntry {
@@ -229,8 +257,16 @@ impl SegmentEntry {
             path: set.path(header.base),
             storage,
             residence: Arc::clone(&set.residence),
+            used: AtomicU64::new(set.tier.now()),
+            tier: Arc::clone(&set.tier),
+            digest: OnceLock::new(),
             state: RwLock::new(state),
         })
+    }
+
+    pub(super) fn absent(set: &SegmentSet, away: AwaySegment) -> Arc<SegmentEntry> {
+        let header = away.header();
+        SegmentEntry::new(set, header, State::Away(Arc::new(away)))
     }
 
     pub(super) fn open(
@@ -257,6 +293,7 @@ impl SegmentEntry {
     pub(super) fn info(&self) -> SegmentInfo {
         match &*self.state.read() {
             State::Sealed { info, .. } => info.clone(),
+            State::Away(away) => away.info.clone(),
             State::Open {
                 end, last, frames, ..
             } => SegmentInfo {
@@ -299,7 +336,10 @@ impl SegmentEntry {
         if let State::Open { end, .. } = &*self.state.read() {
             return Ok(*end);
         }
-        Ok(self.load()?.footer().frames_end)
+        Ok(match self.find()? {
+            Whereabouts::Mapped(sealed) => sealed.footer().frames_end,
+            Whereabouts::Part(part) => part.footer()?.frames_end,
+        })
     }
 
     /// Where to begin to look for the first frame after `position`.
@@ -307,7 +347,10 @@ impl SegmentEntry {
         if let State::Open { index, .. } = &*self.state.read() {
             return Ok(seek(index, position));
         }
-        Ok(self.load()?.footer().seek(position))
+        Ok(match self.find()? {
+            Whereabouts::Mapped(sealed) => sealed.footer().seek(position),
+            Whereabouts::Part(part) => part.footer()?.seek(position),
+        })
     }
 
     /// A copy of `len` bytes from `offset`: it keeps no mapping alive.
@@ -326,7 +369,7 @@ impl SegmentEntry {
                 file, end: written, ..
             } if end <= *written => Some(Arc::clone(file)),
             State::Open { .. } => return Err(outside()),
-            State::Sealed { .. } => None,
+            State::Sealed { .. } | State::Away(_) => None,
         };
         if let Some(file) = file {
             let mut bytes = BytesMut::zeroed(len);
@@ -334,9 +377,76 @@ impl SegmentEntry {
                 .map_err(|source| self.io(source))?;
             return Ok(bytes.freeze());
         }
-        let sealed = self.load()?;
-        let bytes = sealed.slice(offset, len).ok_or_else(outside)?;
-        Ok(Bytes::copy_from_slice(bytes))
+        match self.find()? {
+            Whereabouts::Mapped(sealed) => {
+                let bytes = sealed.slice(offset, len).ok_or_else(outside)?;
+                Ok(Bytes::copy_from_slice(bytes))
+            }
+            Whereabouts::Part(part) => part.read(offset, len),
+        }
+    }
+
+    /// What is known of it, if it is away.
+    pub(super) fn away(&self) -> Option<Arc<AwaySegment>> {
+        match &*self.state.read() {
+            State::Away(away) => Some(Arc::clone(away)),
+            State::Open { .. } | State::Sealed { .. } => None,
+        }
+    }
+
+    /// When it was read last, as the tier counts.
+    pub(super) fn last_used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn known_digest(&self) -> Option<[u8; 32]> {
+        self.digest.get().copied()
+    }
+
+    pub(super) fn set_digest(&self, digest: [u8; 32]) {
+        // It never changes, so whoever came first was right.
+        let _known = self.digest.set(digest);
+    }
+
+    /// Its file is about to go. Returns what it was.
+    pub(super) fn go_away(&self, away: Arc<AwaySegment>) -> SegmentInfo {
+        let before = self.info();
+        *self.state.write() = State::Away(away);
+        before
+    }
+
+    /// Its file is here again.
+    pub(super) fn come_back(&self, info: SegmentInfo) {
+        *self.state.write() = State::Sealed { info, loaded: None };
+    }
+
+    /// The mapped file if it is sealed and here.
+    pub(super) fn mapped(&self) -> Result<Option<Arc<SealedSegment>>, ReadError> {
+        if self.is_open() {
+            return Ok(None);
+        }
+        Ok(match self.find()? {
+            Whereabouts::Mapped(sealed) => Some(sealed),
+            Whereabouts::Part(_) => None,
+        })
+    }
+
+    /// The whole file of a sealed segment. One that is away is brought back first.
+    ///
+    /// # Errors
+    /// [`ReadError::NotSealed`], or what reading it met.
+    pub(super) fn load(&self) -> Result<Arc<SealedSegment>, ReadError> {
+        loop {
+            if let Whereabouts::Mapped(sealed) = self.find()? {
+                return Ok(sealed);
+            }
+            if let Hydrated::Damaged { base } = self.tier.bring_back(self)? {
+                return Err(ReadError::Away {
+                    segment: base,
+                    what: "what the replica has is not this segment".to_owned(),
+                });
+            }
+        }
     }
 
     /// Whether it is still written to.
@@ -344,26 +454,34 @@ impl SegmentEntry {
         matches!(*self.state.read(), State::Open { .. })
     }
 
-    /// The whole file of a sealed segment; opened and mapped at the first use.
-    ///
-    /// # Errors
-    /// [`ReadError::NotSealed`], or what reading it met.
-    pub(super) fn load(&self) -> Result<Arc<SealedSegment>, ReadError> {
+    /// Where the bytes of a sealed segment are; the file is opened and mapped at the first use.
+    fn find(&self) -> Result<Whereabouts, ReadError> {
+        let now = self.tier.now();
+        if self.used.load(Ordering::Relaxed) != now {
+            self.used.store(now, Ordering::Relaxed);
+        }
         match &*self.state.read() {
             State::Sealed {
                 loaded: Some(loaded), ..
-            } => return Ok(Arc::clone(loaded)),
+            } => return Ok(Whereabouts::Mapped(Arc::clone(loaded))),
             State::Sealed { loaded: None, .. } => {}
+            State::Away(away) => return Ok(Whereabouts::Part(self.tier.part(away)?)),
             State::Open { .. } => {
                 return Err(ReadError::NotSealed {
                     segment: self.header.base,
                 });
             }
         }
-        let file = self
-            .storage
-            .open(&self.path, OpenMode::Read)
-            .map_err(|source| self.io(source))?;
+        let file = match self.storage.open(&self.path, OpenMode::Read) {
+            Ok(file) => file,
+            Err(source) => {
+                // It may have been evicted since we looked.
+                return match self.away() {
+                    Some(away) => Ok(Whereabouts::Part(self.tier.part(&away)?)),
+                    None => Err(self.io(source)),
+                };
+            }
+        };
         let bytes = file.stable_bytes().map_err(|source| self.io(source))?;
         let footer = SegmentFooter::of_file(&bytes).ok_or_else(|| ReadError::Corrupt {
             segment: self.header.base,
@@ -373,9 +491,9 @@ impl SegmentEntry {
         let fresh = self.residence.map(bytes, footer);
         if let State::Sealed { loaded, .. } = &mut *self.state.write() {
             // Whoever came first stays; two mappings of one file would only cost.
-            return Ok(Arc::clone(loaded.get_or_insert(fresh)));
+            return Ok(Whereabouts::Mapped(Arc::clone(loaded.get_or_insert(fresh))));
         }
-        Ok(fresh)
+        Ok(Whereabouts::Mapped(fresh))
     }
 
     fn io(&self, source: io::Error) -> ReadError {

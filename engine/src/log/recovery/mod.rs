@@ -13,11 +13,14 @@
 //! behind it is damage to what was durable. A valid footer proves the same of the whole segment; so does any frame of
 //! its header.
 //!
+//! A segment that the list of the [`tier`](super::tier) names and that is not here is away, and taken for what the list says.
+//!
 //! Finding out changes nothing on disk; starting does: it cuts or removes, seals, and syncs. A crash in the midst of
 //! that leaves one of the rows above.
 
 mod scan;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -26,6 +29,7 @@ use super::journal::{Journal, Output};
 use super::lsn::{Epoch, LogId, Lsn};
 use super::segment::{SegmentHeader, SegmentHeaderError, SegmentInfo, Tally, segment_file_name};
 use super::set::{PendingCompaction, SegmentEntry, SegmentSet};
+use super::tier::{self, AwaySegment};
 use crate::storage::{OpenMode, Storage, StorageFile, StorageLock};
 use scan::{Action, decide, ends_of_sealed, scan};
 pub use scan::{Damage, verify_segment};
@@ -207,7 +211,20 @@ pub(super) fn find(storage: Arc<dyn Storage>, dir: &Path) -> Result<Findings, Op
         let what = what.to_owned();
         refuse(Lsn::ZERO, Damage { offset: 0, what })
     })?;
+    let away =
+        tier::read_list(storage.as_ref(), dir).map_err(io_error("reading the list of away segments"))?;
+    let away = away.map_err(|what| {
+        let what = what.to_owned();
+        refuse(Lsn::ZERO, Damage { offset: 0, what })
+    })?;
+    let here: BTreeSet<Lsn> = bases.iter().copied().collect();
+    let mut away: BTreeMap<Lsn, AwaySegment> = away.into_iter().map(|away| (away.info.base, away)).collect();
     let set = Arc::new(SegmentSet::new(storage, dir));
+    set.tier.know(away.values().cloned());
+    // What is here counts, listed or not.
+    away.retain(|base, _| !here.contains(base));
+    bases.extend(away.keys());
+    bases.sort_unstable();
     let (mut disowned, mut inputs) = (None, Vec::new());
     if let Some(journal) = &journal {
         let split = journal.split(bases);
@@ -229,7 +246,10 @@ pub(super) fn find(storage: Arc<dyn Storage>, dir: &Path) -> Result<Findings, Op
         last_compaction: 0,
     };
     for (at, base) in bases.iter().enumerate() {
-        findings.look_at(*base, at == 0, at + 1 == bases.len())?;
+        match away.get(base) {
+            Some(away) => findings.miss(away, at == 0)?,
+            None => findings.look_at(*base, at == 0, at + 1 == bases.len())?,
+        }
     }
     if let Some(Journal::Prepared {
         compaction,
@@ -238,12 +258,22 @@ pub(super) fn find(storage: Arc<dyn Storage>, dir: &Path) -> Result<Findings, Op
     }) = journal
     {
         findings.confirm(&outputs)?;
+        // Nobody needs those that are away: a compaction begins only when all that it reads is here.
+        inputs.retain(|base| !away.contains_key(base));
         findings.set_aside(&inputs, PendingCompaction { compaction, through })?;
     }
     Ok(findings)
 }
 
 impl Findings {
+    /// Takes a segment that is away for what the list says of it.
+    fn miss(&mut self, away: &AwaySegment, oldest: bool) -> Result<(), OpenError> {
+        self.link(away.info.base, &away.header(), oldest)?;
+        (self.last_lsn, self.last_epoch) = (away.info.last, away.info.epoch);
+        self.set.push(SegmentEntry::absent(&self.set, away.clone()));
+        Ok(())
+    }
+
     fn look_at(&mut self, base: Lsn, oldest: bool, newest: bool) -> Result<(), OpenError> {
         let path = self.set.path(base);
         let io = |source| io_error(format!("reading {}", path.display()))(source);

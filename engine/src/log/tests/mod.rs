@@ -5,6 +5,7 @@ mod compaction;
 mod follow;
 mod install;
 mod recent;
+mod tier;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

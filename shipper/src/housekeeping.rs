@@ -37,6 +37,7 @@ use crate::retention;
 use crate::sealed::{self, FOOTER_BYTES, Footer, SealedSummary};
 use crate::ship::ShipEnd;
 use crate::store::{Created, ObjectName, StoreError};
+use crate::tier;
 use trouble::{Refused, Trouble};
 
 /// Deletions at a time.
@@ -83,6 +84,7 @@ pub(crate) struct Housekeeper {
 impl Housekeeper {
     pub(crate) fn new(shared: Arc<Shared>, checkpoints: mpsc::Receiver<CheckpointRequest>) -> Housekeeper {
         let manifest = shared.claim.replica.manifest.clone();
+        shared.log.reader().in_replica(tier::named(&manifest));
         Housekeeper {
             shared,
             checkpoints,
@@ -452,6 +454,7 @@ impl Housekeeper {
             }
             let displaced = std::mem::replace(&mut self.manifest, next);
             self.published = true;
+            self.shared.log.reader().in_replica(tier::named(&self.manifest));
             let covered_lsn = self.manifest.covered_lsn().get();
             self.shared.covered.store(covered_lsn, Ordering::Release);
             *self.shared.manifest.lock() = Arc::new(self.manifest.clone());
@@ -468,6 +471,18 @@ impl Housekeeper {
             generation = there.generation,
             "an earlier reign published a manifest; going on from it"
         );
+        let log = self.shared.log.reader();
+        if let Some(lost) = log.away().iter().find(|away| !tier::is_named(&there, away)) {
+            // That reign compacted before it noticed ours, and deletes what we have left in the replica. All of it is there in
+            // another form: the next start takes that.
+            let reason = format!(
+                "segment {} was compacted in the replica by an earlier reign; a start takes what is there now",
+                lost.info.base.hex()
+            );
+            self.shared.log.poison(reason.clone());
+            return Err(Trouble::Task(reason));
+        }
+        log.in_replica(tier::named(&there));
         let from = there.next_ordinal();
         self.shared.links.lock().retain(|link| link.ordinal >= from);
         (self.manifest, self.published, self.swept) = (there, false, false);

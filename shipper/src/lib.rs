@@ -37,5 +37,6 @@ pub mod ship;
 pub mod standby;
 pub mod start;
 pub mod store;
+pub mod tier;
 mod upload;
 mod wire;

@@ -8,6 +8,9 @@
 //! at any point leaves the marker, and the next restore begins anew in a cleaned directory; without the marker the
 //! directory is whole.
 //!
+//! A *lazy* restore leaves those segments in the replica that the checkpoint has folded already: the log is told of them and
+//! fetches what is read. Without a usable checkpoint everything is fetched.
+//!
 //! A writer that is still at work may cover and delete chunks while we read; then there is a newer manifest, and the
 //! restore starts over from that.
 
@@ -17,7 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use engine::log::{Epoch, InstallError, LogId, Lsn, SealedUpload, SegmentInstaller};
+use engine::log::{AWAY_NAME, AwaySegment, Epoch, InstallError, LogId, Lsn, SealedUpload, SegmentInstaller};
 use engine::storage::Storage;
 use futures_util::{StreamExt, TryStreamExt};
 
@@ -31,6 +34,7 @@ use crate::plan::ChainEnd;
 use crate::requests::Requests;
 use crate::sealed::{self, SealedError};
 use crate::store::{ObjectName, ReplicaStore, StoreError};
+use crate::tier;
 
 /// The log's directory below a data directory.
 pub const LOG_DIR: &str = "log";
@@ -43,6 +47,8 @@ const TEMP_DIR: &str = "restore-tmp";
 
 /// Chunks that are fetched at a time.
 const CHUNKS_AT_A_TIME: usize = 8;
+/// Files of a checkpoint that are fetched at a time, each by several ranges at once.
+const FILES_AT_A_TIME: usize = 3;
 /// Sealed segments that are fetched at a time.
 const SEGMENTS_AT_A_TIME: usize = 2;
 /// Most chunks that a restore lists.
@@ -71,6 +77,8 @@ pub struct RestoreOptions {
     pub request_timeout: Duration,
     /// Fetch a checkpoint of the views, if there is one.
     pub with_checkpoint: bool,
+    /// Leave the segments in the replica that the checkpoint has folded. Whoever opens the log must attach a source.
+    pub lazy: bool,
     /// Told about the progress.
     pub on_progress: Option<OnProgress>,
 }
@@ -99,6 +107,10 @@ pub struct Restored {
     pub last_epoch: Epoch,
     /// The directory of the newest usable checkpoint, and its LSN.
     pub checkpoint: Option<(PathBuf, Lsn)>,
+    /// Segments that were left in the replica.
+    pub away: usize,
+    /// Their bytes.
+    pub away_bytes: u64,
     /// What was wrong and could be done without: damaged checkpoints.
     pub warnings: Vec<String>,
     /// How long it took.
@@ -288,8 +300,11 @@ fn begin(dest: &Path, options: &RestoreOptions) -> Result<(), RestoreError> {
         .storage
         .create_dir_all(&log_dir)
         .map_err(local(&log_dir))?;
-    let segments = options.storage.list(&log_dir).map_err(local(&log_dir))?;
-    if segments.iter().any(|name| name.ends_with(".seg")) {
+    let names = options.storage.list(&log_dir).map_err(local(&log_dir))?;
+    if names
+        .iter()
+        .any(|name| name.ends_with(".seg") || name == AWAY_NAME)
+    {
         return Err(RestoreError::NotEmpty(log_dir));
     }
     let checkpoints = dest.join(CHECKPOINT_DIR);
@@ -315,7 +330,8 @@ fn clean(dest: &Path, options: &RestoreOptions) -> Result<(), RestoreError> {
         .create_dir_all(&log_dir)
         .map_err(local(&log_dir))?;
     for name in options.storage.list(&log_dir).map_err(local(&log_dir))? {
-        if name.ends_with(".seg") || name.ends_with(".tmp") {
+        let is_of_the_log = [".seg", ".part", ".tmp"].iter().any(|end| name.ends_with(end));
+        if is_of_the_log || name == AWAY_NAME {
             let path = log_dir.join(&name);
             options.storage.remove(&path).map_err(local(&path))?;
         }
@@ -371,6 +387,22 @@ struct LogPart {
     chunks: Duration,
 }
 
+/// The newest usable checkpoint, what was wrong with newer ones, and how long it took.
+type ViewsPart = (Option<(PathBuf, Lsn)>, Vec<String>, Duration);
+
+/// Whether a checkpoint is damaged or not there, so that another one may do.
+fn is_unusable(error: &RestoreError) -> bool {
+    matches!(
+        error,
+        RestoreError::NotAsNamed { .. }
+            | RestoreError::Replica(ReplicaError::Store(StoreError::NotFound { .. }))
+    )
+}
+
+fn create_dir(path: &Path) -> Result<(), RestoreError> {
+    std::fs::create_dir_all(path).map_err(local(path))
+}
+
 impl<'a> Work<'a> {
     fn new(
         requests: &'a Requests,
@@ -406,28 +438,84 @@ impl<'a> Work<'a> {
 
     async fn run(self) -> Result<Restored, RestoreError> {
         let temp = self.dest.join(TEMP_DIR);
-        std::fs::create_dir_all(&temp).map_err(local(&temp))?;
-        let ((checkpoint, warnings, checkpoint_time), log) =
-            tokio::try_join!(self.newest_checkpoint(), self.log(&temp))?;
-        Ok(Restored {
+        let mut warnings = Vec::new();
+        if self.options.lazy && self.options.with_checkpoint {
+            for checkpoint in &self.manifest.checkpoints {
+                let away = self.folded(checkpoint);
+                if away.is_empty() {
+                    break;
+                }
+                create_dir(&temp)?;
+                let begun = Instant::now();
+                let fetch = async {
+                    let fetched = self.checkpoint(checkpoint).await;
+                    let fetched = fetched.map_err(|error| (is_unusable(&error), error))?;
+                    Ok((fetched, begun.elapsed()))
+                };
+                let log = async { self.log(&temp, &away).await.map_err(|error| (false, error)) };
+                let left: u64 = away.iter().map(|away| away.object_bytes).sum();
+                self.total.fetch_sub(left, Ordering::Relaxed);
+                // Both to their ends: what is installed holds the log's lock.
+                let (fetched, log) = tokio::join!(fetch, log);
+                match fetched.and_then(|fetched| Ok((fetched, log?))) {
+                    Ok(((dir, time), log)) => {
+                        let found = Some((dir, Lsn::saturating(checkpoint.lsn)));
+                        return Ok(self.restored(log, (found, warnings, time), &away));
+                    }
+                    Err((true, error)) => {
+                        tracing::error!("a checkpoint in the replica is of no use: {error}");
+                        warnings.push(error.to_string());
+                        // Another checkpoint needs other segments.
+                        self.total.fetch_add(left, Ordering::Relaxed);
+                        clean(self.dest, self.options)?;
+                    }
+                    Err((false, error)) => return Err(error),
+                }
+            }
+        }
+        create_dir(&temp)?;
+        let (mut views, log) = tokio::try_join!(self.newest_checkpoint(), self.log(&temp, &[]))?;
+        // Those of the same checkpoint are the same.
+        warnings.retain(|warning| !views.1.contains(warning));
+        views.1.extend(warnings);
+        Ok(self.restored(log, views, &[]))
+    }
+
+    /// The segments that need not be read because the checkpoint has what is in them.
+    fn folded(&self, checkpoint: &CheckpointEntry) -> Vec<AwaySegment> {
+        let log_id = self.manifest.log_id();
+        let segments = self.manifest.segments.iter();
+        let folded = segments.take_while(|segment| segment.last <= checkpoint.lsn);
+        folded
+            .map_while(|segment| tier::away_segment(log_id, segment))
+            .collect()
+    }
+
+    fn restored(
+        &self,
+        log: LogPart,
+        (checkpoint, warnings, time): ViewsPart,
+        away: &[AwaySegment],
+    ) -> Restored {
+        Restored {
             log_id: self.manifest.log_id(),
             last_lsn: log.last_lsn,
             last_epoch: log.end.epoch,
             checkpoint,
+            away: away.len(),
+            away_bytes: away.iter().map(|away| away.info.bytes).sum(),
             warnings,
             timings: RestoreTimings {
                 manifest: Duration::ZERO,
-                checkpoint: checkpoint_time,
+                checkpoint: time,
                 segments: log.segments,
                 chunks: log.chunks,
             },
-        })
+        }
     }
 
     /// The newest checkpoint that is whole. Views can be rebuilt from the log, so damage is a warning.
-    async fn newest_checkpoint(
-        &self,
-    ) -> Result<(Option<(PathBuf, Lsn)>, Vec<String>, Duration), RestoreError> {
+    async fn newest_checkpoint(&self) -> Result<ViewsPart, RestoreError> {
         let begun = Instant::now();
         let mut warnings = Vec::new();
         if self.options.with_checkpoint {
@@ -437,10 +525,7 @@ impl<'a> Work<'a> {
                         let found = Some((dir, Lsn::saturating(checkpoint.lsn)));
                         return Ok((found, warnings, begun.elapsed()));
                     }
-                    Err(
-                        error @ (RestoreError::NotAsNamed { .. }
-                        | RestoreError::Replica(ReplicaError::Store(StoreError::NotFound { .. }))),
-                    ) => {
+                    Err(error) if is_unusable(&error) => {
                         tracing::error!("a checkpoint in the replica is of no use: {error}");
                         warnings.push(error.to_string());
                     }
@@ -456,29 +541,41 @@ impl<'a> Work<'a> {
         let name = Lsn::saturating(checkpoint.lsn).hex();
         let (unfinished, finished) = (parent.join(format!("{name}.tmp")), parent.join(name));
         std::fs::create_dir_all(&unfinished).map_err(local(&unfinished))?;
-        for file in &checkpoint.files {
+        let files = futures_util::stream::iter(&checkpoint.files).map(Ok);
+        let fetched = files.try_for_each_concurrent(FILES_AT_A_TIME, |file| {
             let path = unfinished.join(&file.name);
-            let object = ObjectName::new(file.object.clone()).map_err(StoreError::from)?;
-            self.requests.get_to_file(&object, &path).await?;
-            let digest = blocking(move || digest_file(&path).map_err(local(&path))).await?;
-            if digest != (file.size, file.sha256) {
-                remove_dir(&unfinished)?;
-                return Err(RestoreError::NotAsNamed {
-                    object: file.object.clone(),
-                });
+            async move {
+                let object = ObjectName::new(file.object.clone()).map_err(StoreError::from)?;
+                self.requests.get_to_file(&object, &path).await?;
+                let digest = blocking(move || digest_file(&path).map_err(local(&path))).await?;
+                if digest != (file.size, file.sha256) {
+                    return Err(RestoreError::NotAsNamed {
+                        object: file.object.clone(),
+                    });
+                }
+                self.progress(file.size);
+                Ok(())
             }
-            self.progress(file.size);
+        });
+        if let Err(error) = fetched.await {
+            remove_dir(&unfinished)?;
+            return Err(error);
         }
         std::fs::rename(&unfinished, &finished).map_err(local(&finished))?;
         sync_dir(&parent)?;
         Ok(finished)
     }
 
-    async fn log(&self, temp: &Path) -> Result<LogPart, RestoreError> {
+    /// All segments but those that are away, and the chunks.
+    async fn log(&self, temp: &Path, away: &[AwaySegment]) -> Result<LogPart, RestoreError> {
         let log_dir = self.dest.join(LOG_DIR);
         let (storage, log_id) = (self.options.storage.clone(), self.manifest.log_id());
+        let left = away.to_vec();
         let mut installer = blocking(move || {
-            let begun = SegmentInstaller::begin(storage, &log_dir, log_id);
+            let begun = SegmentInstaller::begin(storage, &log_dir, log_id).and_then(|mut installer| {
+                installer.away(&left)?;
+                Ok(installer)
+            });
             begun.map_err(|source| RestoreError::Install {
                 object: "the log".into(),
                 source,
@@ -486,7 +583,8 @@ impl<'a> Work<'a> {
         })
         .await?;
         let begun = Instant::now();
-        let mut fetched = futures_util::stream::iter(self.manifest.segments.clone())
+        let rest = self.manifest.segments.get(away.len()..).unwrap_or_default();
+        let mut fetched = futures_util::stream::iter(rest.to_vec())
             .map(|segment| self.fetch_segment(segment, temp))
             .buffered(SEGMENTS_AT_A_TIME);
         while let Some((segment, path)) = fetched.try_next().await? {

@@ -287,6 +287,12 @@ impl SealedIndex {
         self.footer.blocks
     }
 
+    /// Raw bytes of each block but the last.
+    #[must_use]
+    pub fn block_bytes(&self) -> u32 {
+        self.footer.block_bytes
+    }
+
     /// The blocks that hold the raw range; empty if it is empty or past the end.
     #[must_use]
     pub fn blocks_of(&self, raw: Range<u64>) -> Range<u32> {

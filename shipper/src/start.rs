@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine::clock::{Clock, Entropy};
-use engine::log::{Epoch, Log, LogId, Lsn, OpenError, ReadError, Recovered};
+use engine::log::{AwaySegment, Epoch, Log, LogId, Lsn, OpenError, ReadError, Recovered, SegmentSource};
 use engine::storage::Storage;
 use sha2::{Digest, Sha256};
 
@@ -25,6 +25,7 @@ use crate::names::WriterId;
 use crate::plan::{self, LocalFacts, Overlap, Refusal, StartDecision};
 use crate::restore::{self, CHECKPOINT_DIR, LOG_DIR, OnProgress, RestoreError, RestoreOptions, Restored};
 use crate::store::ReplicaStore;
+use crate::tier;
 
 /// The file in the data directory that holds the identities under which it has claimed.
 pub const WRITERS_FILE: &str = "replica-writers";
@@ -47,6 +48,9 @@ pub struct StartOptions {
     /// Names in the data directory that stay when a local log is set aside, such as a lock file or the blobs; everything
     /// else moves, because views of a log that lost are wrong.
     pub keep: Vec<String>,
+    /// Where segments are read from that are not on the disk. With it a restore is lazy: it leaves those that need not be read
+    /// in the replica.
+    pub source: Option<Arc<dyn SegmentSource>>,
     /// Told about a restore's progress.
     pub on_progress: Option<OnProgress>,
 }
@@ -88,6 +92,15 @@ pub enum StartError {
     /// The restore failed.
     #[error(transparent)]
     Restore(#[from] RestoreError),
+    /// Segments are away that this replica never had.
+    #[error(
+        "segment {segment} is not in the data directory but in a replica, and this replica does not reach that far; \
+         one of the two settings points to the wrong place"
+    )]
+    OtherReplica {
+        /// The newest of them.
+        segment: Lsn,
+    },
     /// The restored log does not end where the claimed chain does.
     #[error("the restored log ends at {restored}, the claimed chain at {claimed}")]
     Incomplete {
@@ -193,6 +206,7 @@ pub async fn begin(store: &Arc<dyn ReplicaStore>, options: &StartOptions) -> Res
                 storage: options.storage.clone(),
                 request_timeout: options.request_timeout,
                 with_checkpoint: true,
+                lazy: options.source.is_some(),
                 on_progress: options.on_progress.clone(),
             };
             let restored = Box::pin(restore::restore(store, data_dir, &restore_options)).await?;
@@ -215,7 +229,11 @@ pub async fn begin(store: &Arc<dyn ReplicaStore>, options: &StartOptions) -> Res
 }
 
 pub(crate) fn open(options: &StartOptions) -> Result<Recovered, OpenError> {
-    Log::recover(options.storage.clone(), &options.data_dir.join(LOG_DIR))
+    let recovered = Log::recover(options.storage.clone(), &options.data_dir.join(LOG_DIR))?;
+    if let Some(source) = &options.source {
+        recovered.reader().attach_source(source.clone());
+    }
+    Ok(recovered)
 }
 
 fn facts(recovered: &Recovered) -> Option<LocalFacts> {
@@ -231,6 +249,14 @@ pub(crate) fn decide(
     replica: Option<&ReplicaState>,
     known: &[WriterId],
 ) -> Result<StartDecision, StartError> {
+    let newest_away = here.and_then(|here| here.reader().away().pop());
+    if let Some(away) = newest_away
+        && replica.is_none_or(|replica| replica.end.last_lsn < away.info.last)
+    {
+        return Err(StartError::OtherReplica {
+            segment: away.info.base,
+        });
+    }
     let overlap = match (here, replica) {
         (Some(here), Some(replica)) => overlap(here, replica)?,
         _ => Overlap::Prefix,
@@ -255,8 +281,13 @@ fn is_outdated(here: &Recovered, replica: &ReplicaState) -> bool {
     there > local && here.last_lsn() == replica.end.last_lsn
 }
 
-/// Does the local log hold the replica's newest frames?
+/// Does the local log hold the replica's newest frames? One that has left segments in the replica needs them there, too.
 fn overlap(here: &Recovered, replica: &ReplicaState) -> Result<Overlap, ReadError> {
+    let is_there = |away: &Arc<AwaySegment>| tier::is_named(&replica.manifest, away);
+    if !here.reader().away().iter().all(is_there) {
+        // Somebody else has compacted them since.
+        return Ok(Overlap::Diverged);
+    }
     let same = if here.log_id() != Some(replica.log_id) || here.last_lsn() < replica.end.last_lsn {
         false
     } else if is_outdated(here, replica) {

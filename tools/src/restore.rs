@@ -112,6 +112,7 @@ pub fn blocking_restore(
         storage: Arc::new(OsStorage),
         request_timeout: REQUEST_TIMEOUT,
         with_checkpoint,
+        lazy: false,
         on_progress: Some(Arc::new(move |progress: Progress| {
             shown.set_length(progress.bytes_total);
             shown.set_position(progress.bytes_done);

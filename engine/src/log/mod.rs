@@ -55,7 +55,8 @@ pub use segment::{
 };
 pub use set::PendingCompaction;
 pub use tier::{
-    AwaySegment, Hydrated, LEAST_PART_BYTES, PIECE_BYTES, SegmentSource, SourceError, TierUse, away_segments,
+    AWAY_NAME, AwaySegment, Hydrated, LEAST_PART_BYTES, PIECE_BYTES, SegmentSource, SourceError, TierUse,
+    away_segments,
 };
 pub use watermark::{Failed, Wait, Watermark};
 

@@ -41,6 +41,7 @@ pub fn start_options(dir: &Path) -> StartOptions {
         entropy: Arc::new(SystemEntropy),
         request_timeout: Duration::from_millis(500),
         keep: Vec::new(),
+        source: None,
         on_progress: None,
     }
 }
@@ -248,6 +249,7 @@ pub async fn restore_to(store: &Arc<dyn ReplicaStore>, dir: &Path) -> Result<Res
         storage: storage(),
         request_timeout: Duration::from_millis(500),
         with_checkpoint: true,
+        lazy: false,
         on_progress: None,
     };
     restore(store, dir, &options).await

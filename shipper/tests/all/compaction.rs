@@ -39,14 +39,24 @@ impl Server {
     }
 
     pub async fn start_with(store: Arc<dyn ReplicaStore>, dir: &Path, shipping: ShipConfig) -> Server {
+        let started = begin(&store, &start_options(dir)).await.unwrap();
+        assert_eq!(started.set_aside, None);
+        Server::open(store, dir, started, shipping).await
+    }
+
+    /// What comes after the agreement with the replica.
+    pub async fn open(
+        store: Arc<dyn ReplicaStore>,
+        dir: &Path,
+        started: Started,
+        shipping: ShipConfig,
+    ) -> Server {
         let Started {
             claim,
             recovered,
             restored,
-            set_aside,
             ..
-        } = begin(&store, &start_options(dir)).await.unwrap();
-        assert_eq!(set_aside, None);
+        } = started;
         let config = EngineConfig {
             log: LogConfig {
                 segment_bytes: 4_000,
@@ -116,7 +126,7 @@ impl Server {
     }
 
     /// What the index answers.
-    fn answers(&self) -> Vec<String> {
+    pub fn answers(&self) -> Vec<String> {
         let reader = self.engine.reader().unwrap();
         (0..5)
             .flat_map(|n| {

@@ -19,3 +19,4 @@ mod retention;
 mod round_trip;
 mod simulation;
 mod split_brain;
+mod tiering;

@@ -108,10 +108,7 @@ fn check(reader: &LogReader, frames: &[Frame]) {
             reader.frame_at(frame.location()).unwrap().public(),
             frame.public()
         );
-        assert_eq!(
-            reader.public_at(frame.location()).unwrap().public,
-            frame.public()
-        );
+        assert_eq!(reader.public_at(frame.location()).unwrap().public, frame.public());
         blocks
             .with(frame.location(), |bytes| assert_eq!(bytes, frame.bytes()))
             .unwrap();

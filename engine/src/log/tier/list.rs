@@ -20,8 +20,8 @@ use super::super::segment::SegmentInfo;
 use super::AwaySegment;
 use crate::storage::{OpenMode, Storage};
 
-/// The list's name in the log's directory.
-pub(crate) const AWAY_NAME: &str = "away";
+/// The name of the list of away segments in the log's directory.
+pub const AWAY_NAME: &str = "away";
 const AWAY_TEMP_NAME: &str = "away.tmp";
 const MAGIC: &[u8; 8] = b"AzPdsAwy";
 const VERSION: u16 = 1;

@@ -39,8 +39,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 
-pub use list::away_segments;
-pub(super) use list::{AWAY_NAME, read as read_list, write as write_list};
+pub use list::{AWAY_NAME, away_segments};
+pub(super) use list::{read as read_list, write as write_list};
 pub use manage::{Hydrated, TierUse};
 pub(super) use part::Part;
 
@@ -52,7 +52,7 @@ use crate::storage::Storage;
 /// Bytes of a segment file that are fetched in one piece, at least.
 pub const PIECE_BYTES: u64 = 256 << 10;
 /// Bytes of parts that are kept whatever the disk budget says: without any, each read of an old record would be a request.
-pub const LEAST_PART_BYTES: u64 = 16 << 20;
+pub const LEAST_PART_BYTES: u64 = 8 << 20;
 
 /// What the log knows of a segment without having its bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]

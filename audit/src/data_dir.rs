@@ -4,7 +4,7 @@ use std::fs::{File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use engine::log::{Lsn, segment_file_name};
+use engine::log::{AwaySegment, Lsn, segment_file_name};
 use engine::storage::OsStorage;
 use shipper::restore;
 
@@ -43,6 +43,8 @@ pub struct DataDir {
     pub root: PathBuf,
     /// Base LSNs of its segments by their names, ascending; without those that a compaction writes or has replaced.
     pub segments: Vec<Lsn>,
+    /// Segments of the log that are not here but in the replica, ascending.
+    pub away: Vec<AwaySegment>,
     /// Whether a server has the log's lock now: then the newest segment may grow, and views are in use.
     pub running: bool,
 }
@@ -101,16 +103,52 @@ impl DataDir {
             }
         }
         segments.sort_unstable();
-        let segments =
-            engine::log::live_segments(&OsStorage, &log, segments).map_err(|source| DirError::Io {
-                path: log.clone(),
-                source,
-            })?;
+        let io = |source| DirError::Io {
+            path: log.clone(),
+            source,
+        };
+        let mut away = engine::log::away_segments(&OsStorage, &log).map_err(io)?;
+        // What is here counts, listed or not.
+        away.retain(|away| segments.binary_search(&away.info.base).is_err());
+        let mut all: Vec<Lsn> = segments
+            .iter()
+            .copied()
+            .chain(away.iter().map(|away| away.info.base))
+            .collect();
+        all.sort_unstable();
+        let mut live = engine::log::live_segments(&OsStorage, &log, all).map_err(io)?;
+        away.retain(|away| live.binary_search(&away.info.base).is_ok());
+        live.retain(|base| !away.iter().any(|away| away.info.base == *base));
         Ok(DataDir {
             root: root.to_owned(),
-            segments,
+            segments: live,
+            away,
             running: is_locked(&log.join("lock"))?,
         })
+    }
+
+    /// A line for people about segments that are away, if any are.
+    #[must_use]
+    pub fn say_away(&self) -> Option<String> {
+        let bytes: u64 = self.away.iter().map(|away| away.info.bytes).sum();
+        (!self.away.is_empty()).then(|| {
+            format!(
+                "{} segments with {bytes} bytes are away: they are in the replica, not in this directory, and were not looked at; \
+                 --replica looks at all of them",
+                self.away.len()
+            )
+        })
+    }
+
+    /// What is known of a segment that the running server has evicted since we looked.
+    #[must_use]
+    pub fn went_away(&self, base: Lsn) -> Option<AwaySegment> {
+        let log = self.root.join(restore::LOG_DIR);
+        if self.segment_path(base).exists() {
+            return None;
+        }
+        let away = engine::log::away_segments(&OsStorage, &log).ok()?;
+        away.into_iter().find(|away| away.info.base == base)
     }
 
     /// The file of a segment.

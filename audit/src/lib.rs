@@ -27,6 +27,7 @@ use std::path::Path;
 use data_dir::DataDir;
 use engine::log::{LogId, Lsn};
 use engine::views::index::IndexReader;
+use log::{Before, Seen};
 
 pub use report::{Meter, NoMeter, Outcome, Report};
 
@@ -55,6 +56,8 @@ pub struct LogFacts {
     pub entries: u64,
     /// Whether entries are missing or damaged, so that nothing can be folded from it.
     pub holes: bool,
+    /// Segments that are in the replica only, so that what was folded lacks theirs.
+    pub away: u64,
 }
 
 /// Checks a data directory.
@@ -75,14 +78,25 @@ pub fn directory(root: &Path, room: Room<'_>, report: &mut Report<'_>) -> anyhow
     report.meter().begin("checking", bytes);
     let mut events = events::Events::default();
     let mut views = views::Views::begin(&dir, room, report)?;
-    let facts = log::check(&dir, report, &mut |entry, holes, report| {
-        events.check(entry, holes, report);
-        // What is folded from a part of a log is no view.
-        if holes { Ok(()) } else { views.fold(entry, report) }
+    let facts = log::check(&dir, report, &mut |seen, report| match seen {
+        Seen::Away => {
+            events.forget();
+            Ok(())
+        }
+        Seen::Entry(entry, before) => {
+            events.check(entry, before == Before::Damaged, report);
+            // What is folded from a part of a log is no view.
+            match before {
+                Before::Whole => views.fold(entry, report),
+                Before::Away | Before::Damaged => Ok(()),
+            }
+        }
     })?;
     report.meter().end();
-    if dir.segments.is_empty() {
-        report.note("the log is empty");
+    match dir.say_away() {
+        Some(away) => report.note(away),
+        None if dir.segments.is_empty() => report.note("the log is empty"),
+        None => {}
     }
     views.finish(&facts, room.live, report)?;
     report.note(format!(

@@ -1,7 +1,7 @@
 //! The log itself: checksums, headers, the chain over all segments, whole groups, footers and digests.
 
 use engine::entry::{Entry, EntryKind};
-use engine::log::{FRAME_HEADER_BYTES, Flags, FrameError, FrameHeader, FramePart, Lsn};
+use engine::log::{AwaySegment, FRAME_HEADER_BYTES, Flags, FrameError, FrameHeader, FramePart, Lsn};
 
 use crate::data_dir::DataDir;
 use crate::segment::{Footer, SegmentReader, Step};
@@ -10,8 +10,28 @@ use crate::{LogFacts, Report, events};
 /// What to do about a log that is not what was written.
 const RESTORE: &str = "restore this directory from the replica";
 
-/// Is given every whole entry, in order, and whether entries before it are missing or damaged.
-pub type Visit<'v> = &'v mut dyn FnMut(&Entry, bool, &mut Report<'_>) -> anyhow::Result<()>;
+/// What is known of all that comes before an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Before {
+    /// It was seen.
+    Whole,
+    /// Some of it is in the replica only.
+    Away,
+    /// Some of it is missing or damaged.
+    Damaged,
+}
+
+/// What a walk over the log meets, in order.
+#[derive(Clone, Copy, Debug)]
+pub enum Seen<'e> {
+    /// A whole entry.
+    Entry(&'e Entry, Before),
+    /// A segment that is in the replica only.
+    Away,
+}
+
+/// Is given everything, in order.
+pub type Visit<'v> = &'v mut dyn FnMut(Seen<'_>, &mut Report<'_>) -> anyhow::Result<()>;
 
 /// Reads the whole log of `dir` and gives its entries to `visit`.
 pub fn check(dir: &DataDir, report: &mut Report<'_>, visit: Visit<'_>) -> anyhow::Result<LogFacts> {
@@ -21,16 +41,27 @@ pub fn check(dir: &DataDir, report: &mut Report<'_>, visit: Visit<'_>) -> anyhow
         report,
         visit,
     };
+    let mut away = dir.away.iter().peekable();
     for (at, base) in dir.segments.iter().enumerate() {
-        let newest = at + 1 == dir.segments.len();
+        let first = at == 0 && walk.facts.away == 0 && away.peek().is_none_or(|away| away.info.base > *base);
+        while let Some(away) = away.next_if(|away| away.info.base < *base) {
+            walk.away(away)?;
+        }
+        let newest = at + 1 == dir.segments.len() && away.peek().is_none();
         match SegmentReader::open(&dir.segment_path(*base), *base) {
-            Ok(reader) => walk.segment(reader, *base, at == 0, newest, dir.running)?,
+            Ok(reader) => walk.segment(reader, *base, first, newest, dir.running)?,
             Err(error) if error.is_newer() => return Err(error.into()),
             Err(error) if newest && dir.running => {
                 walk.report
                     .note(format!("the newest segment is just being begun: {error}"));
             }
             Err(error) => {
+                if dir.running
+                    && let Some(gone) = dir.went_away(*base)
+                {
+                    walk.away(&gone)?;
+                    continue;
+                }
                 walk.facts.holes = true;
                 let what =
                     std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
@@ -43,6 +74,9 @@ pub fn check(dir: &DataDir, report: &mut Report<'_>, visit: Visit<'_>) -> anyhow
                     .finding(format_args!("segment {}", base.hex()), what, advice);
             }
         }
+    }
+    for away in away {
+        walk.away(away)?;
     }
     Ok(walk.facts)
 }
@@ -64,6 +98,35 @@ struct Counted {
 }
 
 impl Walk<'_, '_> {
+    /// Takes a segment that is away for what the list says of it.
+    fn away(&mut self, away: &AwaySegment) -> anyhow::Result<()> {
+        let info = &away.info;
+        let place = format!("segment {}, which is away,", info.base.hex());
+        self.report.note(format!(
+            "segment {} is away: {} entries up to {} in {}",
+            info.base.hex(),
+            info.frames,
+            info.last,
+            away.object
+        ));
+        if self.facts.log_id.is_some_and(|log_id| log_id != away.log_id) {
+            self.report.finding(&place, "belongs to another log", RESTORE);
+        }
+        self.facts.log_id = Some(away.log_id);
+        if info.prev != self.facts.last {
+            self.facts.holes = true;
+            let what = format!(
+                "follows entry {}, but the log before it ends with {}: segments or frames are missing",
+                info.prev, self.facts.last
+            );
+            self.report.finding(&place, what, RESTORE);
+        }
+        self.epoch = self.epoch.max(info.epoch.0);
+        self.facts.last = info.last;
+        self.facts.away += 1;
+        (self.visit)(Seen::Away, self.report)
+    }
+
     fn segment(
         &mut self,
         mut reader: SegmentReader,
@@ -225,7 +288,12 @@ impl Walk<'_, '_> {
                 self.facts.last = header.lsn;
                 for entry in group.drain(..) {
                     self.facts.entries += 1;
-                    (self.visit)(&entry, self.facts.holes, self.report)?;
+                    let before = match (self.facts.holes, self.facts.away) {
+                        (true, _) => Before::Damaged,
+                        (false, 0) => Before::Whole,
+                        (false, _) => Before::Away,
+                    };
+                    (self.visit)(Seen::Entry(&entry, before), self.report)?;
                 }
             }
         }

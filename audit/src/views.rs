@@ -174,6 +174,10 @@ impl Views {
             report.note("the views were not compared to their end, nor were trees built: the log is damaged");
             return Ok(());
         }
+        if facts.away > 0 {
+            report.note("the views were not compared to their end, nor were trees built: segments are away");
+            return Ok(());
+        }
         fresh.compare(report);
         fresh.unreached(facts, report);
         fresh.repos(report)?;

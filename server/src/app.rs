@@ -19,6 +19,7 @@ use crate::service::repos::Repos;
 use crate::service::repos::export::Exports;
 use crate::service::repos::import::Imports;
 use crate::service::succession::Peers;
+use crate::start::DiskUse;
 use crate::xrpc::room::BodyRoom;
 
 /// Everything a request may need.
@@ -55,6 +56,8 @@ pub struct App {
     pub replication: OnceLock<Replication>,
     /// Other servers on the same replica.
     pub peers: Arc<Peers>,
+    /// How full the disk is.
+    pub disk: DiskUse,
 }
 
 /// What `/_health/ready` or `/_health/replication` answers.

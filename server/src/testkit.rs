@@ -364,6 +364,7 @@ impl Server {
             shipper: std::sync::OnceLock::new(),
             replication: std::sync::OnceLock::new(),
             peers,
+            disk: crate::start::DiskUse::default(),
         });
         let firehose = tokio::spawn(app.firehose.clone().run());
         Server {

@@ -85,6 +85,9 @@ impl Housekeeper {
     pub(crate) fn new(shared: Arc<Shared>, checkpoints: mpsc::Receiver<CheckpointRequest>) -> Housekeeper {
         let manifest = shared.claim.replica.manifest.clone();
         shared.log.reader().in_replica(tier::named(&manifest));
+        if let Err(trouble) = has_all_away(&shared, &manifest) {
+            tracing::error!(%trouble, "the log cannot go on");
+        }
         Housekeeper {
             shared,
             checkpoints,
@@ -472,16 +475,7 @@ impl Housekeeper {
             "an earlier reign published a manifest; going on from it"
         );
         let log = self.shared.log.reader();
-        if let Some(lost) = log.away().iter().find(|away| !tier::is_named(&there, away)) {
-            // That reign compacted before it noticed ours, and deletes what we have left in the replica. All of it is there in
-            // another form: the next start takes that.
-            let reason = format!(
-                "segment {} was compacted in the replica by an earlier reign; a start takes what is there now",
-                lost.info.base.hex()
-            );
-            self.shared.log.poison(reason.clone());
-            return Err(Trouble::Task(reason));
-        }
+        has_all_away(&self.shared, &there)?;
         log.in_replica(tier::named(&there));
         let from = there.next_ordinal();
         self.shared.links.lock().retain(|link| link.ordinal >= from);
@@ -596,6 +590,22 @@ impl Housekeeper {
         let deleted: Vec<bool> = deletes.collect().await;
         deleted.into_iter().all(|deleted| deleted)
     }
+}
+
+/// Whether the manifest names all segments that are away; if not, the log is closed. Another writer has compacted them, before it
+/// noticed this reign or while this log followed it, and what was left in the replica is about to be deleted there. All of it is there
+/// in another form, and the next start takes that.
+fn has_all_away(shared: &Shared, manifest: &Manifest) -> Result<(), Trouble> {
+    let away = shared.log.reader().away();
+    let Some(lost) = away.iter().find(|away| !tier::is_named(manifest, away)) else {
+        return Ok(());
+    };
+    let reason = format!(
+        "segment {} was compacted in the replica by another writer; a start takes what is there now",
+        lost.info.base.hex()
+    );
+    shared.log.poison(reason.clone());
+    Err(Trouble::Task(reason))
 }
 
 struct Packed {

@@ -219,6 +219,7 @@ async fn replace(
         storage: options.storage.clone(),
         request_timeout: options.request_timeout.max(Duration::from_secs(1)),
         with_checkpoint: true,
+        lazy: options.source.is_some(),
         on_progress: options.on_progress.clone(),
     };
     let restored = Box::pin(restore::restore(store, data_dir, &restore_options)).await;

@@ -64,6 +64,13 @@ impl Compact {
         if dir.running {
             bail!("a server has {} open; it compacts by itself", self.dir.display());
         }
+        if !dir.away.is_empty() {
+            bail!(
+                "{} segments are not in {} but in the replica; restore it into an empty directory, and compact that",
+                dir.away.len(),
+                self.dir.display()
+            );
+        }
         let keep = self.keep_hours.saturating_mul(3_600 * 1_000_000);
         let old = Lsn::saturating(SystemClock.now_micros().saturating_sub(keep));
         let policy = Policy {

@@ -133,9 +133,33 @@ impl Inspect {
                 )?;
             }
         }
+        for away in &dir.away {
+            let info = &away.info;
+            log_id = Some(away.log_id);
+            let (epoch, frames, bytes) = (info.epoch.0, info.frames, info.bytes);
+            let (first, last) = (summary::time(info.first), summary::time(info.last));
+            if self.json {
+                let object = json!({
+                    "base": info.base.hex(), "sealed": true, "away": away.object, "epoch": epoch, "frames": frames,
+                    "bytes": bytes, "firstLsn": info.first.get(), "firstTime": first, "lastLsn": info.last.get(),
+                    "lastTime": last, "prevLsn": info.prev.get(), "logId": away.log_id.to_string(),
+                });
+                writeln!(out, "{object}")?;
+            } else {
+                let hex = info.base.hex();
+                writeln!(
+                    out,
+                    "{hex}  away    {epoch:>5}  {frames:>8}  {bytes:>10}  {first}  {last}"
+                )?;
+            }
+        }
         if !self.json {
             match log_id {
-                Some(log_id) => writeln!(out, "{} segments of log {log_id}", dir.segments.len())?,
+                Some(log_id) => writeln!(
+                    out,
+                    "{} segments of log {log_id}",
+                    dir.segments.len() + dir.away.len()
+                )?,
                 None => writeln!(out, "the log is empty")?,
             }
         }
@@ -143,6 +167,9 @@ impl Inspect {
     }
 
     fn list_entries(&self, dir: &DataDir, out: &mut dyn Write) -> anyhow::Result<Outcome> {
+        if let Some(away) = dir.say_away() {
+            eprintln!("note: {away}");
+        }
         let did = self
             .did
             .as_deref()

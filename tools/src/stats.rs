@@ -91,6 +91,9 @@ impl Stats {
         if dir.running {
             bail!("a server has {} open; its metrics tell the same", root.display());
         }
+        if let Some(away) = dir.say_away() {
+            eprintln!("note: {away}");
+        }
         let mut removed = Removed::default();
         let (mut segments, kinds, log_id) = scan(&dir, &mut removed)?;
         let index_path = root.join(FILE_NAME);

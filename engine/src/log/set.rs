@@ -399,6 +399,10 @@ impl SegmentEntry {
         self.used.load(Ordering::Relaxed)
     }
 
+    pub(super) fn use_now(&self) {
+        self.used.store(self.tier.now(), Ordering::Relaxed);
+    }
+
     pub(super) fn known_digest(&self) -> Option<[u8; 32]> {
         self.digest.get().copied()
     }
@@ -456,9 +460,8 @@ impl SegmentEntry {
 
     /// Where the bytes of a sealed segment are; the file is opened and mapped at the first use.
     fn find(&self) -> Result<Whereabouts, ReadError> {
-        let now = self.tier.now();
-        if self.used.load(Ordering::Relaxed) != now {
-            self.used.store(now, Ordering::Relaxed);
+        if self.last_used() != self.tier.now() {
+            self.use_now();
         }
         match &*self.state.read() {
             State::Sealed {

@@ -143,6 +143,10 @@ pub struct Config {
     pub repo_import_limit: Option<u64>,
     /// `PDS_IMPORT_DISK_BYTES`, `PDS_DISK_RESERVE_BYTES`.
     pub import_disk: RoomLimits,
+    /// `PDS_DISK_BUDGET`, bytes; `None` for what the disk has.
+    pub disk_budget: Option<u64>,
+    /// `PDS_HYDRATION_BYTES_PER_SECOND`; zero for none.
+    pub hydration_bytes_per_second: u64,
     /// `PDS_REPLICA_URL` and its companions.
     pub replica: Option<Replica>,
     /// `PDS_DURABILITY`.
@@ -396,6 +400,13 @@ impl Config {
             BlobPlace::S3(s3) => format!("media blobs        = bucket {} by {}", s3.bucket, who(&s3.auth)),
         });
         lines.push(format!("memory             = {}", self.memory.summary()));
+        lines.push(match self.disk_budget {
+            Some(bytes) => format!("disk               = {bytes} bytes, media blobs aside"),
+            None => format!(
+                "disk               = what there is, less {} bytes",
+                self.import_disk.keep_free
+            ),
+        });
         lines.push(format!(
             "key encryption key = {}",
             if self.key_encryption_key.is_some() {

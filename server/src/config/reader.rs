@@ -344,6 +344,9 @@ impl Reader {
             blob_upload_limit,
             repo_import_limit,
             import_disk: self.import_disk(repo_import_limit),
+            disk_budget: Some(self.number("PDS_DISK_BUDGET", 0, 16_777_216..=1 << 50))
+                .filter(|bytes| *bytes > 0),
+            hydration_bytes_per_second: self.number("PDS_HYDRATION_BYTES_PER_SECOND", 32 << 20, 0..=1 << 40),
             replica_timeout: self.millis("PDS_REPLICA_TIMEOUT_MS", 10_000),
             write_timeout: self.millis("PDS_WRITE_TIMEOUT_MS", 30_000),
             replica_in_flight,

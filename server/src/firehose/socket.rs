@@ -212,6 +212,11 @@ pub(super) async fn feed<S: EventSink>(
                     Err(ReadError::Trimmed { .. }) => {
                         return End::Error("ConsumerTooSlow", "The cursor fell out of what is retained");
                     }
+                    // The subscriber comes back with its cursor.
+                    Err(error @ ReadError::Away { .. }) => {
+                        tracing::warn!(%error, "a subscriber's old events cannot be fetched from the replica now");
+                        return End::Error("InternalServerError", "Old events cannot be read now; try again");
+                    }
                     Err(error) => {
                         tracing::error!(%error, "the firehose cannot read the log");
                         return End::Error("InternalServerError", "The event log could not be read");

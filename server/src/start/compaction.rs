@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use engine::compact::{CompactError, CompactOptions, Pace, Plan, Policy, Stopped};
 use engine::engine::Removal;
-use engine::log::Lsn;
+use engine::log::{Hydrated, Lsn};
 use tokio_util::sync::CancellationToken;
 
 use super::checkpoints::ship_checkpoint;
@@ -54,9 +54,50 @@ pub(super) async fn look(app: &Arc<App>, removals: &mut Removals, grace: Duratio
     if !ended {
         return;
     }
-    if let Some(plan) = plan(app).await.filter(|plan| plan.due) {
+    if let Some(plan) = plan(app).await.filter(|plan| plan.due)
+        && is_here(app, &plan, stop).await
+    {
         run(app, plan, stop).await;
     }
+}
+
+/// Brings back what the compaction reads, if the disk has room for all of it and for what takes its place. What it reads is read in
+/// no order, so that fetching it piece by piece would fetch it many times.
+async fn is_here(app: &Arc<App>, plan: &Plan, stop: &CancellationToken) -> bool {
+    let reader = app.engine.log_reader();
+    let away = || reader.away().iter().any(|away| away.info.last <= plan.through);
+    let fits = app.shipper.get().is_none() || app.disk.fits(plan.bytes.saturating_add(plan.bytes_after));
+    metrics::gauge!("pds_compaction_waits_for_disk").set(f64::from(u8::from(!fits)));
+    if !fits {
+        tracing::info!(
+            bytes = plan.bytes,
+            after = plan.bytes_after,
+            "a compaction is due and waits: what it reads and what it writes do not fit into the disk budget together"
+        );
+        return false;
+    }
+    let pace = pace(app.config.compaction.bytes_per_second, stop.clone());
+    while away() {
+        let (reader, through, pace) = (reader.clone(), plan.through, pace.clone());
+        let step = move || {
+            let fetched = reader.hydrate_through(through)?;
+            if let Hydrated::Piece { bytes } = fetched
+                && pace(bytes).is_err()
+            {
+                return Ok(Hydrated::Nothing);
+            }
+            Ok::<_, engine::log::ReadError>(fetched)
+        };
+        match tokio::task::spawn_blocking(step).await {
+            Ok(Ok(Hydrated::Piece { .. } | Hydrated::Segment { .. })) => {}
+            Ok(Ok(Hydrated::Nothing | Hydrated::Damaged { .. })) | Err(_) => return false,
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "a compaction is due and waits: what it reads cannot be fetched from the replica");
+                return false;
+            }
+        }
+    }
+    true
 }
 
 async fn plan(app: &Arc<App>) -> Option<Plan> {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use engine::blobs::BlobStore;
 use engine::blobs::disk::DiskBlobs;
 use engine::engine::Durability as EngineDurability;
+use engine::log::SegmentSource;
 use engine::{Engine, EngineConfig, EnginePrelude};
 use shipper::blobs::ReplicaBlobs;
 use shipper::fence::Claim;
@@ -23,6 +24,7 @@ use shipper::store::delayed::DelayedStore;
 use shipper::store::directory::DirectoryStore;
 use shipper::store::s3::{S3Config, S3Store};
 use shipper::store::{ReplicaStore, for_purpose};
+use shipper::tier::ReplicaSource;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -123,8 +125,21 @@ fn azure_config(settings: &AzureSettings, timeout: Duration) -> AzureConfig {
     config
 }
 
+/// Where segments are read from that are not on the disk. It has a store of its own, so that its connections are served by its
+/// threads alone.
+pub(super) async fn source(
+    config: &Config,
+    replica: &Replica,
+    ledger: &Arc<Ledger>,
+) -> Result<Arc<dyn SegmentSource>, ServerError> {
+    let store = open_store(replica, config, ledger).await?;
+    let source = ReplicaSource::new(for_purpose(&store, Purpose::Tier), config.replica_timeout)
+        .map_err(|error| ServerError::io("the threads that read the replica", error))?;
+    Ok(Arc::new(source))
+}
+
 /// What the shipper's part of a start needs.
-pub(super) fn start_options(config: &Config, doors: &Doors) -> StartOptions {
+pub(super) fn start_options(config: &Config, doors: &Doors, source: Arc<dyn SegmentSource>) -> StartOptions {
     let keep = match &config.blobs {
         BlobPlace::Disk(dir) => dir
             .strip_prefix(&config.data_dir)
@@ -140,6 +155,7 @@ pub(super) fn start_options(config: &Config, doors: &Doors) -> StartOptions {
         entropy: doors.entropy.clone(),
         request_timeout: config.replica_timeout,
         keep: keep.into_iter().collect(),
+        source: Some(source),
         on_progress: None,
     }
 }
@@ -152,6 +168,19 @@ pub(super) async fn agree(
     let started = Instant::now();
     let store = for_purpose(store, Purpose::Start);
     let agreed = Box::pin(begin(&store, options)).await.map_err(Box::new)?;
+    if let Some(restored) = &agreed.restored {
+        let timings = restored.timings;
+        tracing::info!(
+            manifest_ms = millis(timings.manifest),
+            checkpoint_ms = millis(timings.checkpoint),
+            segments_ms = millis(timings.segments),
+            chunks_ms = millis(timings.chunks),
+            away = restored.away,
+            away_bytes = restored.away_bytes,
+            checkpoint = restored.checkpoint.as_ref().map(|(_, lsn)| lsn.get()),
+            "restored from the replica"
+        );
+    }
     tracing::info!(
         decision = ?agreed.decision,
         epoch = agreed.claim.epoch.0,
@@ -210,7 +239,16 @@ pub(super) async fn open_engine(
     let opened = tokio::task::spawn_blocking(move || {
         let prelude = match recovered {
             Some(recovered) => EnginePrelude::of(engine_config, recovered),
-            None => EnginePrelude::recover(engine_config, storage)?,
+            None => {
+                let prelude = EnginePrelude::recover(engine_config, storage)?;
+                if let Some(away) = prelude.reader().away().first() {
+                    return Err(ServerError::Other(format!(
+                        "segment {} is not in the data directory but in its replica; name the replica in PDS_REPLICA_URL",
+                        away.info.base.hex()
+                    )));
+                }
+                prelude
+            }
         };
         if let Some(cut) = prelude.cut() {
             tracing::warn!(?cut, "the log's tail was torn by a crash and is cut");
@@ -228,7 +266,7 @@ pub(super) async fn open_engine(
             start.remote = Some(prelude.last_lsn());
         }
         start.on_replay = Box::new(move |replay| progress.replaying(&replay));
-        prelude.start(clock, &*entropy, start)
+        Ok(prelude.start(clock, &*entropy, start)?)
     });
     let engine = opened
         .await
@@ -411,5 +449,6 @@ pub(super) async fn compose(
         shipper: OnceLock::new(),
         replication: OnceLock::new(),
         peers,
+        disk: super::DiskUse::default(),
     }))
 }

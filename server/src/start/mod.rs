@@ -13,6 +13,7 @@ mod handover;
 mod lease;
 mod pursuit;
 mod removals;
+mod tiering;
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -48,10 +49,12 @@ use checkpoints::checkpoints;
 use compaction::compaction;
 use compose::{
     Background, SHIP_DIR, agree, budget, compose, empty_dir, make_shipper, open_engine, open_store,
-    start_options,
+    source, start_options,
 };
 use lease::LeaseTask;
 use pursuit::Pursuit;
+pub use tiering::DiskUse;
+use tiering::tiering;
 
 /// Why the server did not start, or stopped.
 #[derive(Debug, thiserror::Error)]
@@ -272,7 +275,8 @@ impl Running {
             Some(replica) => {
                 gate.phase("reaching the replica");
                 let store = open_store(replica, &config, &ledger).await?;
-                Some((store, start_options(&config, &doors)))
+                let source = source(&config, replica, &ledger).await?;
+                Some((store, start_options(&config, &doors, source)))
             }
         };
         let beginning = begin(&config, replica.as_ref(), gate).await?;
@@ -337,6 +341,7 @@ impl Running {
         running
             .tasks
             .spawn(telemetry::metrics::upkeep(background.clone()));
+        running.tasks.spawn(tiering(app.clone(), background.clone()));
         gate.open(app);
         Ok(running)
     }

@@ -472,6 +472,7 @@ impl From<WriteError> for XrpcError {
             }
             WriteError::Blob { name, message } => XrpcError::bad(name, message),
             WriteError::Busy => XrpcError::unavailable(error.to_string(), 1),
+            WriteError::Elsewhere => XrpcError::unavailable(error.to_string(), 5),
             WriteError::Closed(_) | WriteError::Unconfirmed(_) => {
                 XrpcError::unavailable(error.to_string(), 5)
             }

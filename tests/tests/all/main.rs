@@ -12,3 +12,4 @@ mod replication;
 mod restart;
 mod split_brain;
 mod succession;
+mod tiering;

@@ -10,3 +10,4 @@ mod inspecting;
 mod past;
 mod replicas;
 mod running;
+mod tiering;

@@ -219,6 +219,17 @@ mod tests {
         assert_eq!(raw[32 + ENTRY_BYTES..][..5], *b"seg/1");
     }
 
+    #[test]
+    fn a_list_has_the_bytes_of_the_golden_file() {
+        let entries = [away(1), away(2)];
+        let raw = encode(entries.iter()).unwrap();
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/away-v1.bin");
+        if std::env::var_os("PDS_WRITE_GOLDEN").is_some() {
+            std::fs::write(&golden, &raw).unwrap();
+        }
+        assert_eq!(raw, std::fs::read(&golden).unwrap(), "the format changed");
+    }
+
     proptest! {
         #[test]
         fn a_list_comes_back_and_every_flipped_bit_is_noticed(count in 0u64..6, bit: usize) {

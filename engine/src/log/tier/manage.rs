@@ -150,17 +150,32 @@ impl LogReader {
     /// # Errors
     /// [`ReadError::Away`] if the source has nothing now, or the disk's. Trying again later is right.
     pub fn hydrate(&self) -> Result<Hydrated, ReadError> {
+        self.hydrate_through(Lsn::MAX)
+    }
+
+    /// As [`LogReader::hydrate`], of segments that end at or before `through`: for who needs all of these.
+    ///
+    /// # Errors
+    /// As [`LogReader::hydrate`].
+    pub fn hydrate_through(&self, through: Lsn) -> Result<Hydrated, ReadError> {
         let tier = &self.set.tier;
         let next = {
             let (parts, distrusted) = (tier.parts.lock(), tier.distrusted.lock());
             let used = |base: &Lsn| parts.get(base).map_or(0, |part| part.last_used());
             let entries = self.set.entries().into_iter();
-            let away =
-                entries.filter(|entry| entry.away().is_some() && !distrusted.contains(&entry.header.base));
+            let away = entries.filter(|entry| {
+                let ends = entry.away().map(|away| away.info.last);
+                ends.is_some_and(|last| last <= through) && !distrusted.contains(&entry.header.base)
+            });
             away.max_by_key(|entry| (used(&entry.header.base), entry.header.base))
         };
         match next {
-            Some(entry) => tier.bring_back(&entry),
+            Some(entry) => {
+                if through < Lsn::MAX {
+                    entry.use_now();
+                }
+                tier.bring_back(&entry)
+            }
             None => Ok(Hydrated::Nothing),
         }
     }

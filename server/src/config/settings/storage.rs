@@ -46,7 +46,19 @@ pub(super) const SETTINGS: &[Setting] = &[
         "PDS_DISK_RESERVE_BYTES",
         Number,
         "134217728",
-        "bytes of the data directory's disk that imports leave free for the log; one that would not is answered 503",
+        "bytes of the data directory's disk that imports leave free for the log, and that segments kept beside the replica leave free; an import that would not is answered 503",
+    ),
+    ours(
+        "PDS_DISK_BUDGET",
+        Number,
+        "",
+        "bytes that the data directory may take, media blobs aside; with a replica, segments of the log that were not read for longest stay in it alone (default: what the disk has, less PDS_DISK_RESERVE_BYTES)",
+    ),
+    ours(
+        "PDS_HYDRATION_BYTES_PER_SECOND",
+        Number,
+        "33554432",
+        "bytes a second at which segments that are in the replica alone are brought back while the disk has room; 0: only what is read",
     ),
     ours(
         "PDS_BLOBSTORE",

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use engine::log::{BlockReader, Location, Lsn, Watermark};
+use engine::log::{BlockReader, Location, Lsn, ReadError, Watermark};
 use engine::repo::mst::{StreamError, StreamItem, StreamRecord, Tree, stream as stream_tree};
 use engine::repo::{Cid, Did, RepoPath, Tid, car};
 use engine::views::index::{BlockPlace, ChangedBlock, FindError, IndexReader, RepoHead, RepoNodes, Stop};
@@ -13,7 +13,7 @@ use futures_util::StreamExt;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
-use super::WriteError;
+use super::{WriteError, unread};
 use crate::service::core::Core;
 
 /// Bytes of CAR that are gathered before they go to the client.
@@ -32,6 +32,10 @@ const STAND_BACK: Duration = Duration::from_millis(6);
 const STALL: Duration = Duration::from_secs(60);
 /// How long an export may take in all: it holds a snapshot, which keeps the index from reusing its pages.
 const TOTAL: Duration = Duration::from_secs(3600);
+/// How often a block that is in the replica only is asked for; each time the replica itself is tried for many seconds.
+const TRIES_AWAY: u32 = 3;
+/// How long to wait in between.
+const PAUSE_AWAY: Duration = Duration::from_secs(1);
 /// How long blocks are looked for by their CIDs, which takes a pass over the repo.
 const SEARCH: Duration = Duration::from_secs(20);
 /// How long an export waits for its turn.
@@ -93,9 +97,11 @@ pub async fn repo(
         .repo(did)
         .map_err(internal)?
         .ok_or_else(|| WriteError::RepoNotFound(did.clone()))?;
+    // Before the answer begins, so that a replica that cannot be read is told by its status.
+    let commit = engine.read_at(head.commit_location).map_err(unread)?;
     let (engine, did, appended) = (engine.clone(), did.clone(), engine.appended().clone());
     stream(permit, appended, move |out| {
-        walk(&engine, &reader, &head, &did, since, out)
+        walk(&engine, &reader, (&head, &commit), &did, since, out)
     })
 }
 
@@ -204,8 +210,18 @@ impl Sink {
     }
 
     fn block_at(&mut self, from: &mut BlockReader, cid: &Cid, at: Location) -> Result<(), WalkError> {
-        let read = from.with(at, |bytes| self.block(cid, bytes));
-        read.map_err(|error| WalkError::Failed(error.to_string()))?
+        let mut tries = 1;
+        loop {
+            match from.with(at, |bytes| self.block(cid, bytes)) {
+                Ok(written) => return written,
+                // What went out already would be sent for nothing.
+                Err(ReadError::Away { .. }) if tries < TRIES_AWAY && Instant::now() < self.until => {
+                    tries += 1;
+                    self.runtime.block_on(tokio::time::sleep(PAUSE_AWAY));
+                }
+                Err(error) => return Err(WalkError::Failed(error.to_string())),
+            }
+        }
     }
 
     fn block(&mut self, cid: &Cid, bytes: &[u8]) -> Result<(), WalkError> {
@@ -226,15 +242,14 @@ impl Sink {
 fn walk(
     engine: &Core,
     reader: &IndexReader,
-    head: &RepoHead,
+    (head, commit): (&RepoHead, &[u8]),
     did: &Did,
     since: Option<Tid>,
     out: &mut Sink,
 ) -> Result<(), WalkError> {
     let failed = |error: &dyn std::fmt::Display| WalkError::Failed(error.to_string());
     car::write_header(&mut out.buffer, &[head.commit]);
-    let commit = engine.read_at(head.commit_location).map_err(|e| failed(&e))?;
-    out.block(&head.commit, &commit)?;
+    out.block(&head.commit, commit)?;
     out.flush()?;
     let mut blocks = engine.log_reader().blocks();
     if let Some(since) = since {
@@ -353,7 +368,7 @@ pub fn record_proof(engine: &Core, did: &Did, path: &RepoPath) -> Result<Vec<u8>
     car::write_block(
         &mut out,
         &head.commit,
-        &engine.read_at(head.commit_location).map_err(internal)?,
+        &engine.read_at(head.commit_location).map_err(unread)?,
     );
     for (cid, bytes) in &proof.nodes {
         car::write_block(&mut out, cid, bytes);
@@ -361,7 +376,7 @@ pub fn record_proof(engine: &Core, did: &Did, path: &RepoPath) -> Result<Vec<u8>
     if let Some(cid) = proof.value {
         let row = reader.record(did, path).map_err(internal)?;
         let row = row.ok_or_else(|| WriteError::Internal(format!("record {path} is not in the index")))?;
-        car::write_block(&mut out, &cid, &engine.read_at(row.location).map_err(internal)?);
+        car::write_block(&mut out, &cid, &engine.read_at(row.location).map_err(unread)?);
     }
     Ok(out)
 }

@@ -26,6 +26,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use engine::engine::AppendError;
+use engine::log::ReadError;
 use engine::repo::{Cid, Did, RepoPath, Tid};
 use engine::views::index::IndexReader;
 use parking_lot::Mutex;
@@ -91,6 +92,9 @@ pub enum WriteError {
     /// It is in the log and not known to be durable yet.
     #[error(transparent)]
     Unconfirmed(#[from] Unconfirmed),
+    /// What is asked for is in the replica only, which cannot be read now. Nothing is lost.
+    #[error("what is asked for cannot be fetched from this server's store now; try again")]
+    Elsewhere,
     /// The index has lost what it had of this repo, and its records do not give the tree that was signed. Others are not
     /// concerned. The log says what the operator can do.
     #[error("what this server stores of {0} is damaged; its operator has to repair it")]
@@ -435,6 +439,17 @@ fn check_blob_refs(reader: &IndexReader, did: &Did, writes: &[Write]) -> Result<
 
 fn internal(error: impl std::fmt::Display) -> WriteError {
     WriteError::Internal(error.to_string())
+}
+
+/// A read of the log that failed.
+fn unread(error: ReadError) -> WriteError {
+    match error {
+        ReadError::Away { .. } => {
+            tracing::warn!(%error, "a read waits for the replica in vain");
+            WriteError::Elsewhere
+        }
+        error => WriteError::Internal(error.to_string()),
+    }
 }
 
 impl From<AppendError> for WriteError {

@@ -3,7 +3,7 @@
 use engine::repo::{Cid, Did, Nsid, RecordKey, RepoPath};
 use engine::views::index::ListOrder;
 
-use super::WriteError;
+use super::{WriteError, unread};
 use crate::service::core::Core;
 
 /// Bytes of records that one page brings into memory.
@@ -27,7 +27,7 @@ pub fn record(engine: &Core, did: &Did, path: &RepoPath) -> Result<Option<Record
     let Some(row) = reader.record(did, path).map_err(internal)? else {
         return Ok(None);
     };
-    let block = engine.read_at(row.location).map_err(internal)?;
+    let block = engine.read_at(row.location).map_err(unread)?;
     Ok(Some(Record { cid: row.cid, block }))
 }
 
@@ -70,7 +70,7 @@ pub fn list(
             break;
         }
         let cid = item.row.cid;
-        let block = engine.read_at(item.row.location).map_err(internal)?;
+        let block = engine.read_at(item.row.location).map_err(unread)?;
         records.push((item.rkey, Record { cid, block }));
     }
     Ok(records)

@@ -1,0 +1,311 @@
+//! A store five times the disk budget: every record, every repo and the whole firehose are served, before and after the disk is
+//! lost, and the disk keeps to its budget (I6, I9).
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use engine::repo::car::{CarLimits, CarSlice};
+use serde_json::{Value, json};
+use tests::Outcome;
+use tests::api::{Account, field};
+use tests::events::replay;
+use tests::process::program;
+use tests::stack::{Pds, ReplicaKind, Settings, Stack};
+use tokio::task::JoinHandle;
+
+const BUDGET: u64 = 32 << 20;
+const SEGMENT_BYTES: u64 = 1 << 20;
+/// Records of one applyWrites, and bytes of text in each: a bit less than a request may have.
+const RECORDS: usize = 20;
+const TEXT_BYTES: usize = 40_000;
+const ACCOUNTS: usize = 3;
+/// Together more than five budgets.
+const WRITES: usize = 225;
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// Text that does not pack well, the same for the same seed.
+fn text(seed: u64) -> String {
+    const LETTERS: &[u8; 64] = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_";
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    (0..TEXT_BYTES)
+        .map(|_| char::from(LETTERS[(next() >> 40) as usize % LETTERS.len()]))
+        .collect()
+}
+
+/// What was written: for each record its account, key, CID and the seed of its text.
+struct Written {
+    accounts: Vec<Account>,
+    records: Vec<(usize, String, String, u64)>,
+    commits: Vec<String>,
+}
+
+async fn write(pds: &Pds) -> Result<Written> {
+    let mut accounts = Vec::new();
+    for n in 0..ACCOUNTS {
+        accounts.push(pds.api.create_account(&format!("writer{n}")).await?);
+    }
+    let (mut records, mut commits, mut seed) = (Vec::new(), Vec::new(), 0u64);
+    for n in 0..WRITES {
+        let account = &accounts[n % ACCOUNTS];
+        let seeds: Vec<u64> = (seed..seed + RECORDS as u64).collect();
+        seed += RECORDS as u64;
+        let writes: Vec<Value> = seeds
+            .iter()
+            .map(|seed| {
+                json!({
+                    "$type": "com.atproto.repo.applyWrites#create", "collection": "com.example.thing",
+                    "rkey": format!("{seed:08}"), "value": { "$type": "com.example.thing", "text": text(*seed) },
+                })
+            })
+            .collect();
+        let input = json!({ "repo": account.did, "writes": writes, "validate": false });
+        let answer = pds
+            .api
+            .procedure("com.atproto.repo.applyWrites", &input, Some(&account.access))
+            .await?
+            .ok()?;
+        commits.push(field(&answer, "/commit/cid")?);
+        for (at, seed) in seeds.into_iter().enumerate() {
+            let cid = field(&answer, &format!("/results/{at}/cid"))?;
+            records.push((n % ACCOUNTS, format!("{seed:08}"), cid, seed));
+        }
+    }
+    Ok(Written {
+        accounts,
+        records,
+        commits,
+    })
+}
+
+/// Reads everything in every way.
+async fn check(pds: &Pds, written: &Written) -> Outcome {
+    for (account, rkey, cid, seed) in &written.records {
+        let record = pds
+            .api
+            .record(&written.accounts[*account].did, "com.example.thing", rkey)
+            .await?;
+        ensure!(field(&record, "/cid")? == *cid, "record {rkey} has another CID");
+        ensure!(
+            field(&record, "/value/text")? == text(*seed),
+            "record {rkey} has another text"
+        );
+    }
+    for (at, account) in written.accounts.iter().enumerate() {
+        let path = format!("/xrpc/com.atproto.sync.getRepo?did={}", account.did);
+        let answer = pds.api.get(&path).await?;
+        ensure!(
+            answer.status == 200,
+            "getRepo answered {}: {}",
+            answer.status,
+            answer.text()
+        );
+        let limits = CarLimits {
+            verify_hashes: true,
+            ..CarLimits::default()
+        };
+        let mut found = HashMap::new();
+        for block in CarSlice::new(&answer.body, limits)? {
+            let block = block?;
+            found.insert(block.cid.to_string(), block.bytes.len());
+        }
+        let missing = written
+            .records
+            .iter()
+            .find(|(of, _, cid, _)| *of == at && !found.contains_key(cid));
+        ensure!(missing.is_none(), "getRepo lacks {missing:?}");
+    }
+    let last = written.commits.last().context("nothing written")?;
+    let events = replay(&pds.url, 0, last, LIMIT).await?;
+    let commits: Vec<&str> = events
+        .iter()
+        .filter_map(|event| event.commit.as_deref())
+        .collect();
+    let ours: Vec<&str> = commits
+        .into_iter()
+        .filter(|commit| written.commits.iter().any(|ours| ours == commit))
+        .collect();
+    ensure!(
+        ours == written.commits,
+        "the firehose has {} of {} commits",
+        ours.len(),
+        written.commits.len()
+    );
+    Ok(())
+}
+
+fn used(dir: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let Ok(entries) = std::fs::read_dir(dir) else {
+        return 0;
+    };
+    let entries = entries.filter_map(Result::ok);
+    entries
+        .map(|entry| match entry.metadata() {
+            Ok(meta) if meta.is_dir() => used(&entry.path()),
+            Ok(meta) => meta.blocks() * 512,
+            Err(_) => 0,
+        })
+        .sum()
+}
+
+/// Looks at the disk until it is told to stop.
+struct Watch {
+    most: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+    task: JoinHandle<()>,
+}
+
+impl Watch {
+    fn begin(dir: &Path) -> Watch {
+        let (most, stop, dir) = (
+            Arc::new(AtomicU64::new(0)),
+            Arc::new(AtomicBool::new(false)),
+            dir.to_owned(),
+        );
+        let (seen, told) = (Arc::clone(&most), Arc::clone(&stop));
+        let task = tokio::spawn(async move {
+            while !told.load(Ordering::Acquire) {
+                seen.fetch_max(used(&dir), Ordering::AcqRel);
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        });
+        Watch { most, stop, task }
+    }
+
+    async fn end(self) -> Result<u64> {
+        self.stop.store(true, Ordering::Release);
+        self.task.await?;
+        Ok(self.most.load(Ordering::Acquire))
+    }
+}
+
+async fn metric(pds: &Pds, name: &str) -> Result<f64> {
+    let text = pds.api.get("/metrics").await?.text();
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.map_or(Ok(0.0), |value| Ok(value.trim().parse()?))
+}
+
+async fn until(what: &str, pds: &Pds, is_it: impl Fn(&Path) -> bool) -> Outcome {
+    let begun = Instant::now();
+    while !is_it(&pds.data) {
+        ensure!(begun.elapsed() < LIMIT, "never: {what}\n{}", pds.process.tail());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    Ok(())
+}
+
+fn verified(args: &[&str]) -> Outcome {
+    let done = std::process::Command::new(program("pds-tools")?)
+        .args(args)
+        .output()?;
+    let text = String::from_utf8_lossy(&done.stdout);
+    ensure!(
+        done.status.success(),
+        "{args:?}: {text}{}",
+        String::from_utf8_lossy(&done.stderr)
+    );
+    println!(
+        "{}",
+        text.lines()
+            .filter(|line| !line.contains(" is away: "))
+            .collect::<Vec<_>>()
+            .join("\n")
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_of_five_disk_budgets_serves_everything_before_and_after_the_disk_is_lost() -> Outcome {
+    let Some(stack) = Stack::start(ReplicaKind::Directory).await? else {
+        return tests::skip("no stack without an emulator");
+    };
+    let replica = stack.replica(ReplicaKind::Directory, "tiered-replica").await?;
+    let url = replica.first().context("no replica")?.1.clone();
+    let settings = |data: &str| -> Settings {
+        stack
+            .settings(&stack.place(data))
+            .with_all(replica.clone())
+            .with("PDS_LOG_SEGMENT_BYTES", &SEGMENT_BYTES.to_string())
+            .with("PDS_CHECKPOINT_BYTES", "8388608")
+            .with("PDS_DISK_BUDGET", &BUDGET.to_string())
+    };
+    let pds = Pds::start(&settings("tiered")).await?;
+    let written = write(&pds).await?;
+    let remote = stack.place("tiered-replica");
+    ensure!(
+        used(&remote) > 4 * BUDGET,
+        "the replica has {} bytes, packed",
+        used(&remote)
+    );
+    until("the disk is within its budget", &pds, |data| used(data) <= BUDGET).await?;
+    until("a checkpoint is in the replica", &pds, |_| {
+        used(&remote.join("ckpt")) > 0
+    })
+    .await?;
+    let watch = Watch::begin(&pds.data);
+    check(&pds, &written).await.with_context(|| pds.process.tail())?;
+    let most = watch.end().await?;
+    ensure!(
+        most <= BUDGET,
+        "while everything was read, the disk had {most} bytes"
+    );
+    let (fetches, bytes) = (
+        metric(&pds, "pds_tier_fetches_total").await?,
+        metric(&pds, "pds_tier_fetched_bytes_total").await?,
+    );
+    println!(
+        "evicted: at most {most} bytes of {BUDGET}; {fetches} fetches of {bytes} bytes to read everything"
+    );
+    ensure!(metric(&pds, "pds_tier_away_bytes").await? > 4.0 * BUDGET as f64);
+
+    // The disk is lost.
+    let mut pds = pds;
+    pds.process.kill().await?;
+    std::fs::remove_dir_all(&pds.data)?;
+    drop(pds);
+    let begun = Instant::now();
+    let pds = Pds::start(&settings("tiered-again")).await?;
+    println!(
+        "cold start in {:?}, {} bytes on the disk",
+        begun.elapsed(),
+        used(&pds.data)
+    );
+    let restored = pds.process.output();
+    let restored = restored
+        .lines()
+        .find(|line| line.contains("restored from the replica"));
+    println!("{}", restored.context("nothing was restored")?);
+    let watch = Watch::begin(&pds.data);
+    check(&pds, &written).await.with_context(|| pds.process.tail())?;
+    let more = pds.api.post(&written.accounts[0], "after the loss").await?;
+    ensure!(!more.cid.is_empty());
+    let most = watch.end().await?;
+    ensure!(most <= BUDGET, "after a cold start the disk had {most} bytes");
+
+    // A restart on the same disk knows what is away.
+    pds.stop().await?;
+    let data = stack.place("tiered-again");
+    verified(&["verify", &data.display().to_string()])?;
+    let pds = Pds::start(&settings("tiered-again")).await?;
+    ensure!(!pds.process.output().contains("restored from the replica"));
+    for (account, rkey, cid, _) in written.records.iter().step_by(37) {
+        let did = &written.accounts[*account].did;
+        let record = pds.api.record(did, "com.example.thing", rkey).await?;
+        ensure!(field(&record, "/cid")? == *cid, "record {rkey} has another CID");
+    }
+    pds.stop().await?;
+    verified(&["verify", "--replica", &url])?;
+    stack.stop().await
+}

@@ -3,7 +3,7 @@
 //! Every second the bytes below the data directory are counted. Near the budget what was read longest ago goes: pieces of segments
 //! that are away, and segments that the replica has. *Near* is 95 %, or less where a copy of the views, which every checkpoint
 //! makes, would not fit above it; 5 % below that is enough. 15 % below, segments that are away come back, one at a time and not faster
-//! than the settings say, as long as the next one fits. What cannot go (the views, checkpoints, what is not shipped)
+//! than the settings say, as long as the next one fits. Parts of segments may take what is left up to there. What cannot go (the views, checkpoints, what is not shipped)
 //! may be more than the budget: then it is said once and counted, and writes go on as long as the disk takes them.
 
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use engine::log::{Hydrated, LogReader, ReadError, TierUse};
+use engine::log::{Hydrated, LEAST_PART_BYTES, LogReader, ReadError, TierUse};
 use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
@@ -58,6 +58,12 @@ impl Look {
             .saturating_sub(self.log.part_bytes)
     }
 
+    /// What is used, and what reads of segments that are away are promised in any case.
+    fn taken(&self) -> u64 {
+        let promised = if self.log.away > 0 { LEAST_PART_BYTES } else { 0 };
+        self.used + promised.saturating_sub(self.log.part_bytes)
+    }
+
     /// Where eviction begins.
     fn near(&self) -> u64 {
         self.budget.saturating_sub(self.views.max(self.budget / 20))
@@ -75,8 +81,8 @@ impl Look {
 
     /// What should go now.
     fn excess(&self) -> u64 {
-        if self.used > self.near() {
-            self.used - self.enough()
+        if self.taken() > self.near() {
+            self.taken() - self.enough()
         } else {
             0
         }
@@ -89,7 +95,7 @@ impl Look {
 
     /// Whether the largest segment that is away may come back.
     fn may_hydrate(&self, largest: u64) -> bool {
-        self.log.away > 0 && self.used.saturating_add(largest) <= self.comfortable()
+        self.log.away > 0 && self.taken().saturating_add(largest) <= self.comfortable()
     }
 }
 
@@ -195,7 +201,7 @@ pub(super) async fn tiering(app: Arc<App>, stop: CancellationToken) {
         data_dir: app.config.data_dir.clone(),
         spared: match &app.config.blobs {
             BlobPlace::Disk(dir) => Some(dir.clone()),
-            BlobPlace::Azure => None,
+            BlobPlace::Replica | BlobPlace::S3(_) => None,
         },
         configured: app.config.disk_budget,
         reserve: app.config.import_disk.keep_free,
@@ -283,52 +289,60 @@ fn tell(disk: &DiskUse, look: &Look, over: &mut bool) {
 mod tests {
     use super::*;
 
-    fn look(used: u64, evictable_bytes: u64, part_bytes: u64) -> Look {
+    /// In millions of bytes.
+    fn look(used: u64, evictable: u64, parts: u64) -> Look {
         Look {
-            used,
-            budget: 1_000,
-            views: 10,
+            used: used * M,
+            budget: 1_000 * M,
+            views: 10 * M,
             log: TierUse {
                 away: 1,
-                away_bytes: 5_000,
-                part_bytes,
+                away_bytes: 5_000 * M,
+                part_bytes: parts * M,
                 evictable: 1,
-                evictable_bytes,
+                evictable_bytes: evictable * M,
             },
         }
     }
 
+    const M: u64 = 1_000_000;
+
     #[test]
     fn it_evicts_near_the_budget_and_brings_back_far_from_it() {
         for (used, excess, hydrates) in [
-            (0, 0, true),
+            (100, 0, true),
             (700, 0, true),
             (701, 0, false),
             (950, 0, false),
             (951, 51, false),
             (2_000, 1_100, false),
         ] {
-            // With larger views all happens that much earlier.
-            let earlier = Look {
-                views: 250,
-                used: used.max(200) - 200,
-                ..look(0, 0, 0)
-            };
+            let there = look(used, 0, 50);
             assert_eq!(
-                (earlier.excess(), earlier.may_hydrate(100)),
-                (excess, hydrates),
+                (there.excess(), there.may_hydrate(100 * M)),
+                (excess * M, hydrates),
                 "{used}"
             );
-            let look = look(used, 0, 0);
+            // With larger views all happens that much earlier.
+            let earlier = Look {
+                views: 100 * M,
+                used: there.used - 50 * M,
+                ..there
+            };
             assert_eq!(
-                (look.excess(), look.may_hydrate(100)),
-                (excess, hydrates),
+                (earlier.excess(), earlier.may_hydrate(100 * M)),
+                (excess * M, hydrates),
                 "{used}"
             );
         }
-        assert_eq!(look(900, 300, 100).fixed(), 500);
-        assert_eq!(look(900, 300, 100).part_room(), 150);
-        assert_eq!(look(1_200, 300, 100).part_room(), 100);
+        assert_eq!(look(900, 300, 100).fixed(), 500 * M);
+        assert_eq!(look(900, 300, 100).part_room(), 150 * M);
+        assert_eq!(look(1_200, 300, 100).part_room(), 100 * M);
+        // What reads are promised counts before they have it.
+        assert_eq!(look(900, 0, 0).taken(), 900 * M + LEAST_PART_BYTES);
+        let mut none_away = look(900, 0, 0);
+        none_away.log.away = 0;
+        assert_eq!(none_away.taken(), 900 * M);
     }
 
     #[test]
@@ -337,7 +351,7 @@ mod tests {
         assert!(disk.fits(u64::MAX), "nobody has looked");
         let mut over = false;
         tell(&disk, &look(900, 300, 100), &mut over);
-        assert!(disk.fits(450) && !disk.fits(451) && !over);
+        assert!(disk.fits(450 * M) && !disk.fits(450 * M + 1) && !over);
         tell(&disk, &look(1_900, 300, 100), &mut over);
         assert!(over && !disk.fits(0));
     }

@@ -48,8 +48,8 @@ use crate::telemetry;
 use checkpoints::checkpoints;
 use compaction::compaction;
 use compose::{
-    Background, SHIP_DIR, agree, budget, compose, empty_dir, make_shipper, open_engine, open_store,
-    source, start_options,
+    Background, SHIP_DIR, agree, budget, compose, empty_dir, make_shipper, open_engine, open_store, source,
+    start_options,
 };
 use lease::LeaseTask;
 use pursuit::Pursuit;

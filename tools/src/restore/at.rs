@@ -88,6 +88,7 @@ pub fn run(
         storage: Arc::new(OsStorage),
         request_timeout: REQUEST_TIMEOUT,
         with_checkpoint: false,
+        lazy: false,
         on_progress: None,
     };
     runtime.block_on(restore_history(store, &then_dir, cut, &options))?;

@@ -55,6 +55,7 @@ impl Running {
             entropy: Arc::new(SeededEntropy::new(2)),
             request_timeout: Duration::from_secs(10),
             keep: Vec::new(),
+            source: None,
             on_progress: None,
         };
         let runtime = tokio::runtime::Builder::new_multi_thread()

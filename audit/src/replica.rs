@@ -141,6 +141,7 @@ fn blocking_restore(
         storage: Arc::new(OsStorage),
         request_timeout: REQUEST_TIMEOUT,
         with_checkpoint: true,
+        lazy: false,
         on_progress: Some(Arc::new(move |progress: Progress| {
             tell.send_replace(progress);
         })),

@@ -98,6 +98,7 @@ async fn month(scenario: Scenario, hours: &[u32]) -> Month {
         entropy: Arc::new(SystemEntropy),
         request_timeout: Duration::from_secs(10),
         keep: Vec::new(),
+        source: None,
         on_progress: None,
     };
     let started = begin(&store, &options).await.unwrap();

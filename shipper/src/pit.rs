@@ -21,18 +21,18 @@ pub struct History {
 /// are not whole.
 #[must_use]
 pub fn oldest(manifest: &Manifest) -> Option<Lsn> {
+    longest(manifest).map(|history| history.compacted)
+}
+
+/// All history that there is: from the oldest state that can be had to the end, which is in the chunks.
+#[must_use]
+pub fn longest(manifest: &Manifest) -> Option<History> {
     let originals = originals(manifest);
-    let covered = manifest.covered_lsn().get();
-    let bases = bases(manifest).into_iter();
-    let ends = bases.map(|base| base.last().map_or(0, |last| last.last));
-    let whole = ends.filter(|end| {
-        let mut at = *end;
-        while let Some(next) = originals.get(&at) {
-            at = next.last;
-        }
-        at == covered
-    });
-    whole.min().map(Lsn::saturating)
+    let mut bases = bases(manifest);
+    bases.sort_by_key(|base| end_of(base));
+    // Behind the last segment of all.
+    let mut whole = bases.into_iter().map(|base| follow(base, &originals, u64::MAX));
+    whole.find(|history| end_of(&history.segments) == manifest.covered_lsn().get())
 }
 
 /// The segments that tell the state at `cut`; `None` if some of them are gone. Of several histories it is the one with the
@@ -41,26 +41,31 @@ pub fn oldest(manifest: &Manifest) -> Option<Lsn> {
 pub fn history(manifest: &Manifest, cut: Lsn) -> Option<History> {
     let originals = originals(manifest);
     let mut bases = bases(manifest);
-    bases.sort_by_key(|base| std::cmp::Reverse(base.last().map_or(0, |last| last.last)));
-    bases
-        .into_iter()
-        .filter(|base| base.last().is_none_or(|last| last.last <= cut.get()))
-        .find_map(|base| {
-            let compacted = base.last().map_or(0, |last| last.last);
-            let (mut segments, mut end) = (base, compacted);
-            while end < cut.get() {
-                let Some(next) = originals.get(&end) else { break };
-                end = next.last;
-                segments.push((*next).clone());
-            }
-            let goes_on = end < cut.get();
-            // Beyond the end of the live segments only chunks can tell more.
-            (!goes_on || end == manifest.covered_lsn().get()).then(|| History {
-                segments,
-                compacted: Lsn::saturating(compacted),
-                goes_on,
-            })
-        })
+    bases.retain(|base| end_of(base) <= cut.get());
+    bases.sort_by_key(|base| std::cmp::Reverse(end_of(base)));
+    let mut told = bases.into_iter().map(|base| follow(base, &originals, cut.get()));
+    // Beyond the end of the live segments only chunks can tell more.
+    told.find(|history| !history.goes_on || end_of(&history.segments) == manifest.covered_lsn().get())
+}
+
+fn end_of(segments: &[SegmentEntry]) -> u64 {
+    segments.last().map_or(0, |last| last.last)
+}
+
+/// What a writer appended behind `base`, as far as `cut`.
+fn follow(base: Vec<SegmentEntry>, originals: &BTreeMap<u64, &SegmentEntry>, cut: u64) -> History {
+    let compacted = end_of(&base);
+    let (mut segments, mut end) = (base, compacted);
+    while end < cut {
+        let Some(next) = originals.get(&end) else { break };
+        end = next.last;
+        segments.push((*next).clone());
+    }
+    History {
+        segments,
+        compacted: Lsn::saturating(compacted),
+        goes_on: end < cut,
+    }
 }
 
 /// What a writer appended, by the LSN that it goes on from.

@@ -251,14 +251,15 @@ pub async fn restore(
 }
 
 /// Restores as much of the log as is needed to tell the state at `cut`, and no checkpoint: live and displaced segments from
-/// the beginning to the one that holds it, and the chunks behind them if it lies there. `dest` is otherwise as after [`restore`].
+/// the beginning to the one that holds it, and the chunks behind them if it lies there. Without a `cut` it is all history that
+/// there is. `dest` is otherwise as after [`restore`].
 ///
 /// # Errors
 /// [`RestoreError`], naming the object at fault; an object that is missing may have been deleted by a writer meanwhile.
 pub async fn restore_history(
     store: &Arc<dyn ReplicaStore>,
     dest: &Path,
-    cut: Lsn,
+    cut: Option<Lsn>,
     options: &RestoreOptions,
 ) -> Result<Restored, RestoreError> {
     let options = RestoreOptions {
@@ -271,7 +272,11 @@ pub async fn restore_history(
         return Err(RestoreError::Empty(store.describe()));
     };
     let mut manifest = fence::newest_manifest(&requests, log.log_id).await?;
-    let history = pit::history(&manifest, cut).ok_or_else(|| RestoreError::NoHistory {
+    let history = match cut {
+        Some(cut) => pit::history(&manifest, cut),
+        None => pit::longest(&manifest),
+    };
+    let history = history.ok_or_else(|| RestoreError::NoHistory {
         oldest: pit::oldest(&manifest).unwrap_or(Lsn::MAX),
     })?;
     manifest.segments = history.segments;

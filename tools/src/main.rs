@@ -14,6 +14,7 @@
 mod compact;
 mod copy;
 mod drill;
+mod history;
 mod inspect;
 mod progress;
 mod removed;
@@ -49,6 +50,8 @@ enum Command {
     Drill(drill::Drill),
     /// Bring back a data directory from its replica.
     Restore(restore::Restore),
+    /// List the versions of a record that the log still has.
+    History(history::History),
     /// Copy a replica, or its media, from one store to another. Goes on where it was interrupted.
     Copy(copy::Copy),
     /// Rewrite the old part of a log without what is dead in it. The server must be stopped.
@@ -63,6 +66,7 @@ fn run(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Outcome> {
         Command::Verify(command) => command.run(out),
         Command::Drill(command) => command.run(out),
         Command::Restore(command) => command.run(out),
+        Command::History(command) => command.run(out),
         Command::Copy(command) => command.run(out),
         Command::Compact(command) => command.run(out),
         Command::Stats(command) => command.run(out),

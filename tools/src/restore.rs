@@ -2,6 +2,9 @@
 
 mod accounts;
 mod at;
+mod live;
+pub mod past;
+mod records;
 mod transplant;
 
 use std::io::Write;
@@ -10,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use clap::Args;
+use clap::{Args, Subcommand};
 use engine::log::Lsn;
 use engine::storage::OsStorage;
 use indicatif::ProgressBar;
@@ -24,11 +27,14 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What to restore, and where to.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct Restore {
+    #[command(subcommand)]
+    part: Option<Part>,
     /// The replica: file:///dir, `https://ACCOUNT.blob.core.windows.net/CONTAINER[/PREFIX]` or `s3://BUCKET[/PREFIX]`, with the
     /// server's PDS_REPLICA_* variables.
-    #[arg(long, value_name = "URL", env = "PDS_REPLICA_URL")]
-    replica: String,
+    #[arg(long, value_name = "URL", env = "PDS_REPLICA_URL", required = true)]
+    replica: Option<String>,
     /// An empty directory, or one that is not there yet.
     #[arg(required_unless_present = "to")]
     dir: Option<PathBuf>,
@@ -46,13 +52,28 @@ pub struct Restore {
     temp_dir: PathBuf,
 }
 
+/// A part of a server that is running.
+#[derive(Debug, Subcommand)]
+enum Part {
+    /// Bring one record back to what it was. Shows the difference; --apply writes it, as an ordinary commit.
+    Record(records::Record),
+    /// Bring all records of an account back to what they were. Shows the difference; --apply writes it, as ordinary commits.
+    Account(records::Account),
+}
+
 impl Restore {
     /// Restores.
     ///
     /// # Errors
     /// The directory is not empty, or the replica cannot be read or is damaged.
     pub fn run(self, out: &mut dyn Write) -> anyhow::Result<Outcome> {
-        let store = replica_url::open(&self.replica)?;
+        match self.part {
+            Some(Part::Record(record)) => return record.run(out),
+            Some(Part::Account(account)) => return account.run(out),
+            None => {}
+        }
+        let replica = self.replica.context("a replica to restore from")?;
+        let store = replica_url::open(&replica)?;
         let dir = self.to.or(self.dir).context("a directory to restore into")?;
         if let Some(cut) = self.at {
             if restore::is_unfinished(&dir) {

@@ -89,6 +89,17 @@ pub fn reader(app: &App, headers: &HeaderMap, scopes: &[Scope]) -> XrpcResult<Re
     }
 }
 
+/// Who writes to a repo: its account, or the administrator (`None`), who brings back what was there at an earlier moment.
+///
+/// # Errors
+/// As [`caller`], and 401 for a wrong password.
+pub fn writer(app: &App, headers: &HeaderMap, scopes: &[Scope]) -> XrpcResult<Option<Did>> {
+    match header::parse(value(headers)).map_err(header_error)? {
+        Some(Authorization::Basic(_)) => admin(app, headers).map(|()| None),
+        Some(_) | None => caller(app, headers, scopes).map(|claims| Some(claims.did)),
+    }
+}
+
 /// Only the administrator may go on.
 ///
 /// # Errors

@@ -8,6 +8,7 @@ mod drill;
 mod e2e;
 mod memory;
 mod outage;
+mod past;
 mod replication;
 mod restart;
 mod split_brain;

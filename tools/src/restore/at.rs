@@ -18,27 +18,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use engine::clock::{SystemClock, SystemEntropy};
-use engine::engine::{Durability, Engine, EngineConfig, EnginePrelude, Shutdown, StartOptions};
+use engine::clock::SystemEntropy;
+use engine::engine::{Engine, Shutdown};
 use engine::entry::{Change, EntryDraft};
-use engine::log::{Epoch, LogId, Lsn};
+use engine::log::{LogId, Lsn};
 use engine::repo::event::{AccountStatus, encode_account, encode_identity};
 use engine::repo::{Did, Handle, Tid};
-use engine::storage::OsStorage;
 use engine::views::accounts::{AccountsError, queries};
-use shipper::restore::{MARKER, RestoreOptions, restore_history};
+use shipper::restore::MARKER;
 use shipper::store::ReplicaStore;
 use tokio::runtime::Runtime;
 
 use super::accounts::{Plan, Statement, compare};
 use super::transplant::transplant;
-use super::{REQUEST_TIMEOUT, blocking_restore, runtime};
+use super::{REQUEST_TIMEOUT, blocking_restore, past, runtime};
 use crate::{Outcome, summary};
 
 /// The new log begins so far above everything that was ever shown: what a server that is not stopped yet may still show.
 const MARGIN_MICROS: u64 = 60 * 1_000_000;
-/// Memory for pages of each index.
-const INDEX_CACHE_BYTES: usize = 64 << 20;
 /// Statements on the account database that make one entry.
 const STATEMENTS: usize = 200;
 /// Repos that are read at once, and events that make one group.
@@ -67,10 +64,7 @@ pub fn run(
     temp: &Path,
     out: &mut dyn Write,
 ) -> anyhow::Result<Outcome> {
-    let temp = tempfile::Builder::new()
-        .prefix("pds-restore-at-")
-        .tempdir_in(temp)
-        .context("making a temporary directory")?;
+    let temp = past::temporary(temp)?;
     let runtime = runtime()?;
     let survey = runtime.block_on(shipper::fence::survey(store, REQUEST_TIMEOUT))?;
     let survey = survey.with_context(|| format!("there is no log in the replica {}", store.describe()))?;
@@ -84,14 +78,7 @@ pub fn run(
         );
     }
     let then_dir = temp.path().join("then");
-    let options = RestoreOptions {
-        storage: Arc::new(OsStorage),
-        request_timeout: REQUEST_TIMEOUT,
-        with_checkpoint: false,
-        lazy: false,
-        on_progress: None,
-    };
-    runtime.block_on(restore_history(store, &then_dir, cut, &options))?;
+    past::fetch(store, &then_dir, Some(cut))?;
 
     mark(to)?;
     let log_id = LogId::random(&SystemEntropy).context("choosing the new log's id")?;
@@ -106,9 +93,9 @@ pub fn run(
         .max(survey.end.last_lsn)
         .max(present.last_lsn);
     let floor = Lsn::saturating(shown.get().saturating_add(MARGIN_MICROS));
-    let epoch = present.last_epoch.next();
-    let now = open(&runtime, &now_dir, epoch, Lsn::ZERO)?;
-    let then = open(&runtime, to, epoch, floor)?;
+    let epoch = present.last_epoch;
+    let now = past::open(&runtime, &now_dir, epoch, Lsn::ZERO)?;
+    let then = past::open(&runtime, to, epoch, floor)?;
     let report = replay(&runtime, &then, &now)?;
     let end = then.local().get();
     runtime.block_on(close(now, false))?;
@@ -169,20 +156,6 @@ fn unmark(to: &Path) -> anyhow::Result<()> {
     std::fs::remove_file(to.join(MARKER)).context("saying that the restore has ended")?;
     std::fs::File::open(to)?.sync_all()?;
     Ok(())
-}
-
-fn open(runtime: &Runtime, dir: &Path, epoch: Epoch, floor: Lsn) -> anyhow::Result<Engine> {
-    let config = EngineConfig {
-        index_cache_bytes: INDEX_CACHE_BYTES,
-        ..EngineConfig::new(dir, Durability::Local)
-    };
-    let prelude = EnginePrelude::recover(config, Arc::new(OsStorage))?;
-    let mut options = StartOptions::local(epoch);
-    options.lsn_floor = floor;
-    let _inside = runtime.enter();
-    let engine = prelude.start(Arc::new(SystemClock), &SystemEntropy, options)?;
-    runtime.block_on(engine.ready())?;
-    Ok(engine)
 }
 
 async fn close(engine: Engine, checkpoint: bool) -> anyhow::Result<()> {

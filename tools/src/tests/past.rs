@@ -205,6 +205,95 @@ fn a_restored_store_starts_on_an_empty_replica_and_not_on_the_one_that_it_came_f
     stop(engine, false);
 }
 
+/// Action, LSN, CID and rev of a version.
+type Row = (String, Option<u64>, Option<String>, Option<String>);
+
+fn versions(uri: &str, from: &[&str]) -> Vec<serde_json::Value> {
+    let (outcome, text) = tool(&[&["history", uri, "--json"], from].concat());
+    assert_eq!(outcome, Ok(Outcome::Clean), "{text}");
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+#[test]
+fn the_versions_of_a_record_are_listed_over_imports_and_compactions() {
+    let running = Running::start(HOUR);
+    let engine = &running.engine;
+    let mut repo = SyntheticRepo::new(0).unwrap();
+    create_account(engine, &repo, "user0.test");
+    let path = "app.test.thing/one".to_owned();
+    let uri = format!("at://{}/{path}", repo.did);
+    let put = |repo: &mut SyntheticRepo, text: &str| {
+        let write = Write::Put {
+            path: path.clone(),
+            record: benches::synthetic::post(text),
+        };
+        let lsn = append(engine, repo.commit(&[write]).unwrap()).last;
+        (
+            lsn.get(),
+            repo.records()[&path].to_string(),
+            repo.head().unwrap().rev.to_string(),
+        )
+    };
+    let created = put(&mut repo, "first");
+    let writes = repo.posts(3);
+    append(engine, repo.commit(&writes).unwrap());
+    let updated = put(&mut repo, "second");
+    let data = running.dir.path().join("data");
+    let rows = |versions: &[serde_json::Value]| -> Vec<Row> {
+        let text = |value: &serde_json::Value| value.as_str().map(str::to_owned);
+        versions
+            .iter()
+            .map(|row| {
+                let action = text(&row["action"]).unwrap();
+                (action, row["lsn"].as_u64(), text(&row["cid"]), text(&row["rev"]))
+            })
+            .collect()
+    };
+    let all = |what: &str, (lsn, cid, rev): &(u64, String, String)| {
+        (what.to_owned(), Some(*lsn), Some(cid.clone()), Some(rev.clone()))
+    };
+    let at_first = [all("create", &created), all("update", &updated)];
+    let local = ["--data", data.to_str().unwrap()];
+    assert_eq!(rows(&versions(&uri, &local)), at_first);
+
+    running.compact();
+    let replaced = repo.replace(2).unwrap();
+    let did = repo.did.clone();
+    let rows_of = Change::RepoRows {
+        did: did.clone(),
+        generation: 2,
+        rows: replaced.rows,
+    };
+    let head = Change::RepoHead {
+        did: did.clone(),
+        generation: 2,
+        commit: replaced.commit,
+    };
+    append(engine, EntryDraft::private(vec![rows_of]));
+    let imported = append(engine, EntryDraft::private(vec![head])).last;
+    let gone = (
+        "import".to_owned(),
+        Some(imported.get()),
+        None,
+        Some(repo.head().unwrap().rev.to_string()),
+    );
+    // On the disk the compaction has left the last version; the replica keeps what it replaced.
+    let (_, cid, rev) = updated.clone();
+    let last = ("compacted".to_owned(), None, Some(cid), Some(rev));
+    assert_eq!(rows(&versions(&uri, &local)), [last, gone.clone()]);
+    let temp = running.dir.path().to_str().unwrap().to_owned();
+    let url = running.url();
+    let remote = ["--replica", &url, "--temp-dir", &temp];
+    let [first, second] = at_first;
+    assert_eq!(rows(&versions(&uri, &remote)), [first, second, gone]);
+    assert!(versions(&format!("at://{did}/app.test.thing/two"), &remote).is_empty());
+    let (refused, _) = tool(&["history", "at://user0.test/app.test.thing/one", "--replica", &url]);
+    assert!(refused.unwrap_err().contains("name its DID"));
+    running.stop();
+}
+
 fn sql(engine: &Engine, statements: &'static [&'static str]) {
     let prepared = wait(engine.accounts().prepare([], move |tx| {
         for statement in statements {

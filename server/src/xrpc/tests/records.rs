@@ -1,8 +1,10 @@
 //! `com.atproto.repo.*`: records and blobs.
 
+use axum::body::Body;
+use axum::http::Method;
 use serde_json::{Value, json};
 
-use crate::testkit::{POST, Server, User};
+use crate::testkit::{POST, Server, User, basic};
 
 const CREATE: &str = "com.atproto.repo.createRecord";
 const PUT: &str = "com.atproto.repo.putRecord";
@@ -510,4 +512,47 @@ async fn a_repo_is_described_unless_its_identity_cannot_be_resolved() {
         .await;
     let answer = server.query(DESCRIBE, &format!("repo={}", alice.did)).await;
     assert_eq!(answer.error(), (400, "RepoDeactivated".into()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_administrator_writes_to_any_active_repo_and_nobody_else_does() {
+    let server = Server::start().await;
+    let alice = server.sign_up("alice").await;
+    let input = json!({
+        "repo": alice.did,
+        "validate": false,
+        "writes": [{
+            "$type": "com.atproto.repo.applyWrites#create",
+            "collection": POST,
+            "rkey": "back",
+            "value": {"text": "was there before"},
+        }],
+    });
+    let send = |password: String| {
+        let body = Body::from(input.to_string());
+        let headers = [
+            ("authorization", password),
+            ("content-type", "application/json".to_owned()),
+        ];
+        let server = &server;
+        async move {
+            let headers: Vec<(&str, &str)> = headers
+                .iter()
+                .map(|(name, value)| (*name, value.as_str()))
+                .collect();
+            server
+                .request(Method::POST, &format!("/xrpc/{APPLY}"), &headers, body)
+                .await
+        }
+    };
+    // "admin:wrong"
+    assert_eq!(send("Basic YWRtaW46d3Jvbmc=".to_owned()).await.status, 401);
+    assert!(server.repo(&alice.did).await.records.is_empty());
+    let answer = send(basic()).await.ok();
+    assert_eq!(answer["results"].as_array().unwrap().len(), 1);
+    assert_eq!(server.repo(&alice.did).await.records.len(), 1);
+    server
+        .sql("UPDATE actor SET takedownRef = 'x' WHERE did = ?1", &alice.did)
+        .await;
+    assert_ne!(send(basic()).await.status, 200);
 }

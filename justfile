@@ -38,6 +38,14 @@ sim seed:
 sims count="10000" from="0":
     PDS_SIM_SEEDS={{count}} PDS_SIM_FROM={{from}} cargo test --profile profiling -p engine --lib sim:: -- --nocapture
 
+# One seed of the simulation of several processes on one replica, request by request.
+schedule seed:
+    SCHEDULE_SEED={{seed}} cargo test --profile profiling -p shipper --test all -- schedules::no_schedule --nocapture
+
+# Many seeds of it.
+schedules count="10000" from="0":
+    SCHEDULE_SEEDS={{count}} SCHEDULE_FROM={{from}} cargo test --profile profiling -p shipper --test all -- schedules:: --nocapture
+
 # Fuzzing of one decoder (`ls tests/fuzz/targets`) for some seconds; needs `cargo install cargo-fuzz`. The instrumentation is
 # unstable in name only, so the ordinary toolchain is told to allow it. Without `--sanitizer none` it also needs a sanitizer.
 fuzz target seconds="60":

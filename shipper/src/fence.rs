@@ -143,17 +143,21 @@ pub async fn survey(
     request_timeout: Duration,
 ) -> Result<Option<ReplicaState>, ReplicaError> {
     let requests = Requests::new(store.clone(), request_timeout);
-    let Some(log) = read_log_object(&requests).await? else {
-        for prefix in [WAL_PREFIX, MANIFEST_PREFIX] {
-            if let Some(object) = requests.list(prefix, None, 1).await?.into_iter().next() {
-                return Err(ReplicaError::NoLogObject {
+    if let Some(log) = read_log_object(&requests).await? {
+        return read_state(&requests, log.log_id).await.map(Some);
+    }
+    for prefix in [WAL_PREFIX, MANIFEST_PREFIX] {
+        if let Some(object) = requests.list(prefix, None, 1).await?.into_iter().next() {
+            // Unless somebody has begun the log since we looked for it.
+            return match read_log_object(&requests).await? {
+                Some(log) => read_state(&requests, log.log_id).await.map(Some),
+                None => Err(ReplicaError::NoLogObject {
                     example: object.name.to_string(),
-                });
-            }
+                }),
+            };
         }
-        return Ok(None);
-    };
-    read_state(&requests, log.log_id).await.map(Some)
+    }
+    Ok(None)
 }
 
 pub(crate) async fn read_log_object(requests: &Requests) -> Result<Option<LogObject>, ReplicaError> {

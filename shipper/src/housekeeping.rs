@@ -472,7 +472,7 @@ impl Housekeeper {
         }
         tracing::info!(
             generation = there.generation,
-            "an earlier reign published a manifest; going on from it"
+            "a manifest was published that was not known here; going on from it"
         );
         let log = self.shared.log.reader();
         has_all_away(&self.shared, &there)?;

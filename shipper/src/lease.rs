@@ -225,11 +225,13 @@ impl Keeper {
             metrics::gauge!("pds_lease_valid").set(if self.status.is_valid() { 1.0 } else { 0.0 });
             let turn = due.min(Instant::now() + Duration::from_secs(1));
             tokio::select! {
-                () = tokio::time::sleep_until(turn) => {}
+                // Who was told to stop does not renew once more because that is due, too.
+                biased;
                 () = stop.cancelled() => {
                     self.release().await;
                     return LeaseEnd::Released;
                 }
+                () = tokio::time::sleep_until(turn) => {}
             }
         }
     }

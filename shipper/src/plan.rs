@@ -279,7 +279,8 @@ pub fn on_chunk_exists(ours: &ChunkHeader, there: Result<ChunkHeader, ChunkError
 pub enum ManifestVerdict {
     /// It is ours.
     Ours,
-    /// An earlier reign published before it noticed ours. What it says is true: derive the next one from it.
+    /// An earlier reign published before it noticed ours, or we did and never heard of it. What it says is true: derive the next
+    /// one from it.
     Adopt,
     /// A later reign published: we are fenced.
     Fenced {
@@ -293,7 +294,9 @@ pub enum ManifestVerdict {
 pub fn on_manifest_exists(ours: &Manifest, there: &Manifest) -> ManifestVerdict {
     if there == ours {
         ManifestVerdict::Ours
-    } else if there.log_id == ours.log_id && there.epoch < ours.epoch {
+    } else if there.log_id == ours.log_id
+        && (there.epoch < ours.epoch || (there.epoch, there.writer_id) == (ours.epoch, ours.writer_id))
+    {
         ManifestVerdict::Adopt
     } else {
         ManifestVerdict::Fenced { by: there.epoch() }

@@ -58,7 +58,7 @@ pub async fn holder(store: &Arc<dyn ReplicaStore>, options: &StartOptions) -> Re
 
 /// A log that can be opened to follow, and the place in the chain behind it.
 pub struct Standby {
-    /// Open it with [`Recovered::follow`].
+    /// Open it with [`Recovered::follow`] and the log id of the tracker's end: while nothing was written it has none of its own.
     pub recovered: Recovered,
     /// Stands behind the log's last frame.
     pub tracker: Tracker,

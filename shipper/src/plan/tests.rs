@@ -241,6 +241,12 @@ fn a_manifest_of_an_earlier_reign_is_adopted_and_of_a_later_one_fences() {
         on_manifest_exists(&of(5), &of(6)),
         ManifestVerdict::Fenced { by: Epoch(6) }
     );
+    // A try of before that was told to have failed and had not.
+    let earlier = Manifest {
+        created_at_micros: 7,
+        ..of(5)
+    };
+    assert_eq!(on_manifest_exists(&of(5), &earlier), ManifestVerdict::Adopt);
     let twin = Manifest {
         writer_id: [9; 16],
         ..of(5)

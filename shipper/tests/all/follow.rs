@@ -205,6 +205,33 @@ async fn who_has_the_chain_is_told_by_its_end() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_is_begun_while_somebody_looks_is_no_damage() {
+    let store = faulty(15);
+    let as_dyn = as_store(&store);
+    let a = TempDir::new().unwrap();
+    let old = writer(&as_dyn, a.path()).await;
+    let epoch = old.started.claim.epoch;
+    // Its first answer is from before the writer's beginning, what it lists from after it.
+    store.add(
+        Rule::once(Fault::Before(Answer::NotFound))
+            .on(Verb::Get)
+            .under("log.json"),
+    );
+    let seen = shipper::fence::survey(&as_dyn, SOON).await.unwrap().unwrap();
+    assert_eq!(seen.end.epoch, epoch);
+    store.add(
+        Rule::always(Fault::Before(Answer::NotFound))
+            .on(Verb::Get)
+            .under("log.json"),
+    );
+    let lost = shipper::fence::survey(&as_dyn, SOON).await.unwrap_err();
+    assert!(
+        matches!(lost, shipper::fence::ReplicaError::NoLogObject { .. }),
+        "{lost}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_follower_neither_takes_groups_nor_ships() {
     let store = faulty(14);
     let as_dyn = as_store(&store);

@@ -17,6 +17,7 @@ mod follow;
 mod month;
 mod retention;
 mod round_trip;
+mod schedules;
 mod simulation;
 mod split_brain;
 mod tiering;

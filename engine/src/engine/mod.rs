@@ -167,7 +167,7 @@ struct Inner {
     replaced: Mutex<Option<compact::Replaced>>,
     /// When the account database's write-ahead file was emptied last: what was applied then.
     accounts_erased: AtomicU64,
-    /// LSN of the schema steps that this start had to append; [`Lsn::ZERO`] for none.
+    /// The log's end at the start, schema steps that it had to append included.
     ready_at: AtomicU64,
 }
 
@@ -292,8 +292,10 @@ impl Engine {
         queued
     }
 
-    /// Resolves when the account database has the schema of this program: at once, unless this start had to append
-    /// schema steps. Under [`Durability::Remote`] the shipper must be running. Wait for it before serving.
+    /// Resolves when everything is applied that was in the log at the start, and what the start had to append: the schema steps of
+    /// this program. With nothing unshipped and no new schema that is at once; under [`Durability::Remote`] the shipper must be
+    /// running. Wait for it before serving: a commit continues from the head that is applied, so one that is built earlier would
+    /// not follow the entries that wait.
     ///
     /// # Errors
     /// [`WriteError`].

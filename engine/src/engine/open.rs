@@ -240,7 +240,8 @@ impl EnginePrelude {
             compacting: tokio::sync::Mutex::new(()),
             replaced: Mutex::new(None),
             accounts_erased: AtomicU64::new(0),
-            ready_at: AtomicU64::new(unapplied.last_migration.get()),
+            // Whoever builds a commit continues from what is applied, so all that is here has to be.
+            ready_at: AtomicU64::new(end.get()),
         };
         if let Some(pending) = append_steps(&engine.log, steps)? {
             let written = pending.wait_blocking().map_err(AppendError::from);
@@ -460,8 +461,6 @@ struct Unapplied {
     bytes: u64,
     /// Schema steps among it: they must not be appended a second time.
     migrations: BTreeSet<String>,
-    /// Where the last of them is; [`Lsn::ZERO`] for none.
-    last_migration: Lsn,
 }
 
 impl Unapplied {
@@ -469,7 +468,6 @@ impl Unapplied {
         let mut found = Unapplied {
             bytes: 0,
             migrations: BTreeSet::new(),
-            last_migration: Lsn::ZERO,
         };
         let mut tail = log.tail(applied);
         loop {
@@ -488,7 +486,6 @@ impl Unapplied {
                 for change in entry.changes {
                     if let Change::AccountsMigration { name, .. } = change {
                         found.migrations.insert(name);
-                        found.last_migration = entry.lsn;
                     }
                 }
             }

@@ -290,7 +290,11 @@ fn under_durability_remote_nothing_is_applied_or_shown_before_the_replica_has_it
         (shipped, shipped)
     );
     assert!(engine.appended().get() > shipped && engine.health().backlog_bytes > 0);
+    // A commit that is built now would continue from a head that is not the newest: nobody may be served yet.
+    let too_early = wait(async { tokio::time::timeout(Duration::from_millis(50), engine.ready()).await });
+    assert!(too_early.is_err());
     advance(&engine);
+    wait(engine.ready()).unwrap();
     wait(engine.visible().wait(engine.appended().get())).unwrap();
     repo.check(&engine.reader().unwrap());
 }

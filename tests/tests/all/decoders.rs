@@ -16,7 +16,7 @@ use tests::random::Random;
 mod all;
 
 /// Mutations per file of a corpus, unless `PDS_DECODER_MUTATIONS` says otherwise.
-const MUTATIONS: u64 = 3_000;
+const MUTATIONS: u64 = 400;
 
 fn corpus(target: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -60,11 +60,14 @@ pub(super) async fn until_promoted(
             pursuit.announce(&id).await;
         }
         metrics::gauge!("pds_standby_lag_seconds").set(pursuit.following.lag_seconds());
-        if more {
-            continue;
-        }
+        // Also behind a writer that never rests, somebody may want something.
+        let pause = if more {
+            Duration::ZERO
+        } else {
+            settings.standby_poll
+        };
         tokio::select! {
-            () = tokio::time::sleep(settings.standby_poll) => {}
+            () = tokio::time::sleep(pause) => {}
             promoted = &mut command => {
                 if promoted.is_ok() {
                     break "by command";

@@ -28,7 +28,7 @@ use shipper::fence::Claim;
 use shipper::lease::Lease;
 use shipper::ledger::Ledger;
 use shipper::ship::{ShipEnd, ShipHandle, ShipState};
-use shipper::standby::{self, Holder, Standby};
+use shipper::standby::{self, Holder, Standby, StandbyError};
 use shipper::start::{StartOptions, Started};
 use shipper::store::counted::Purpose;
 use shipper::store::{ReplicaStore, StoreError, for_purpose};
@@ -72,8 +72,11 @@ pub enum ServerError {
         source: std::io::Error,
     },
     /// The replica and the local log could not be brought together.
-    #[error("the replica: {0}")]
+    #[error("the replica: {}", compaction::with_causes(.0))]
     Replica(#[from] Box<shipper::start::StartError>),
+    /// The replica's writer cannot be followed.
+    #[error("following the writer: {}", compaction::with_causes(.0))]
+    Standby(#[source] Box<StandbyError>),
     /// The replica store cannot be used at all.
     #[error("the replica store: {0}")]
     Store(#[from] StoreError),
@@ -274,12 +277,12 @@ impl Running {
             None => None,
             Some(replica) => {
                 gate.phase("reaching the replica");
-                let store = open_store(replica, &config, &ledger).await?;
+                let store = patiently(|| open_store(replica, &config, &ledger)).await?;
                 let source = source(&config, replica, &ledger).await?;
                 Some((store, start_options(&config, &doors, source)))
             }
         };
-        let beginning = begin(&config, replica.as_ref(), gate).await?;
+        let beginning = patiently(|| begin(&config, replica.as_ref(), gate)).await?;
         gate.phase("opening the log and replaying");
         let opened = open_engine(&config, beginning, &doors, gate).await?;
         let mut claim = opened.claim;
@@ -591,6 +594,46 @@ impl Running {
     }
 }
 
+/// How often what a start asks of the replica is tried again, and the first pause; each further one is twice as long. About fifteen
+/// seconds in all: an expired token is renewed in that time, and whoever set a wrong key is told soon.
+const START_TRIES: u32 = 5;
+const START_PAUSE: Duration = Duration::from_millis(500);
+
+/// Runs a step of the start again when the store refused it in a way that may pass. Every step is safe to repeat.
+async fn patiently<T, F>(mut step: impl FnMut() -> F) -> Result<T, ServerError>
+where
+    F: Future<Output = Result<T, ServerError>>,
+{
+    let mut pause = START_PAUSE;
+    for _ in 0..START_TRIES {
+        match step().await {
+            Err(error) if may_pass(&error) => {
+                tracing::warn!(%error, "the replica's store refused; trying again");
+                tokio::time::sleep(pause).await;
+                pause *= 2;
+            }
+            outcome => return outcome,
+        }
+    }
+    step().await
+}
+
+/// Whether the store is the reason, and may answer otherwise in a moment.
+fn may_pass(error: &ServerError) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(store) = error.downcast_ref::<StoreError>() {
+            return store.is_retryable()
+                || matches!(
+                    store,
+                    StoreError::Denied { .. } | StoreError::Precondition { .. } | StoreError::Other { .. }
+                );
+        }
+        cause = error.source();
+    }
+    false
+}
+
 /// What a start finds out before it opens anything.
 enum Beginning {
     /// There is no replica.
@@ -622,7 +665,7 @@ async fn begin(
         gate.phase("following the writer");
         empty_dir(&temp).map_err(|error| ServerError::io(&temp, error))?;
         let standby = Box::pin(standby::begin(store, options, &temp)).await;
-        let standby = standby.map_err(|error| ServerError::Other(format!("{error:#}")))?;
+        let standby = standby.map_err(|error| ServerError::Standby(Box::new(error)))?;
         Ok(Beginning::Following(Box::new(standby), lease))
     };
     if config.succession.standby {

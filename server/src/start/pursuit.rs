@@ -21,6 +21,7 @@ use shipper::store::ReplicaStore;
 use tokio::time::Instant;
 
 use super::ServerError;
+use super::compaction::with_causes;
 use crate::client::ensure_tls_provider;
 use crate::config::Config;
 use crate::pages::peers::CODE_HEADER;
@@ -28,6 +29,10 @@ use crate::service::succession::{Announcement, Following, PeerKey};
 
 /// The pause between two looks while a hand-over is under way.
 const CLOSE_LOOK: Duration = Duration::from_millis(15);
+/// So far behind the writer a follower is close enough to ask for the hand-over.
+const CLOSE: Duration = Duration::from_secs(2);
+/// A follower that comes no closer in this time asks all the same: only writes that wait let it catch up.
+const CATCH_UP_LIMIT: Duration = Duration::from_secs(120);
 /// The pause between two words to a writer that was asked.
 const POKE_EVERY: Duration = Duration::from_millis(500);
 /// Words to a writer at whose address nobody listened, after which it is taken for dead.
@@ -136,9 +141,20 @@ impl Pursuit {
         }
     }
 
-    /// Takes everything that the replica has.
-    pub(super) async fn catch_up(&mut self) -> Result<(), ServerError> {
-        while self.step().await? {}
+    /// Takes what the replica has, until a writer that goes on writing is close: what is missing then comes while writes wait.
+    async fn catch_up(&mut self) -> Result<(), ServerError> {
+        let begun = Instant::now();
+        while self.step().await? {
+            // An LSN is the time at which it was given.
+            let behind = self
+                .options
+                .clock
+                .now_micros()
+                .saturating_sub(self.tracker.have().get());
+            if Duration::from_micros(behind) < CLOSE || begun.elapsed() > CATCH_UP_LIMIT {
+                break;
+            }
+        }
         Ok(())
     }
 
@@ -299,14 +315,4 @@ pub(super) async fn writer_of(
         )));
     }
     Ok(Some(lease))
-}
-
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

@@ -7,6 +7,7 @@
 pub mod api;
 pub mod azurite;
 pub mod events;
+pub mod fault_proxy;
 pub mod ingress;
 pub mod moto;
 pub mod node;

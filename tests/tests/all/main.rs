@@ -1,6 +1,7 @@
 //! End to end: real processes, real clients, real damage. Each module's header tells what would break.
 
 mod bad_input;
+mod campaign;
 mod damage;
 mod decoders;
 mod dev;

@@ -236,6 +236,14 @@ impl Tracker {
                 object: object.clone(),
                 source,
             })?;
+            // A claimant that came too late may have put its fence under a name that was free again because the chunk there
+            // was covered and deleted. Such a fence is void and leads nowhere, which the newest manifest tells.
+            if header.kind == ChunkKind::Fence {
+                let newest = fence::newest_manifest(&self.requests, self.log_id).await?;
+                if newest.covered_through >= header.ordinal.0 && self.adopt(newest)? {
+                    continue;
+                }
+            }
             self.end = self
                 .end
                 .follow(&header)

@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use engine::clock::{Clock, SystemClock, SystemEntropy};
 use engine::log::{FeedError, Log, LogConfig, Lsn};
+use shipper::chunk::{self, ChunkDraft, ChunkKind};
 use shipper::fence::{ClaimOptions, claim};
 use shipper::follow::{FollowError, Look, Tracker};
 use shipper::names::WriterId;
 use shipper::ship::{ShipConfig, ShipEnd};
 use shipper::standby::{self, Holder, StandbyError, promoted};
-use shipper::store::ReplicaStore;
 use shipper::store::faulty::{Answer, Fault, Rule, Verb};
+use shipper::store::{Created, ObjectName, ReplicaStore};
 use tempfile::TempDir;
 
 use crate::common::*;
@@ -229,6 +230,45 @@ async fn a_log_that_is_begun_while_somebody_looks_is_no_damage() {
         matches!(lost, shipper::fence::ReplicaError::NoLogObject { .. }),
         "{lost}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_void_fence_where_a_covered_chunk_was_leads_nobody_astray() {
+    let store = faulty(16);
+    let as_dyn = as_store(&store);
+    let (a, b) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let old = writer(&as_dyn, a.path()).await;
+    let first = old.append(group(1, 1, 100)).await;
+    old.acknowledged(first).await;
+    let mut pursuit = Pursuit::begin(&as_dyn, b.path()).await;
+    while pursuit.step().await {}
+    let end = *pursuit.tracker.end();
+    let mut last = first;
+    for n in 2..20 {
+        last = old.append(group(n, 1, 30_000)).await;
+        old.acknowledged(last).await;
+    }
+    let next = end.next.object_name();
+    eventually("the next chunk is covered and gone", || {
+        !names(&store, "manifest/").is_empty() && !names(&store, "wal/").contains(&next)
+    })
+    .await;
+
+    // A claimant that saw the chain's end there has been asleep since.
+    let draft = ChunkDraft {
+        log_id: end.log_id,
+        writer_id: WriterId([7; 16]),
+        epoch: end.epoch.next(),
+        ordinal: end.next,
+        prev_lsn: end.last_lsn,
+        lsn_floor: end.lsn_floor,
+        created_at_micros: 1,
+    };
+    let (_, fence) = chunk::encode_mark(ChunkKind::Fence, &draft).unwrap();
+    let name = ObjectName::new(next).unwrap();
+    assert_eq!(as_dyn.create(&name, fence).await.unwrap(), Created::Created);
+    pursuit.until(last).await;
+    assert_eq!(image(&pursuit.log, Lsn::MAX), image(&old.log, Lsn::MAX));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

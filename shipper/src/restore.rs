@@ -45,6 +45,8 @@ pub const MARKER: &str = "restore-in-progress";
 /// Where objects are put before they are unpacked.
 const TEMP_DIR: &str = "restore-tmp";
 
+/// How often a directory is emptied again into which something came while it was removed.
+const REMOVE_TRIES: u32 = 100;
 /// Chunks that are fetched at a time.
 const CHUNKS_AT_A_TIME: usize = 8;
 /// Files of a checkpoint that are fetched at a time, each by several ranges at once.
@@ -346,10 +348,15 @@ fn clean(dest: &Path, options: &RestoreOptions) -> Result<(), RestoreError> {
 }
 
 fn remove_dir(path: &Path) -> Result<(), RestoreError> {
-    match std::fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(local(path)(error)),
-        _ => Ok(()),
+    // A fetch that was given up may still be making its file, in a thread that nobody waits for.
+    for _ in 0..REMOVE_TRIES {
+        match std::fs::remove_dir_all(path) {
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => std::thread::yield_now(),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(local(path)(error)),
+            _ => return Ok(()),
+        }
     }
+    std::fs::remove_dir_all(path).map_err(local(path))
 }
 
 fn remove_marker(dest: &Path) -> Result<(), RestoreError> {
@@ -546,8 +553,8 @@ impl<'a> Work<'a> {
         let name = Lsn::saturating(checkpoint.lsn).hex();
         let (unfinished, finished) = (parent.join(format!("{name}.tmp")), parent.join(name));
         std::fs::create_dir_all(&unfinished).map_err(local(&unfinished))?;
-        let files = futures_util::stream::iter(&checkpoint.files).map(Ok);
-        let fetched = files.try_for_each_concurrent(FILES_AT_A_TIME, |file| {
+        let files = futures_util::stream::iter(checkpoint.files.clone());
+        let fetched = files.map(|file| {
             let path = unfinished.join(&file.name);
             async move {
                 let object = ObjectName::new(file.object.clone()).map_err(StoreError::from)?;
@@ -562,7 +569,9 @@ impl<'a> Work<'a> {
                 Ok(())
             }
         });
-        if let Err(error) = fetched.await {
+        // All of them end before anything is removed: a file that is being made would be in the way.
+        let ended: Vec<Result<(), RestoreError>> = fetched.buffer_unordered(FILES_AT_A_TIME).collect().await;
+        if let Err(error) = ended.into_iter().collect::<Result<(), _>>() {
             remove_dir(&unfinished)?;
             return Err(error);
         }

@@ -270,17 +270,6 @@ pub(crate) fn decide(
     ))
 }
 
-/// Whether another process has compacted the replica since this log was last shipped, and there is nothing here to ship.
-fn is_outdated(here: &Recovered, replica: &ReplicaState) -> bool {
-    let local = here.segments().first().map_or(0, |segment| segment.compaction);
-    let there = replica
-        .manifest
-        .segments
-        .first()
-        .map_or(0, |segment| segment.compaction);
-    there > local && here.last_lsn() == replica.end.last_lsn
-}
-
 /// Does the local log hold the replica's newest frames? One that has left segments in the replica needs them there, too.
 fn overlap(here: &Recovered, replica: &ReplicaState) -> Result<Overlap, ReadError> {
     let is_there = |away: &Arc<AwaySegment>| tier::is_named(&replica.manifest, away);
@@ -289,9 +278,6 @@ fn overlap(here: &Recovered, replica: &ReplicaState) -> Result<Overlap, ReadErro
         return Ok(Overlap::Diverged);
     }
     let same = if here.log_id() != Some(replica.log_id) || here.last_lsn() < replica.end.last_lsn {
-        false
-    } else if is_outdated(here, replica) {
-        // It has what the replica has got rid of, and nothing that the replica has not.
         false
     } else if let Some(chunk) = replica.last_data_chunk() {
         let mut tail = here.reader().tail(chunk.prev_lsn);

@@ -170,6 +170,8 @@ impl Shared {
         let applies = match strike {
             Strike::StaleList => is_list,
             Strike::Twice => *method == Method::PUT || *method == Method::DELETE,
+            // Each refuses everything that is asked meanwhile, or ends what is not asked again: rarer than the rest.
+            Strike::TokenExpired | Strike::Answer(403) => random.between(1, 10) == 1,
             // Where an object is created, 409 and 412 say that it is there already, which who asks then reads.
             Strike::Answer(409 | 412) => *method == Method::PUT,
             _ => true,

@@ -30,6 +30,8 @@ const SHIP_LIMIT: Duration = Duration::from_secs(30);
 const HOLD_LIMIT: Duration = Duration::from_secs(15);
 /// How long the new writer may take to claim before this server gives up waiting for it.
 const CLAIM_LIMIT: Duration = Duration::from_secs(60);
+/// How long a server that is told to stop still waits for the new one.
+const STOP_LIMIT: Duration = Duration::from_secs(3);
 /// The pause between two looks whether the new writer takes requests.
 const READY_LOOK: Duration = Duration::from_millis(20);
 
@@ -111,7 +113,9 @@ impl Running {
             gate.shut();
         }
         let mut told = false;
-        while begun.elapsed() < CLAIM_LIMIT {
+        let mut until = begun + CLAIM_LIMIT;
+        let mut stopping = false;
+        while Instant::now() < until {
             match &successor {
                 Some(successor) if successor.is_ready().await => {
                     tracing::info!(
@@ -136,10 +140,18 @@ impl Running {
             };
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
-                () = stop.cancelled() => return Ok(()),
+                // A platform ends us as soon as the new one is ready, which may be before we have seen that it is: what waits is
+                // sent on first.
+                () = stop.cancelled(), if !stopping => {
+                    stopping = true;
+                    until = until.min(Instant::now() + STOP_LIMIT);
+                }
             }
         }
         gate.shut();
+        if stopping {
+            return Ok(());
+        }
         if self.is_claimed().await {
             return Ok(());
         }

@@ -165,6 +165,8 @@ impl Pursuit {
         let mut asked: Option<(Epoch, bool, Instant)> = None;
         let mut poke_at = Instant::now();
         let deaf = Arc::new(AtomicU32::new(0));
+        // Whether the chain is known to its end: an earlier reign's hand-over on the way there says nothing.
+        let mut at_end = false;
         let id = WriterId::random(&*self.options.entropy)
             .map_err(|error| ServerError::Other(error.to_string()))?;
         loop {
@@ -173,7 +175,7 @@ impl Pursuit {
             match asked {
                 // Another reign has begun since: that writer has to be asked.
                 Some((epoch, ours, until)) if epoch == end.epoch => {
-                    if end.handed_over && ours {
+                    if end.handed_over && at_end && ours {
                         break;
                     }
                     if now >= until {
@@ -184,14 +186,15 @@ impl Pursuit {
                         break;
                     }
                 }
-                _ if end.handed_over || limit.is_zero() => break,
+                _ if limit.is_zero() || (end.handed_over && at_end) => break,
+                _ if end.handed_over => {}
                 _ => {
                     let ours = self.ask(end.epoch, id).await?;
                     asked = Some((end.epoch, ours, now + limit));
                     poke_at = now;
                 }
             }
-            if now >= poke_at {
+            if asked.is_some() && now >= poke_at {
                 poke_at = now + POKE_EVERY;
                 if deaf.load(Ordering::Relaxed) >= DEAF_WORDS {
                     tracing::warn!(
@@ -206,7 +209,8 @@ impl Pursuit {
                     deaf.fetch_add(u32::from(!heard), Ordering::Relaxed);
                 });
             }
-            if !self.step().await? {
+            at_end = !self.step().await?;
+            if at_end {
                 tokio::time::sleep(CLOSE_LOOK).await;
             }
         }

@@ -1,6 +1,6 @@
 //! One server after another on one replica: hand-overs under load without errors, standbys, promotions (I1, I2, I5).
 //!
-//! `PDS_SWAPS` = how many hand-overs in a row (3). The gaps that were seen are printed.
+//! `PDS_SWAPS` = how many hand-overs in a row (2). The gaps that were seen are printed.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -255,12 +255,12 @@ async fn swaps(kind: ReplicaKind, count: u64, held: bool) -> Outcome {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn revisions_are_swapped_under_load_without_an_error_on_a_directory() -> Outcome {
-    swaps(ReplicaKind::Directory, number("PDS_SWAPS", 3), true).await
+    swaps(ReplicaKind::Directory, number("PDS_SWAPS", 2), true).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn revisions_are_swapped_under_load_without_an_error_on_azure() -> Outcome {
-    swaps(ReplicaKind::Azure, number("PDS_SWAPS", 3), true).await
+    swaps(ReplicaKind::Azure, number("PDS_SWAPS", 2), true).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -14,6 +14,7 @@ pub mod node;
 pub mod process;
 pub mod random;
 pub mod stack;
+pub mod tools;
 
 use std::path::PathBuf;
 

@@ -13,9 +13,9 @@ use anyhow::{Context, Result, ensure};
 use tests::api::{Account, Api, Written, field};
 use tests::events::{Event, Follower, replay};
 use tests::fault_proxy::FaultProxy;
-use tests::process::program;
 use tests::random::Random;
 use tests::stack::{Pds, ReplicaKind, SOON, Settings, Stack};
+use tests::tools::verified;
 use tests::{Outcome, number, skip};
 use tokio::task::JoinSet;
 
@@ -69,26 +69,6 @@ async fn write(api: Api, account: Account, number: usize, stop: Arc<AtomicBool>)
         }
     }
     acknowledged
-}
-
-async fn verified(arguments: &[&str], env: &[(String, String)]) -> Result<()> {
-    let run = tokio::process::Command::new(program("pds-tools")?)
-        .args(arguments)
-        .envs(env.iter().map(|(name, value)| (name, value)))
-        .kill_on_drop(true)
-        .output();
-    let done = tokio::time::timeout(Duration::from_secs(180), run)
-        .await
-        .context("pds-tools verify takes too long")??;
-    ensure!(
-        done.status.success(),
-        "pds-tools {}: {}\n{}{}",
-        arguments.join(" "),
-        done.status,
-        String::from_utf8_lossy(&done.stdout),
-        String::from_utf8_lossy(&done.stderr)
-    );
-    Ok(())
 }
 
 /// Starts a server, again if it ends: a store that refuses it for a moment (an expired token, say) ends a start with an error, and

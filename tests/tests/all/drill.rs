@@ -13,9 +13,9 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use tests::api::{Account, Api, Written, field};
 use tests::events::{Follower, replay};
-use tests::process::program;
 use tests::random::Random;
 use tests::stack::{Pds, ReplicaKind, SOON, Settings, Stack};
+use tests::tools::verified;
 use tests::{Outcome, number, skip};
 use tokio::task::JoinSet;
 
@@ -132,27 +132,7 @@ async fn keeps(api: &Api, promises: &[Promises]) -> Result<()> {
 }
 
 /// Lets `pds-tools` check a store, which must be clean.
-pub(crate) async fn verified(arguments: &[&str], env: &[(String, String)]) -> Result<()> {
-    let run = tokio::process::Command::new(program("pds-tools")?)
-        .args(arguments)
-        .envs(env.iter().map(|(name, value)| (name, value)))
-        .kill_on_drop(true)
-        .output();
-    let done = tokio::time::timeout(Duration::from_secs(120), run)
-        .await
-        .context("pds-tools verify takes too long")??;
-    ensure!(
-        done.status.success(),
-        "pds-tools {}: {}\n{}{}",
-        arguments.join(" "),
-        done.status,
-        String::from_utf8_lossy(&done.stdout),
-        String::from_utf8_lossy(&done.stderr)
-    );
-    Ok(())
-}
-
-async fn one_drill(stack: &Stack, seed: u64, kind: ReplicaKind) -> Result<String> {
+pub(crate) async fn one_drill(stack: &Stack, seed: u64, kind: ReplicaKind) -> Result<String> {
     let mut random = Random::new(seed);
     let name = format!("drill-{seed}");
     let replica = stack.replica(kind, &name).await?;

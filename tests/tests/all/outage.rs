@@ -13,10 +13,9 @@ use serde_json::{Value, json};
 use tests::api::{Account, Api, field, post};
 use tests::events::{Follower, replay};
 use tests::stack::{ADMIN_PASSWORD, Pds, ReplicaKind, SOON, Stack};
+use tests::tools::verified;
 use tests::{Outcome, number, skip};
 use tokio::task::JoinSet;
-
-use crate::drill::verified;
 
 /// How long a write may wait, in milliseconds.
 const WRITE_LIMIT_MS: u64 = 1500;

@@ -12,8 +12,8 @@ use serde_json::json;
 use tests::api::{Account, Api, Written, field, post};
 use tests::events::{Follower, replay};
 use tests::ingress::Ingress;
-use tests::process::program;
 use tests::stack::{ADMIN_PASSWORD, Pds, ReplicaKind, SOON, Settings, Stack};
+use tests::tools::verified;
 use tests::{Outcome, number, skip};
 use tokio::task::JoinSet;
 
@@ -78,27 +78,6 @@ async fn write(api: Api, account: Account, number: usize, every: Duration, stop:
         }
     }
     seen
-}
-
-/// Lets `pds-tools` check a store, which must be clean.
-async fn verified(arguments: &[&str], env: &[(String, String)]) -> Result<()> {
-    let run = tokio::process::Command::new(program("pds-tools")?)
-        .args(arguments)
-        .envs(env.iter().map(|(name, value)| (name, value)))
-        .kill_on_drop(true)
-        .output();
-    let done = tokio::time::timeout(Duration::from_secs(120), run)
-        .await
-        .context("pds-tools verify takes too long")??;
-    ensure!(
-        done.status.success(),
-        "pds-tools {}: {}\n{}{}",
-        arguments.join(" "),
-        done.status,
-        String::from_utf8_lossy(&done.stdout),
-        String::from_utf8_lossy(&done.stderr)
-    );
-    Ok(())
 }
 
 fn replica_url(replica: &[(String, String)]) -> Result<&str> {

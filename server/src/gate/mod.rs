@@ -5,7 +5,7 @@
 //! | starting | 503 with what it is busy with | the same |
 //! | open | answered | answered |
 //! | following | answered, with the lag in a header | 503 with where the writer is |
-//! | holding, while a reign is handed over | answered | wait, up to [`HOLD_MAX`] |
+//! | holding, while a reign is handed over | answered | wait, up to `HOLD_MAX` |
 //! | passing on | sent on to the new writer | sent on, those that waited first |
 //! | shut | 503 | 503 |
 //!

@@ -1,7 +1,7 @@
 //! What a store is asked, counted as it will be billed: by class of request and by what it was for.
 //!
 //! A [`CountedStore`] goes around any store. Where one verb is several billed requests (blocks of a large object, pages of a
-//! listing, tries that are repeated inside), the store itself tells each one with [`sending`], and says so by
+//! listing, tries that are repeated inside), the store itself tells each one with `sending`, and says so by
 //! [`ReplicaStore::reports_requests`]; of others each verb counts as what Azure would bill for it. A request counts when it
 //! is over, however it ends, also if nobody waits for it any more; not if it never left this machine.
 

@@ -275,30 +275,14 @@ async fn walk(requests: &Requests, manifest: Manifest) -> Result<ReplicaState, R
         if ordinal > end.next {
             break; // The hole rule: what lies behind a missing ordinal was never acknowledged.
         }
-        let object = ordinal.object_name();
-        let header = header.map_err(|source| ReplicaError::Chunk {
-            object: object.clone(),
-            source,
-        })?;
-        end = end
-            .follow(&header)
-            .map_err(|source| ReplicaError::Chain { object, source })?;
-        chain.push(header);
+        end = follow(end, header, &mut chain)?;
     }
     // What a listing that is behind does not show.
     for _ in 0..MAX_PROBES {
         let Some(header) = read_header(requests, end.next).await? else {
             break;
         };
-        let object = end.next.object_name();
-        let header = header.map_err(|source| ReplicaError::Chunk {
-            object: object.clone(),
-            source,
-        })?;
-        end = end
-            .follow(&header)
-            .map_err(|source| ReplicaError::Chain { object, source })?;
-        chain.push(header);
+        end = follow(end, header, &mut chain)?;
     }
     Ok(ReplicaState {
         log_id,
@@ -306,6 +290,24 @@ async fn walk(requests: &Requests, manifest: Manifest) -> Result<ReplicaState, R
         chain,
         end,
     })
+}
+
+/// The end behind the chunk that was found at `end.next`, which joins the chain.
+fn follow(
+    end: ChainEnd,
+    header: Result<ChunkHeader, ChunkError>,
+    chain: &mut Vec<ChunkHeader>,
+) -> Result<ChainEnd, ReplicaError> {
+    let object = end.next.object_name();
+    let header = header.map_err(|source| ReplicaError::Chunk {
+        object: object.clone(),
+        source,
+    })?;
+    let end = end
+        .follow(&header)
+        .map_err(|source| ReplicaError::Chain { object, source })?;
+    chain.push(header);
+    Ok(end)
 }
 
 /// `None` if there is no such object.

@@ -29,7 +29,8 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{Beginning, Doors, ServerError, millis};
+use super::beginning::Beginning;
+use super::{Doors, ServerError, millis};
 use crate::app::App;
 use crate::auth::admin::AdminAuth;
 use crate::auth::password::Passwords;

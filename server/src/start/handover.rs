@@ -18,7 +18,8 @@ use shipper::store::ReplicaStore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Running, ServerError, millis};
+use super::running::Running;
+use super::{ServerError, millis};
 use crate::app::App;
 use crate::gate::{Gate, Successor};
 

@@ -1,15 +1,18 @@
 //! A firehose consumer that keeps what it saw.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use engine::repo::cbor::{Map, Reader, Value};
 use futures_util::StreamExt;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_tungstenite::tungstenite::Message;
+
+use crate::api::Written;
 
 /// How long a consumer waits before it connects again.
 const RECONNECT_AFTER: Duration = Duration::from_millis(40);
@@ -139,6 +142,80 @@ pub async fn replay(url: &str, cursor: u64, commit: &str, limit: Duration) -> Re
     Ok(seen)
 }
 
+/// The commits that the events tell of.
+///
+/// # Errors
+/// The events are not in their order, or one comes twice, or a commit is in two of them.
+pub fn in_order(events: &[Event]) -> Result<HashSet<&str>> {
+    for (earlier, later) in events.iter().zip(events.iter().skip(1)) {
+        ensure!(
+            earlier.seq < later.seq,
+            "event {} came after {}",
+            later.seq,
+            earlier.seq
+        );
+    }
+    let mut commits = HashSet::new();
+    for commit in events.iter().filter_map(|event| event.commit.as_deref()) {
+        ensure!(commits.insert(commit), "commit {commit} is in two events");
+    }
+    Ok(commits)
+}
+
+/// Compares what a consumer saw, up to the event of `last`, with a replay of everything.
+///
+/// # Errors
+/// They differ, or the replay does not come within `limit`.
+pub async fn as_replayed(seen: &[Event], url: &str, last: &str, limit: Duration) -> Result<()> {
+    let all = replay(url, 0, last, limit).await?;
+    if let Some((seen, there)) = seen.iter().zip(&all).find(|(seen, there)| seen != there) {
+        bail!("the consumer saw {seen:?} where a replay has {there:?}");
+    }
+    ensure!(
+        seen.len() == all.len(),
+        "{} events seen, {} in a replay",
+        seen.len(),
+        all.len()
+    );
+    Ok(())
+}
+
+/// A consumer saw every event once and in order, those of a replay up to `last`; everything that was acknowledged is in one of them;
+/// and the revisions of a repo only grow. Yields how many events there are.
+///
+/// # Errors
+/// One of these is not so.
+pub async fn gapless(
+    seen: &[Event],
+    url: &str,
+    acknowledged: &[Written],
+    last: &Written,
+    limit: Duration,
+) -> Result<usize> {
+    let commits = in_order(seen)?;
+    as_replayed(seen, url, &last.commit, limit).await?;
+    let mut revs = HashMap::new();
+    for written in acknowledged {
+        ensure!(
+            commits.contains(written.commit.as_str()),
+            "{written:?} is in no event"
+        );
+        revs.insert(written.commit.as_str(), written.rev.as_str());
+    }
+    let mut newest = HashMap::new();
+    for event in seen {
+        if let Some(rev) = event.commit.as_deref().and_then(|commit| revs.get(commit)) {
+            let before = newest.insert(&event.did, rev);
+            ensure!(
+                before.is_none_or(|before| before < rev),
+                "a revision went back in {}",
+                event.did
+            );
+        }
+    }
+    Ok(seen.len())
+}
+
 /// A consumer that follows a server over its deaths: it keeps its cursor and connects again, as a relay does.
 #[derive(Debug)]
 pub struct Follower {
@@ -199,7 +276,7 @@ impl Follower {
             .take(1000)
             .any(|event| event.commit.as_deref() == Some(commit))
         {
-            anyhow::ensure!(
+            ensure!(
                 started.elapsed() < limit,
                 "the consumer did not see commit {commit}"
             );
@@ -210,7 +287,7 @@ impl Follower {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
-        anyhow::ensure!(problems.is_empty(), "the consumer met {problems:?}");
+        ensure!(problems.is_empty(), "the consumer met {problems:?}");
         Ok(())
     }
 
@@ -239,7 +316,7 @@ impl Follower {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
-        anyhow::ensure!(problems.is_empty(), "the consumer met {problems:?}");
+        ensure!(problems.is_empty(), "the consumer met {problems:?}");
         result
     }
 }

@@ -4,14 +4,14 @@
 //!
 //! `PDS_ROUNDS` = how many (3), `PDS_ROUND_SEED` = the first one's seed (1).
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use tests::api::{Account, Api, Written, field};
-use tests::events::{Event, Follower, replay};
+use tests::events::{Follower, gapless};
 use tests::fault_proxy::FaultProxy;
 use tests::random::Random;
 use tests::stack::{Pds, ReplicaKind, SOON, Settings, Stack};
@@ -207,50 +207,6 @@ impl World<'_> {
     }
 }
 
-/// Everything that was acknowledged is there, every event in order and once, revisions only grow.
-async fn check(pds: &Pds, all: &[Written], seen: &[Event], last: &Written) -> Result<usize> {
-    for pair in seen.windows(2) {
-        if let [earlier, later] = pair {
-            ensure!(
-                earlier.seq < later.seq,
-                "event {} came after {}",
-                later.seq,
-                earlier.seq
-            );
-        }
-    }
-    let events = replay(&pds.url, 0, &last.commit, SOON * 2).await?;
-    ensure!(
-        seen == events,
-        "{} events seen, {} in a replay",
-        seen.len(),
-        events.len()
-    );
-    let mut times: HashMap<&str, usize> = HashMap::new();
-    for commit in events.iter().filter_map(|event| event.commit.as_deref()) {
-        *times.entry(commit).or_default() += 1;
-    }
-    let revs: HashMap<&str, &str> = all.iter().map(|w| (w.commit.as_str(), w.rev.as_str())).collect();
-    let mut newest: HashMap<&str, &str> = HashMap::new();
-    for event in &events {
-        if let Some(rev) = event.commit.as_deref().and_then(|commit| revs.get(commit)) {
-            let before = newest.insert(&event.did, rev);
-            ensure!(
-                before.is_none_or(|before| before < *rev),
-                "a revision went back in {}",
-                event.did
-            );
-        }
-    }
-    for written in all {
-        ensure!(
-            times.get(written.commit.as_str()) == Some(&1),
-            "{written:?} is not in one event"
-        );
-    }
-    Ok(events.len())
-}
-
 async fn rounds(count: u64) -> Outcome {
     let kind = ReplicaKind::Azure;
     let seed = number("PDS_ROUND_SEED", 1);
@@ -344,7 +300,7 @@ async fn rounds(count: u64) -> Outcome {
             .with_context(|| format!("round {round}, {kind:?}, seed {seed}"))?;
         // The whole history again and again would cost the square of the rounds.
         if round % 10 == 9 || round + 1 == count {
-            checked = check(&pds, &all, &follower.seen(), &last)
+            checked = gapless(&follower.seen(), &pds.url, &all, &last, SOON * 2)
                 .await
                 .with_context(|| format!("after round {round}, {kind:?}, seed {seed}"))?;
         }

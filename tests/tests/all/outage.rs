@@ -2,7 +2,6 @@
 //! health tells of it and calls nothing dead, and when the store is back everything that was taken becomes durable, once and in
 //! order. The ones below are under load, with bounds of memory and disk (I9); `PDS_OUTAGE_SECONDS` = how long the store is away (8).
 
-use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use tests::api::{Account, Api, field, post};
-use tests::events::{Follower, replay};
+use tests::events::{Follower, as_replayed, in_order, replay};
 use tests::stack::{ADMIN_PASSWORD, Pds, ReplicaKind, SOON, Stack};
 use tests::tools::verified;
 use tests::{Outcome, number, skip};
@@ -85,24 +84,7 @@ async fn a_hanging_store_costs_writers_a_bounded_wait_and_nothing_is_lost_or_dou
         .await?;
     ensure!(field(&found, "/value/text")? == "during the outage", "{found}");
     let events = replay(&pds.url, 0, &after.commit, SOON).await?;
-    for pair in events.windows(2) {
-        if let [earlier, later] = pair {
-            ensure!(
-                earlier.seq < later.seq,
-                "event {} came after {}",
-                later.seq,
-                earlier.seq
-            );
-        }
-    }
-    let mut commits: Vec<_> = events
-        .iter()
-        .filter_map(|event| event.commit.as_deref())
-        .collect();
-    let all = commits.len();
-    commits.sort_unstable();
-    commits.dedup();
-    ensure!(commits.len() == all, "an event came twice");
+    in_order(&events)?;
     pds.stop().await?;
     Ok(())
 }
@@ -350,24 +332,8 @@ async fn outage_under_load(durability: &str, away: Away) -> Outcome {
         ensure!(field(&found, "/cid")? == *cid, "{rkey} has become {found}");
     }
     let seen = follower.finish(&last.commit, SOON).await?;
-    let mut commits = HashSet::new();
-    for pair in seen.windows(2) {
-        if let [earlier, later] = pair {
-            ensure!(
-                earlier.seq < later.seq,
-                "event {} came after {}",
-                later.seq,
-                earlier.seq
-            );
-        }
-    }
-    for commit in seen.iter().filter_map(|event| event.commit.as_deref()) {
-        ensure!(commits.insert(commit), "the event of {commit} came twice");
-    }
-    ensure!(
-        replay(&pds.url, 0, &last.commit, SOON).await? == seen,
-        "a replay shows something else"
-    );
+    in_order(&seen)?;
+    as_replayed(&seen, &pds.url, &last.commit, SOON).await?;
     let data = pds.data.clone();
     pds.stop().await?;
     verified(&["verify", &data.display().to_string()], &replica).await?;

@@ -2,7 +2,6 @@
 //!
 //! `PDS_SWAPS` = how many hand-overs in a row (2). The gaps that were seen are printed.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -10,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use tests::api::{Account, Api, Written, field, post};
-use tests::events::{Follower, replay};
+use tests::events::{Follower, gapless};
 use tests::ingress::Ingress;
 use tests::stack::{ADMIN_PASSWORD, Pds, ReplicaKind, SOON, Settings, Stack};
 use tests::tools::verified;
@@ -83,52 +82,6 @@ async fn write(api: Api, account: Account, number: usize, every: Duration, stop:
 fn replica_url(replica: &[(String, String)]) -> Result<&str> {
     let found = replica.iter().find(|(name, _)| name == "PDS_REPLICA_URL");
     Ok(found.context("no replica")?.1.as_str())
-}
-
-/// Events in order, each once, those of a replay; every commit that was acknowledged in one of them; revisions that only grow.
-async fn gapless(follower: Follower, url: &str, acknowledged: &[Written], last: &Written) -> Result<usize> {
-    let seen = follower.finish(&last.commit, SOON).await?;
-    for pair in seen.windows(2) {
-        if let [earlier, later] = pair {
-            ensure!(
-                earlier.seq < later.seq,
-                "event {} came after {}",
-                later.seq,
-                earlier.seq
-            );
-        }
-    }
-    let all = replay(url, 0, &last.commit, SOON).await?;
-    ensure!(
-        seen == all,
-        "{} events seen, {} in a replay",
-        seen.len(),
-        all.len()
-    );
-    let mut times: HashMap<&str, usize> = HashMap::new();
-    for commit in all.iter().filter_map(|event| event.commit.as_deref()) {
-        *times.entry(commit).or_default() += 1;
-    }
-    let mut revs: HashMap<&str, &str> = HashMap::new();
-    for written in acknowledged {
-        ensure!(
-            times.get(written.commit.as_str()) == Some(&1),
-            "{written:?} is not in one event"
-        );
-        revs.insert(&written.commit, &written.rev);
-    }
-    let mut newest: HashMap<&str, &str> = HashMap::new();
-    for event in &all {
-        if let Some(rev) = event.commit.as_deref().and_then(|commit| revs.get(commit)) {
-            let before = newest.insert(&event.did, rev);
-            ensure!(
-                before.is_none_or(|before| before < *rev),
-                "a revision went back in {}",
-                event.did
-            );
-        }
-    }
-    Ok(all.len())
 }
 
 /// Swaps under load: `held` servers know each other's address, so that waiting writes are sent on.
@@ -223,7 +176,8 @@ async fn swaps(kind: ReplicaKind, count: u64, held: bool) -> Outcome {
         last = Some(current.api.post(account, "after the swaps").await?);
     }
     let last = last.context("no account")?;
-    let events = gapless(follower, &current.url, &acknowledged, &last).await?;
+    let seen = follower.finish(&last.commit, SOON).await?;
+    let events = gapless(&seen, &current.url, &acknowledged, &last, SOON).await?;
     println!("  {events} events, none missing, none twice");
     let data = current.data.clone();
     current.stop().await?;
@@ -352,7 +306,8 @@ async fn standbys(kind: ReplicaKind) -> Outcome {
             .await;
         record.with_context(|| format!("acknowledged and lost: {written:?}"))?;
     }
-    gapless(follower, &two.url, &written, &last).await?;
+    let seen = follower.finish(&last.commit, SOON).await?;
+    gapless(&seen, &two.url, &written, &last, SOON).await?;
     let data = two.data.clone();
     two.stop().await?;
     verified(&["verify", &data.display().to_string()], &replica).await?;

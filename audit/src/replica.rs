@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use engine::clock::SystemClock;
 use engine::log::{LogId, Lsn};
 use engine::storage::OsStorage;
 use engine::views::checkpoint::Checkpoints;
@@ -17,6 +18,7 @@ use shipper::log_object::LogObject;
 use shipper::manifest::{FileEntry, MAX_MANIFEST_BYTES, Manifest, SegmentEntry};
 use shipper::names::{Generation, LOG_OBJECT, MANIFEST_PREFIX, Ordinal, WAL_PREFIX};
 use shipper::plan::ChainEnd;
+use shipper::readers::Announce;
 use shipper::restore::{self, CHECKPOINT_DIR, Progress, RestoreError, RestoreOptions};
 use shipper::sealed;
 use shipper::store::{ObjectMeta, ObjectName, ReplicaStore, RetryPolicy, StoreError, list_all, retry};
@@ -145,6 +147,7 @@ fn blocking_restore(
         on_progress: Some(Arc::new(move |progress: Progress| {
             tell.send_replace(progress);
         })),
+        announce: Some(Announce::new(Arc::new(SystemClock))),
     };
     let meter = report.meter();
     meter.begin("restoring", 0);

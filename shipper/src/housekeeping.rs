@@ -6,22 +6,21 @@
 //! | create `seg/…` | an object that no manifest names | finds it (`Exists`), compares, uses it; if it differs, names its own by epoch |
 //! | create `manifest/<g + 1>` | everything covered is named | derives g + 2 from it |
 //! | check that g + 1 is the newest | the same | the same |
-//! | delete covered chunks, what `retention` lets go, old manifests | some are left | sweeps them after its first manifest |
+//! | delete covered chunks, what `retention` lets go, old manifests, unless somebody reads them (`doomed`) | some are left | sweeps them after its first manifest |
 //! | sweep: list all, delete what is not named, until nothing is found | some are left | the same |
 //!
 //! The check before the deletions matters because create-if-absent forgets the names of deleted objects: a writer that
 //! slept long enough could create a generation that was deleted meanwhile. It then sees a higher one and deletes nothing.
 
+mod doomed;
 mod retain;
 mod trouble;
 
-use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use engine::log::{Epoch, LogId, Lsn, SegmentInfo};
-use futures_util::StreamExt;
 use tokio::sync::mpsc;
 
 use crate::checkpoint::{self, CheckpointError, CheckpointRequest, LocalFile};
@@ -30,8 +29,7 @@ use crate::compacted;
 use crate::fence;
 use crate::handle::{Erased, Shared};
 use crate::manifest::{CheckpointEntry, FileEntry, Manifest, SegmentEntry};
-use crate::names::{self, Generation, Ordinal};
-use crate::orphans::{self, OLD_MANIFESTS};
+use crate::names::{self, Ordinal};
 use crate::plan::{self, ManifestVerdict};
 use crate::retention;
 use crate::sealed::{self, FOOTER_BYTES, Footer, SealedSummary};
@@ -39,9 +37,6 @@ use crate::ship::ShipEnd;
 use crate::store::{Created, ObjectName, StoreError};
 use crate::tier;
 use trouble::{Refused, Trouble};
-
-/// Deletions at a time.
-const DELETES_AT_A_TIME: usize = 8;
 
 /// What housekeeping remembers of a chunk.
 #[derive(Clone, Copy, Debug)]
@@ -79,6 +74,8 @@ pub(crate) struct Housekeeper {
     damaged: Option<Lsn>,
     /// When the next checkpoint may be verified: a try that failed in passing is repeated, but not at once.
     verify_from: Option<tokio::time::Instant>,
+    /// What is deleted when nobody reads it any more.
+    waiting: doomed::Waiting,
 }
 
 impl Housekeeper {
@@ -96,6 +93,7 @@ impl Housekeeper {
             swept: false,
             damaged: None,
             verify_from: None,
+            waiting: doomed::Waiting::default(),
         }
     }
 
@@ -133,6 +131,10 @@ impl Housekeeper {
             };
             let outcome = match outcome {
                 Ok(()) => self.retain().await,
+                failed => failed,
+            };
+            let outcome = match outcome {
+                Ok(()) => self.release().await,
                 failed => failed,
             };
             let outcome = match outcome {
@@ -505,90 +507,6 @@ impl Housekeeper {
             .take(count)
             .filter(|link| link.kind == ChunkKind::Data);
         Ok(data.map(|link| link.ordinal).collect())
-    }
-
-    /// Deletes what the manifest no longer names. What is left by a failure is swept later.
-    async fn delete_covered(&mut self, covered: Vec<Ordinal>, displaced: &Manifest) {
-        let from = self.manifest.next_ordinal();
-        self.shared.links.lock().retain(|link| link.ordinal >= from);
-        let mut doomed: Vec<String> = covered.into_iter().map(Ordinal::object_name).collect();
-        let named: HashSet<&str> = self.manifest.objects().collect();
-        let gone = displaced.objects().filter(|object| !named.contains(object));
-        doomed.extend(gone.map(str::to_owned));
-        if let Some(old) = self
-            .manifest
-            .generation
-            .checked_sub(OLD_MANIFESTS + 1)
-            .filter(|old| *old > 0)
-        {
-            doomed.push(Generation(old).object_name());
-        }
-        self.swept &= self.delete(doomed).await;
-        self.note_erased();
-    }
-
-    /// Deletes what the newest manifest, ours, does not name, until a look finds nothing.
-    async fn sweep(&mut self) -> Result<(), Trouble> {
-        if self.swept || !self.published {
-            return Ok(());
-        }
-        let requests = &self.shared.requests;
-        let newest = fence::newest_generation(requests, self.manifest.generation()).await?;
-        if newest.is_some() {
-            // The next publication finds out whose it is.
-            self.published = false;
-            return Ok(());
-        }
-        requests.tidy(self.shared.begun).await?;
-        let orphans = orphans::find(requests, &self.manifest, self.shared.claim.epoch).await?;
-        if orphans.is_empty() {
-            self.swept = true;
-            self.note_erased();
-        } else {
-            // Whether it worked is seen by the next look.
-            self.delete(orphans).await;
-        }
-        Ok(())
-    }
-
-    /// Notes up to where nothing of before can be left. What is noted stays true whatever comes after: compacted segments give
-    /// way to compacted ones, checkpoints to newer ones.
-    fn note_erased(&self) {
-        if self.swept {
-            let mut erased = self.shared.erased.lock();
-            let live_through = compacted::named(&self.shared.log.segments(), &self.manifest.segments);
-            let displaced = &self.manifest.displaced;
-            let through = live_through.min(retention::erased_through(displaced));
-            let live_checkpoint = self.manifest.checkpoints.last().map(|oldest| oldest.lsn);
-            let checkpoints = displaced.checkpoints.iter().map(|displaced| displaced.entry.lsn);
-            *erased = Erased {
-                through: erased.through.max(through),
-                oldest_checkpoint: checkpoints.chain(live_checkpoint).min().map(Lsn::saturating),
-                live_through: erased.live_through.max(live_through),
-                live_checkpoint: live_checkpoint.map(Lsn::saturating),
-            };
-        }
-    }
-
-    /// Deletes objects; whether all of them are gone. Failures are noted.
-    async fn delete(&self, mut doomed: Vec<String>) -> bool {
-        doomed.sort();
-        doomed.dedup();
-        let shared = &self.shared;
-        let deletes = futures_util::stream::iter(doomed).map(|object| async move {
-            let deleted = match ObjectName::new(object.clone()) {
-                Ok(name) => shared.requests.delete(&name).await,
-                Err(error) => Err(error.into()),
-            };
-            if let Err(error) = &deleted {
-                let text = shared.note_error(error);
-                tracing::warn!("deleting {object} failed and is tried again: {text}");
-            }
-            deleted.is_ok()
-        });
-        let deletes = deletes.buffer_unordered(DELETES_AT_A_TIME);
-        let deleted: Vec<bool> = deletes.collect().await;
-        deleted.into_iter().all(|deleted| deleted)
     }
 }
 

@@ -29,6 +29,7 @@ pub mod orphans;
 pub mod pace;
 pub mod pit;
 pub mod plan;
+pub mod readers;
 mod requests;
 pub mod restore;
 pub mod retention;

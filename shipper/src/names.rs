@@ -59,7 +59,7 @@ impl fmt::Display for Ordinal {
 }
 
 /// A manifest's number: each one is derived from its predecessor and replaces it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Generation(pub u64);
 
 impl Generation {

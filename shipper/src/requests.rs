@@ -9,7 +9,9 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
-use crate::store::{Created, MAX_LIST, ObjectMeta, ObjectName, ReplicaStore, RetryPolicy, StoreError, retry};
+use crate::store::{
+    Created, MAX_LIST, ObjectMeta, ObjectName, ReplicaStore, RetryPolicy, StoreError, Tag, retry,
+};
 
 /// Time for all tries of one request.
 const ALL_TRIES: Duration = Duration::from_secs(60);
@@ -52,6 +54,17 @@ impl Requests {
     pub(crate) async fn get_range(&self, name: &ObjectName, range: Range<u64>) -> Result<Bytes, StoreError> {
         retry(&self.policy, || {
             self.once(self.store.get_range(name, range.clone()))
+        })
+        .await
+    }
+
+    pub(crate) async fn read_tagged(
+        &self,
+        name: &ObjectName,
+        max_bytes: u64,
+    ) -> Result<Option<(Bytes, Tag)>, StoreError> {
+        retry(&self.policy, || {
+            self.once(self.store.read_tagged(name, max_bytes))
         })
         .await
     }

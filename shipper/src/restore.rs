@@ -11,8 +11,8 @@
 //! A *lazy* restore leaves those segments in the replica that the checkpoint has folded already: the log is told of them and
 //! fetches what is read. Without a usable checkpoint everything is fetched.
 //!
-//! A writer that is still at work may cover and delete chunks while we read; then there is a newer manifest, and the
-//! restore starts over from that.
+//! A writer that is still at work is told what is read ([`readers`](crate::readers)) and keeps it. If it deletes it all the same,
+//! because it could not be told or because it took too long, there is a newer manifest, and the restore starts over from that.
 
 mod install;
 mod place;
@@ -27,7 +27,10 @@ use engine::log::{Epoch, InstallError, LogId, Lsn};
 use engine::storage::Storage;
 
 use crate::fence::{self, ReplicaError};
+use crate::manifest::Manifest;
+use crate::names::Generation;
 use crate::pit;
+use crate::readers::{Announce, Reading};
 use crate::requests::Requests;
 use crate::sealed::SealedError;
 use crate::store::{ReplicaStore, StoreError};
@@ -69,6 +72,9 @@ pub struct RestoreOptions {
     pub lazy: bool,
     /// Told about the progress.
     pub on_progress: Option<OnProgress>,
+    /// Tell a writer that may be at work on the replica what is read, if that takes long, so that it keeps it meanwhile. Where it
+    /// cannot be told, reading goes on with a warning.
+    pub announce: Option<Announce>,
 }
 
 /// How long the parts took. Checkpoint and log are fetched at the same time.
@@ -99,7 +105,7 @@ pub struct Restored {
     pub away: usize,
     /// Their bytes.
     pub away_bytes: u64,
-    /// What was wrong and could be done without: damaged checkpoints.
+    /// What was wrong and could be done without: damaged checkpoints, a writer that could not be told.
     pub warnings: Vec<String>,
     /// How long it took.
     pub timings: RestoreTimings,
@@ -159,8 +165,11 @@ pub enum RestoreError {
         #[source]
         source: io::Error,
     },
-    /// A writer kept covering chunks faster than they were read. Try again, or stop that writer.
-    #[error("the replica kept changing while it was read; try again")]
+    /// A writer kept deleting what was read. Try again, or stop that writer.
+    #[error(
+        "the server that is at work on the replica kept deleting what was read; try again with a right to write there, \
+         by which it is told to wait, or stop that server"
+    )]
     MovingTarget,
     /// A part of the work was lost.
     #[error("restoring: {0}")]
@@ -174,7 +183,8 @@ impl From<StoreError> for RestoreError {
 }
 
 /// Restores everything that the replica has into `dest`, as `log/` and `ckpt/<LSN, 16 hex>/`. Other files in `dest` are
-/// left alone. Writes nothing to the replica. Requests that fail in passing are repeated for about a minute each.
+/// left alone. Writes nothing to the replica but that it is read, if that is asked for and it takes long. Requests that fail in passing are repeated
+/// for about a minute each.
 ///
 /// # Errors
 /// [`RestoreError`], naming the object at fault.
@@ -185,26 +195,93 @@ pub async fn restore(
 ) -> Result<Restored, RestoreError> {
     let requests = Requests::new(store.clone(), options.request_timeout);
     begin(dest, options)?;
+    let Some(log) = fence::read_log_object(&requests).await? else {
+        clean(dest, options)?;
+        remove_marker(dest)?;
+        return Err(RestoreError::Empty(store.describe()));
+    };
+    let reading = Reading::new(store, options.announce.as_ref(), options.request_timeout);
+    let rounds = rounds(&requests, log.log_id, dest, options, &reading, |manifest| {
+        Ok((manifest, true))
+    });
+    ended(reading.during(rounds).await, reading).await
+}
+
+/// Restores as much of the log as is needed to tell the state at `cut`, and no checkpoint: live and displaced segments from
+/// the beginning to the one that holds it, and the chunks behind them if it lies there. Without a `cut` it is all history that
+/// there is. `dest` is otherwise as after [`restore`].
+///
+/// # Errors
+/// [`RestoreError`], naming the object at fault.
+pub async fn restore_history(
+    store: &Arc<dyn ReplicaStore>,
+    dest: &Path,
+    cut: Option<Lsn>,
+    options: &RestoreOptions,
+) -> Result<Restored, RestoreError> {
+    let options = RestoreOptions {
+        with_checkpoint: false,
+        ..options.clone()
+    };
+    let requests = Requests::new(store.clone(), options.request_timeout);
+    begin(dest, &options)?;
+    let Some(log) = fence::read_log_object(&requests).await? else {
+        return Err(RestoreError::Empty(store.describe()));
+    };
+    let part = |mut manifest: Manifest| {
+        let history = match cut {
+            Some(cut) => pit::history(&manifest, cut),
+            None => pit::longest(&manifest),
+        };
+        let history = history.ok_or_else(|| RestoreError::NoHistory {
+            oldest: pit::oldest(&manifest).unwrap_or(Lsn::MAX),
+        })?;
+        manifest.segments = history.segments;
+        Ok((manifest, history.goes_on))
+    };
+    let reading = Reading::new(store, options.announce.as_ref(), options.request_timeout);
+    let rounds = rounds(&requests, log.log_id, dest, &options, &reading, part);
+    ended(reading.during(rounds).await, reading).await
+}
+
+/// What is read is not needed any more.
+async fn ended(outcome: Result<Restored, RestoreError>, reading: Reading) -> Result<Restored, RestoreError> {
+    let mut outcome = outcome;
+    if let (Ok(restored), Some(why)) = (&mut outcome, reading.refused()) {
+        restored.warnings.push(format!(
+            "a server that is at work on the replica was not told that it is read ({why}); had it deleted what was \
+             read, the restore would have started over"
+        ));
+    }
+    reading.end().await;
+    outcome
+}
+
+/// Tries by the newest manifest until no writer comes between. `part` says what of a manifest is wanted, and whether the chunks
+/// behind it are.
+async fn rounds(
+    requests: &Requests,
+    log_id: LogId,
+    dest: &Path,
+    options: &RestoreOptions,
+    reading: &Reading,
+    part: impl Fn(Manifest) -> Result<(Manifest, bool), RestoreError>,
+) -> Result<Restored, RestoreError> {
     for _ in 0..MAX_ROUNDS {
         let begun = Instant::now();
-        let log_id = match fence::read_log_object(&requests).await? {
-            Some(log) => log.log_id,
-            None => {
-                clean(dest, options)?;
-                remove_marker(dest)?;
-                return Err(RestoreError::Empty(store.describe()));
-            }
-        };
-        let manifest = fence::newest_manifest(&requests, log_id).await?;
+        reading.looks();
+        let manifest = fence::newest_manifest(requests, log_id).await?;
         let generation = manifest.generation();
-        let work = Work::new(&requests, dest, options, manifest);
+        reading.goes_by(generation);
+        let (manifest, with_chunks) = part(manifest)?;
+        let mut work = Work::new(requests, dest, options, reading, manifest);
+        work.with_chunks = with_chunks;
         let manifest_time = begun.elapsed();
         let outcome = Box::pin(work.run()).await;
         // A chunk that was deleted because a newer manifest covers it looks like damage, or like the end of the chain.
-        let newer = fence::newest_generation(&requests, generation).await?;
-        let newest = match newer.filter(|newer| *newer > generation) {
-            None => None,
-            Some(_) => Some(fence::newest_manifest(&requests, log_id).await?),
+        let newest = match outcome.is_ok() && !with_chunks {
+            true => None,
+            false => newer_manifest(requests, log_id, generation).await?,
         };
         match (outcome, newest) {
             (Ok(restored), newest)
@@ -233,42 +310,16 @@ pub async fn restore(
     Err(RestoreError::MovingTarget)
 }
 
-/// Restores as much of the log as is needed to tell the state at `cut`, and no checkpoint: live and displaced segments from
-/// the beginning to the one that holds it, and the chunks behind them if it lies there. Without a `cut` it is all history that
-/// there is. `dest` is otherwise as after [`restore`].
-///
-/// # Errors
-/// [`RestoreError`], naming the object at fault; an object that is missing may have been deleted by a writer meanwhile.
-pub async fn restore_history(
-    store: &Arc<dyn ReplicaStore>,
-    dest: &Path,
-    cut: Option<Lsn>,
-    options: &RestoreOptions,
-) -> Result<Restored, RestoreError> {
-    let options = RestoreOptions {
-        with_checkpoint: false,
-        ..options.clone()
-    };
-    let requests = Requests::new(store.clone(), options.request_timeout);
-    begin(dest, &options)?;
-    let Some(log) = fence::read_log_object(&requests).await? else {
-        return Err(RestoreError::Empty(store.describe()));
-    };
-    let mut manifest = fence::newest_manifest(&requests, log.log_id).await?;
-    let history = match cut {
-        Some(cut) => pit::history(&manifest, cut),
-        None => pit::longest(&manifest),
-    };
-    let history = history.ok_or_else(|| RestoreError::NoHistory {
-        oldest: pit::oldest(&manifest).unwrap_or(Lsn::MAX),
-    })?;
-    manifest.segments = history.segments;
-    let mut work = Work::new(&requests, dest, &options, manifest);
-    work.with_chunks = history.goes_on;
-    let restored = Box::pin(work.run()).await?;
-    remove_dir(&dest.join(TEMP_DIR))?;
-    remove_marker(dest)?;
-    Ok(restored)
+async fn newer_manifest(
+    requests: &Requests,
+    log_id: LogId,
+    than: Generation,
+) -> Result<Option<Manifest>, RestoreError> {
+    let newer = fence::newest_generation(requests, than).await?;
+    match newer.filter(|newer| *newer > than) {
+        None => Ok(None),
+        Some(_) => Ok(Some(fence::newest_manifest(requests, log_id).await?)),
+    }
 }
 
 /// True if a restore into `dest` began and did not end; its content is then of no use.

@@ -3,7 +3,7 @@
 //! A displaced segment S belongs to a history that ends at S.through, from where on others tell the same. It goes as soon as
 //! all of these hold:
 //! - nobody can ask for a state of before S.through: it is at or before the beginning of the point-in-time window, and at or
-//!   before every position that the caller protects (standbys, running restores, readers of old segments);
+//!   before every position that the caller protects (standbys, readers of old segments);
 //! - with a window, a checkpoint that was made of the segments in its place, at or behind S.through, has been *verified*: read
 //!   back, opened, counted. One that was only uploaded proves nothing.
 //!
@@ -11,6 +11,9 @@
 //!
 //! A displaced checkpoint only saves work, since a fold over the segments gives the same. One a span (an eighth of the window)
 //! stays, and the newest; verified ones only, and back to the newest of before the window, that one included.
+//!
+//! What went by this rule stays as an object for as long as somebody reads the replica by a manifest that names it, a restore
+//! for instance: see [`readers`](crate::readers).
 //!
 //! Age alone decides nothing: what begins before the window stays while something inside the window needs it.
 

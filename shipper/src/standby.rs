@@ -19,6 +19,7 @@ use crate::fence::{self, Claim, ClaimOptions, ReplicaState};
 use crate::follow::{FollowError, FollowOptions, Tracker};
 use crate::names::WriterId;
 use crate::plan::StartDecision;
+use crate::readers::Announce;
 use crate::restore::{self, CHECKPOINT_DIR, LOG_DIR, RestoreOptions, Restored};
 use crate::start::{self, StartError, StartOptions};
 use crate::store::ReplicaStore;
@@ -80,7 +81,7 @@ pub enum StandbyError {
     Empty(String),
 }
 
-/// Makes the local log a part of the replica's and tells where to go on. Writes nothing to the replica.
+/// Makes the local log a part of the replica's and tells where to go on. Writes nothing to the replica but that it is read, if that takes long.
 ///
 /// # Errors
 /// [`StandbyError`]. Starting again is always safe.
@@ -221,6 +222,7 @@ async fn replace(
         with_checkpoint: true,
         lazy: options.source.is_some(),
         on_progress: options.on_progress.clone(),
+        announce: Some(Announce::new(options.clock.clone())),
     };
     let restored = Box::pin(restore::restore(store, data_dir, &restore_options)).await;
     let restored = restored.map_err(StartError::from)?;

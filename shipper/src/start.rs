@@ -208,6 +208,8 @@ pub async fn begin(store: &Arc<dyn ReplicaStore>, options: &StartOptions) -> Res
                 with_checkpoint: true,
                 lazy: options.source.is_some(),
                 on_progress: options.on_progress.clone(),
+                // The chain is ours: no writer is left that could go on deleting.
+                announce: None,
             };
             let restored = Box::pin(restore::restore(store, data_dir, &restore_options)).await?;
             if restored.last_lsn != claim.before.last_lsn {

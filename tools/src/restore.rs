@@ -14,9 +14,11 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
+use engine::clock::SystemClock;
 use engine::log::Lsn;
 use engine::storage::OsStorage;
 use indicatif::ProgressBar;
+use shipper::readers::Announce;
 use shipper::restore::{self, Progress, RestoreOptions, Restored};
 use shipper::store::ReplicaStore;
 
@@ -138,6 +140,7 @@ pub fn blocking_restore(
             shown.set_length(progress.bytes_total);
             shown.set_position(progress.bytes_done);
         })),
+        announce: Some(Announce::new(Arc::new(SystemClock))),
     };
     let restored = runtime()?.block_on(restore::restore(store, dir, &options));
     bar.finish_and_clear();

@@ -15,6 +15,7 @@ use crate::fence::ReplicaError;
 use crate::manifest::{CheckpointEntry, Manifest, SegmentEntry};
 use crate::names::{Ordinal, WAL_PREFIX};
 use crate::plan::ChainEnd;
+use crate::readers::Reading;
 use crate::requests::Requests;
 use crate::store::{ObjectName, StoreError};
 use crate::tier;
@@ -33,6 +34,7 @@ pub(super) struct Work<'a> {
     requests: &'a Requests,
     dest: &'a Path,
     options: &'a RestoreOptions,
+    reading: &'a Reading,
     manifest: Manifest,
     /// Whether what lies behind the segments is wanted, too.
     pub(super) with_chunks: bool,
@@ -65,6 +67,7 @@ impl<'a> Work<'a> {
         requests: &'a Requests,
         dest: &'a Path,
         options: &'a RestoreOptions,
+        reading: &'a Reading,
         manifest: Manifest,
     ) -> Work<'a> {
         let mut total: u64 = manifest.segments.iter().map(|segment| segment.stored_bytes).sum();
@@ -75,10 +78,19 @@ impl<'a> Work<'a> {
             requests,
             dest,
             options,
+            reading,
             manifest,
             with_chunks: true,
             done: AtomicU64::new(0),
             total: AtomicU64::new(total),
+        }
+    }
+
+    /// Ends a try whose objects may be gone, before all the others are fetched.
+    fn is_worth_it(&self) -> Result<(), RestoreError> {
+        match self.reading.is_late() {
+            true => Err(RestoreError::MovingTarget),
+            false => Ok(()),
         }
     }
 
@@ -250,6 +262,7 @@ impl<'a> Work<'a> {
             let stored_bytes = segment.stored_bytes;
             installer = blocking(move || install_segment(installer, &segment, &path)).await?;
             self.progress(stored_bytes);
+            self.is_worth_it()?;
         }
         drop(fetched);
         let segments = begun.elapsed();

@@ -251,6 +251,7 @@ pub async fn restore_to(store: &Arc<dyn ReplicaStore>, dir: &Path) -> Result<Res
         with_checkpoint: true,
         lazy: false,
         on_progress: None,
+        announce: None,
     };
     restore(store, dir, &options).await
 }

@@ -15,6 +15,7 @@ mod erase;
 mod faults;
 mod follow;
 mod month;
+mod readers;
 mod retention;
 mod round_trip;
 mod schedules;

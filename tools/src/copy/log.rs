@@ -2,15 +2,19 @@
 
 use std::collections::HashSet;
 use std::fmt::Display;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use bytes::Bytes;
+use engine::clock::SystemClock;
 use engine::log::{LogId, Lsn};
 use shipper::chunk::HEADER_BYTES;
 use shipper::fence::{ReplicaError, ReplicaState, survey};
 use shipper::log_object::LogObject;
 use shipper::manifest::{MAX_MANIFEST_BYTES, Manifest};
 use shipper::names::{Generation, LOG_OBJECT, MANIFEST_PREFIX, Ordinal, WAL_PREFIX};
+use shipper::readers::{Announce, Reading};
 use shipper::store::{ObjectName, ReplicaStore, RetryPolicy, StoreError, list_all, retry};
 
 use super::MAX_ROUNDS;
@@ -38,8 +42,17 @@ pub async fn copy(transfer: &Transfer) -> anyhow::Result<Copied> {
         }
         got => got.context("reading log.json")?,
     };
+    let announce = Announce::new(Arc::new(SystemClock));
+    let reading = Reading::new(&transfer.from, Some(&announce), REQUEST_TIMEOUT);
+    let copied = reading.during(rounds(transfer, &reading, log_object)).await;
+    reading.end().await;
+    copied
+}
+
+async fn rounds(transfer: &Transfer, reading: &Reading, log_object: Bytes) -> anyhow::Result<Copied> {
     for _ in 0..MAX_ROUNDS {
         let state = source(transfer).await?;
+        reading.goes_by(state.manifest.generation());
         let kept = destination(transfer, &state).await?;
         let missing = transfer.bring_all(objects(&state)?, &kept).await?;
         let manifest = match missing.first() {

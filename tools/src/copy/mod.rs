@@ -9,7 +9,8 @@
 //! | the source's server meanwhile | what happens |
 //! |---|---|
 //! | ships more | the copy ends where the source was; it is said |
-//! | removes what the manifest no longer names | the copy starts over from the new manifest, [`MAX_ROUNDS`] times |
+//! | has what its manifest no longer names | keeps it until the copy has ended ([`shipper::readers`]) |
+//! | removes it all the same, as it could not be told | the copy starts over from the new manifest, [`MAX_ROUNDS`] times |
 //!
 //! A destination with another log, or one that a server has gone on with, is refused before anything is written.
 

@@ -8,6 +8,7 @@ use engine::clock::{SystemClock, SystemEntropy};
 use engine::engine::{Durability, Engine, EngineConfig, EnginePrelude, StartOptions};
 use engine::log::{Epoch, LogId, Lsn};
 use engine::storage::OsStorage;
+use shipper::readers::Announce;
 use shipper::restore::{RestoreOptions, restore_history};
 use shipper::store::ReplicaStore;
 use tokio::runtime::Runtime;
@@ -32,8 +33,12 @@ pub fn fetch(store: &Arc<dyn ReplicaStore>, to: &Path, cut: Option<Lsn>) -> anyh
         with_checkpoint: false,
         lazy: false,
         on_progress: None,
+        announce: Some(Announce::new(Arc::new(SystemClock))),
     };
-    runtime()?.block_on(restore_history(store, to, cut, &options))?;
+    let restored = runtime()?.block_on(restore_history(store, to, cut, &options))?;
+    for warning in restored.warnings {
+        eprintln!("note: {warning}");
+    }
     Ok(())
 }
 

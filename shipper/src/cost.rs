@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::ageing::Cooled;
 use crate::ledger::Day;
 use crate::manifest::Manifest;
 use crate::store::counted::Class;
@@ -25,6 +26,14 @@ pub struct Prices {
     pub delete: f64,
     /// A GiB for a month.
     pub stored: f64,
+    /// A GiB for a month in a cool tier.
+    pub cool_stored: f64,
+    /// A GiB for a month in a cold tier.
+    pub cold_stored: f64,
+    /// A GiB that is read from a cool tier.
+    pub cool_retrieved: f64,
+    /// A GiB that is read from a cold tier.
+    pub cold_retrieved: f64,
     /// A GiB that goes to the store.
     pub up: f64,
     /// A GiB that comes from the store.
@@ -39,11 +48,15 @@ impl Prices {
         read: 0.0,
         delete: 0.0,
         stored: 0.0,
+        cool_stored: 0.0,
+        cold_stored: 0.0,
+        cool_retrieved: 0.0,
+        cold_retrieved: 0.0,
         up: 0.0,
         down: 0.0,
     };
 
-    /// Azure Blob Storage, tier hot, locally redundant, in the cheaper regions of the USA; list prices as of August 2026, rounded
+    /// Azure Blob Storage, tier hot (and, where it says so, cool and cold), locally redundant, in the cheaper regions of the USA; list prices as of August 2026, rounded
     /// up. Transfer within the region is free.
     pub const AZURE_HOT_LRS: Prices = Prices {
         write: 5.5,
@@ -51,6 +64,10 @@ impl Prices {
         read: 0.44,
         delete: 0.0,
         stored: 0.018,
+        cool_stored: 0.01,
+        cold_stored: 0.0036,
+        cool_retrieved: 0.01,
+        cold_retrieved: 0.03,
         up: 0.0,
         down: 0.0,
     };
@@ -63,6 +80,11 @@ impl Prices {
         read: 0.4,
         delete: 0.0,
         stored: 0.025,
+        // Nothing is moved there.
+        cool_stored: 0.025,
+        cold_stored: 0.025,
+        cool_retrieved: 0.0,
+        cold_retrieved: 0.0,
         up: 0.0,
         down: 0.0,
     };
@@ -81,6 +103,10 @@ impl Prices {
                 "read" => &mut self.read,
                 "delete" => &mut self.delete,
                 "stored" => &mut self.stored,
+                "cool_stored" => &mut self.cool_stored,
+                "cold_stored" => &mut self.cold_stored,
+                "cool_retrieved" => &mut self.cool_retrieved,
+                "cold_retrieved" => &mut self.cold_retrieved,
                 "up" => &mut self.up,
                 "down" => &mut self.down,
                 _ => return Err(wrong()),
@@ -103,18 +129,28 @@ impl Prices {
         }
     }
 
-    /// What a month of days like this one costs, with so many bytes stored. `None` if less than [`LEAST_MEASURED`] is known.
+    /// What a month of days like this one costs, with so many bytes stored, of which `cooled` in cheaper tiers. What reads segments
+    /// (drills, scrubbing, reads of what is away) is taken to read of each tier alike. `None` if less than [`LEAST_MEASURED`] is known.
     #[must_use]
-    pub fn project(&self, day: &Day, stored_bytes: u64) -> Option<Projection> {
+    pub fn project(&self, day: &Day, stored_bytes: u64, cooled: Cooled) -> Option<Projection> {
         (day.measured >= LEAST_MEASURED).then(|| {
             let days = MONTH.as_secs_f64() / day.measured.as_secs_f64();
             let mut requests = 0.0;
             for class in Class::ALL {
                 requests += count(day.recurring(class)) * days / 1e6 * self.of(class);
             }
+            let hot = stored_bytes
+                .saturating_sub(cooled.cool)
+                .saturating_sub(cooled.cold);
+            let share = |bytes: u64| count(bytes) / count(stored_bytes.max(1));
+            let retrieved =
+                share(cooled.cool) * self.cool_retrieved + share(cooled.cold) * self.cold_retrieved;
             Projection {
                 requests,
-                stored: gib(stored_bytes) * self.stored,
+                stored: gib(hot) * self.stored
+                    + gib(cooled.cool) * self.cool_stored
+                    + gib(cooled.cold) * self.cold_stored,
+                retrieved: gib(day.segments_down) * days * retrieved,
                 transfer: (gib(day.up) * self.up + gib(day.down) * self.down) * days,
             }
         })
@@ -128,6 +164,8 @@ pub struct Projection {
     pub requests: f64,
     /// For what is stored.
     pub stored: f64,
+    /// For bytes read from cheaper tiers.
+    pub retrieved: f64,
     /// For bytes moved.
     pub transfer: f64,
 }
@@ -136,7 +174,7 @@ impl Projection {
     /// All together.
     #[must_use]
     pub fn total(&self) -> f64 {
-        self.requests + self.stored + self.transfer
+        self.requests + self.stored + self.retrieved + self.transfer
     }
 }
 
@@ -176,17 +214,54 @@ mod tests {
         }
         let prices = Prices::AZURE_HOT_LRS;
         tokio::time::advance(LEAST_MEASURED - Duration::from_secs(1)).await;
-        assert_eq!(prices.project(&ledger.last_day(), 0), None);
+        assert_eq!(prices.project(&ledger.last_day(), 0, Cooled::default()), None);
         tokio::time::advance(Duration::from_secs(1)).await;
-        let month = prices.project(&ledger.last_day(), 10 << 30).unwrap();
+        let month = prices
+            .project(&ledger.last_day(), 10 << 30, Cooled::default())
+            .unwrap();
         // One a second is 2.628 million a month.
         assert!((month.requests - 2.628 * 5.5).abs() < 1e-9, "{month:?}");
         assert!((month.stored - 0.18).abs() < 1e-9 && month.transfer.abs() < 1e-9);
         let moved = Prices { up: 0.01, ..prices };
-        let month = moved.project(&ledger.last_day(), 0).unwrap();
+        let month = moved.project(&ledger.last_day(), 0, Cooled::default()).unwrap();
         assert!(
             (month.transfer - 3_600.0 / 1_024.0 * 730.0 * 0.01).abs() < 1e-6,
             "{month:?}"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_cooler_costs_less_to_keep_and_more_to_read() {
+        let ledger = Ledger::default();
+        // A round of drill and one of scrubbing a day read all of it twice.
+        for purpose in [Purpose::Drill, Purpose::Scrub] {
+            ledger.count(Class::Read, purpose, 0, 100 << 30);
+        }
+        ledger.count(Class::Read, Purpose::Blob, 0, 100 << 30);
+        tokio::time::advance(Duration::from_secs(86_400)).await;
+        let prices = Prices::AZURE_HOT_LRS;
+        let project = |cool: u64, cold: u64| {
+            let cooled = Cooled {
+                cool: cool << 30,
+                cold: cold << 30,
+            };
+            prices.project(&ledger.last_day(), 100 << 30, cooled).unwrap()
+        };
+        let hot = project(0, 0);
+        assert!(
+            (hot.stored - 1.8).abs() < 1e-9 && hot.retrieved.abs() < 1e-9,
+            "{hot:?}"
+        );
+        let mixed = project(30, 50);
+        assert!((mixed.stored - (20.0 * 0.018 + 30.0 * 0.01 + 50.0 * 0.0036)).abs() < 1e-9);
+        let read = 2.0 * 730.0 / 24.0;
+        assert!(
+            (mixed.retrieved - read * (30.0 * 0.01 + 50.0 * 0.03)).abs() < 1e-6,
+            "{mixed:?}"
+        );
+        assert!(
+            mixed.total() > hot.total(),
+            "daily drills cost more than the tiers save"
         );
     }
 

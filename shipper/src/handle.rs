@@ -10,6 +10,7 @@ use engine::log::{Epoch, Log, Lsn, SEGMENT_HEADER_BYTES, SegmentInfo, Watermark}
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, oneshot};
 
+use crate::ageing::{Cooled, Placed};
 use crate::checkpoint::{CheckpointError, CheckpointRequest};
 use crate::cost::stored_bytes;
 use crate::fence::Claim;
@@ -87,6 +88,8 @@ pub(crate) struct Shared {
     pub(crate) log: Log,
     pub(crate) links: Mutex<VecDeque<Link>>,
     pub(crate) status: Mutex<Status>,
+    /// What was moved to cheaper tiers.
+    pub(crate) placed: Mutex<Placed>,
     pub(crate) hurry: Notify,
     /// The last LSN in the segments of the newest manifest.
     pub(crate) covered: AtomicU64,
@@ -107,15 +110,18 @@ pub struct Named {
     pub segments: usize,
     /// Bytes of segments and checkpoints.
     pub bytes: u64,
+    /// What of that is in cheaper tiers of the store, as far as this process knows.
+    pub cooled: Cooled,
 }
 
 impl Named {
-    fn by(manifest: &Manifest) -> Named {
+    fn by(manifest: &Manifest, placed: &Placed) -> Named {
         let newest = manifest.checkpoints.first();
         Named {
             checkpoint: newest.map(|newest| Lsn::saturating(newest.lsn)),
             segments: manifest.segments.len(),
             bytes: stored_bytes(manifest),
+            cooled: placed.cooled(manifest),
         }
     }
 }
@@ -201,6 +207,7 @@ impl Shared {
             log,
             links: Mutex::new(VecDeque::new()),
             status: Mutex::new(status),
+            placed: Mutex::default(),
             hurry: Notify::new(),
         }
     }
@@ -288,7 +295,7 @@ impl ShipHandle {
     /// What the replica has besides chunks.
     #[must_use]
     pub fn named(&self) -> Named {
-        Named::by(&self.manifest())
+        Named::by(&self.manifest(), &self.shared.placed.lock())
     }
 
     /// The newest manifest that is known here. Makes no requests.

@@ -12,6 +12,7 @@
 //! The check before the deletions matters because create-if-absent forgets the names of deleted objects: a writer that
 //! slept long enough could create a generation that was deleted meanwhile. It then sees a higher one and deletes nothing.
 
+mod ageing;
 mod doomed;
 mod retain;
 mod trouble;
@@ -76,6 +77,8 @@ pub(crate) struct Housekeeper {
     verify_from: Option<tokio::time::Instant>,
     /// What is deleted when nobody reads it any more.
     waiting: doomed::Waiting,
+    /// What is known of the store's tiers.
+    tiers: ageing::Tiers,
 }
 
 impl Housekeeper {
@@ -94,6 +97,7 @@ impl Housekeeper {
             damaged: None,
             verify_from: None,
             waiting: doomed::Waiting::default(),
+            tiers: ageing::Tiers::default(),
         }
     }
 
@@ -141,6 +145,9 @@ impl Housekeeper {
                 Ok(()) => self.sweep().await,
                 failed => failed,
             };
+            if outcome.is_ok() {
+                self.age().await;
+            }
             match outcome {
                 Ok(()) => {
                     pause = self.shared.config.housekeeping_interval;

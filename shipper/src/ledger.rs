@@ -32,6 +32,7 @@ struct Hour {
     started: [u64; CLASSES],
     up: u64,
     down: u64,
+    segments_down: u64,
 }
 
 /// What was asked in the last day, or since the start if that is less.
@@ -45,6 +46,8 @@ pub struct Day {
     pub up: u64,
     /// Bytes that came from the store.
     pub down: u64,
+    /// What of that was read of segments, by drills, scrubbing and reads of what is away.
+    pub segments_down: u64,
 }
 
 impl Day {
@@ -118,6 +121,12 @@ impl Ledger {
             }
             hour.up += up;
             hour.down += down;
+            if matches!(
+                purpose,
+                Purpose::Segment | Purpose::Tier | Purpose::Drill | Purpose::Scrub
+            ) {
+                hour.segments_down += down;
+            }
         }
     }
 
@@ -181,6 +190,7 @@ impl Ledger {
             }
             day.up += hour.up;
             day.down += hour.down;
+            day.segments_down += hour.segments_down;
         }
         day
     }

@@ -9,6 +9,7 @@
     )
 )]
 
+pub mod ageing;
 pub mod blobs;
 pub mod checkpoint;
 pub mod chunk;

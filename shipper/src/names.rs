@@ -6,6 +6,7 @@
 //! seg/<base LSN, 16 hex>           sealed segments (with `-<epoch>` if an earlier reign left another object there)
 //! ckpt/<LSN, 16 hex>/<epoch>-<file>    view copies (`c<compaction>-` before the file once the log was compacted)
 //! manifest/<generation, 16 hex>    what is live
+//! readers, tiers                   who reads, and what was moved to cheaper tiers; replaced, and of no truth
 //! ```
 //! Fixed-width hex makes the order of names the order of numbers, so a listing can start after any of them.
 

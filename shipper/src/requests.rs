@@ -10,7 +10,8 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 
 use crate::store::{
-    Created, MAX_LIST, ObjectMeta, ObjectName, ReplicaStore, RetryPolicy, StoreError, Tag, retry,
+    Created, MAX_LIST, ObjectMeta, ObjectName, ReplicaStore, RetryPolicy, StoreError, Tag, Tier, TierSet,
+    retry,
 };
 
 /// Time for all tries of one request.
@@ -127,6 +128,10 @@ impl Requests {
 
     pub(crate) async fn get_to_file(&self, name: &ObjectName, path: &Path) -> Result<u64, StoreError> {
         bounded(WHOLE_FILE, self.store.get_to_file(name, path)).await
+    }
+
+    pub(crate) async fn set_tier(&self, name: &ObjectName, tier: Tier) -> Result<TierSet, StoreError> {
+        retry(&self.policy, || self.once(self.store.set_tier(name, tier))).await
     }
 
     pub(crate) async fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {

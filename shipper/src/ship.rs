@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use crate::handle::{DrainReport, Erased, Lag, Named, ShipHandle, ShipState};
 
+use crate::ageing::Ageing;
 use crate::checkpoint::CheckpointRequest;
 use crate::chunk::{self, ChunkDraft, ChunkHeader, ChunkKind, MAX_IN_FLIGHT, RawFrames};
 use crate::feed::{Cut, Feed, FeedError};
@@ -80,6 +81,8 @@ pub struct ShipConfig {
     pub pitr_window: Duration,
     /// What others still read of the replica; default nothing.
     pub protect: Protect,
+    /// When old segments go to a cheaper tier of the store; default never.
+    pub ageing: Ageing,
 }
 
 impl Default for ShipConfig {
@@ -99,6 +102,7 @@ impl Default for ShipConfig {
             keep_checkpoints: 2,
             pitr_window: Duration::ZERO,
             protect: Protect::default(),
+            ageing: Ageing::default(),
         }
     }
 }

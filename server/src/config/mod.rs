@@ -17,6 +17,7 @@ use axum::http::HeaderName;
 use engine::repo::Did;
 use memory::MemoryPlan;
 use reader::Reader;
+use shipper::ageing::Ageing;
 use shipper::cost::Prices;
 use shipper::store::s3::{S3Auth, S3Config};
 
@@ -183,6 +184,8 @@ pub struct Config {
     pub compaction: Compaction,
     /// `PDS_FIREHOSE_RETENTION_HOURS`, at least [`Config::backfill_limit`].
     pub firehose_retention: Duration,
+    /// `PDS_REPLICA_COOL_AFTER_DAYS`, `PDS_REPLICA_COLD_AFTER_DAYS`.
+    pub replica_ageing: Ageing,
     /// `PDS_PITR_WINDOW_DAYS`; zero: what is replaced in the replica is deleted at once.
     pub pitr_window: Duration,
     /// `PDS_SHUTDOWN_TIMEOUT_MS`.

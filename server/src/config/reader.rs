@@ -1,5 +1,7 @@
 //! Reads every setting out of name/value pairs, and collects all that is wrong with them.
 
+mod ageing;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -323,6 +325,9 @@ impl Reader {
         }
         let force_after =
             Duration::from_secs(self.number("PDS_COMPACTION_FORCE_AFTER_DAYS", 30, 1..=36_500) * 86_400);
+        let firehose_retention = backfill_limit.max(retention);
+        let compacted = firehose_retention.saturating_add(force_after);
+        let replica_ageing = self.ageing(replica.as_ref(), &replica_prices, compacted, &drills);
         Some(Config {
             port,
             bind,
@@ -373,7 +378,8 @@ impl Reader {
                 force_after,
                 deletion_max_age,
             },
-            firehose_retention: backfill_limit.max(retention),
+            firehose_retention,
+            replica_ageing,
             pitr_window,
             shutdown_timeout: self.millis("PDS_SHUTDOWN_TIMEOUT_MS", 10_000),
             backfill_limit,

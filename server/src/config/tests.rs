@@ -197,6 +197,47 @@ fn a_secret_may_come_from_a_file() {
 }
 
 #[test]
+fn cheaper_tiers_are_off_bounded_by_their_minimum_and_warned_of_where_they_do_not_pay() {
+    let (config, warnings) = read(&[]).unwrap();
+    assert!(!config.replica_ageing.is_on());
+    let told = |warnings: &[String]| {
+        warnings
+            .iter()
+            .filter(|text| text.contains("cheaper tier"))
+            .count()
+    };
+    assert_eq!(told(&warnings), 0);
+    let (cool, cold) = ("PDS_REPLICA_COOL_AFTER_DAYS", "PDS_REPLICA_COLD_AFTER_DAYS");
+    let azure = ("PDS_REPLICA_URL", "https://acct.blob.core.windows.net/pds");
+    let (config, warnings) = read(&[azure, (cool, "30"), (cold, "90")]).unwrap();
+    let days = |days: u64| Some(Duration::from_secs(days * 86_400));
+    assert_eq!(
+        (config.replica_ageing.cool_after, config.replica_ageing.cold_after),
+        (days(30), days(90))
+    );
+    assert_eq!(told(&warnings), 2, "{warnings:?}");
+    let (_, warnings) = read(&[("PDS_REPLICA_URL", "file:///replica"), (cold, "90")]).unwrap();
+    assert_eq!(told(&warnings), 1, "{warnings:?}");
+    let rarely = [
+        azure,
+        ("PDS_COMPACTION_FORCE_AFTER_DAYS", "365"),
+        ("PDS_DRILL_INTERVAL_HOURS", "0"),
+        ("PDS_SCRUB_INTERVAL_HOURS", "4380"),
+        (cold, "180"),
+    ];
+    let (_, warnings) = read(&rarely).unwrap();
+    assert_eq!(told(&warnings), 0, "{warnings:?}");
+    for wrong in [
+        vec![(cool, "29")],
+        vec![(cold, "89")],
+        vec![(cool, "90"), (cold, "100")],
+    ] {
+        let error = read(&wrong).unwrap_err();
+        assert!(error.problems[0].starts_with("PDS_REPLICA_CO"), "{error}");
+    }
+}
+
+#[test]
 fn prices_follow_the_kind_of_store_and_what_the_operator_knows_better() {
     let azure = ("PDS_REPLICA_URL", "https://acct.blob.core.windows.net/pds");
     let (config, _) = read(&[azure]).unwrap();

@@ -136,10 +136,11 @@ impl Replication {
     pub fn details(&self) -> Map<String, Value> {
         let day = self.ledger.last_day();
         let named = self.ship.named();
-        let month = self.prices.project(&day, named.bytes).map(|month| {
+        let month = self.prices.project(&day, named.bytes, named.cooled).map(|month| {
             json!({
                 "requests": month.requests,
                 "stored": month.stored,
+                "retrieved": month.retrieved,
                 "transfer": month.transfer,
                 "total": month.total(),
             })
@@ -150,7 +151,12 @@ impl Replication {
             "epoch": self.ship.epoch().0,
             "lastError": self.ship.last_error(),
             "trouble": self.ship.trouble(),
-            "stored": { "bytes": named.bytes, "segments": named.segments },
+            "stored": {
+                "bytes": named.bytes,
+                "coolBytes": named.cooled.cool,
+                "coldBytes": named.cooled.cold,
+                "segments": named.segments,
+            },
             "lastDay": {
                 "measuredSeconds": day.measured.as_secs(),
                 "requests": by_class(|class| day.requests(class)),
@@ -173,6 +179,10 @@ impl Replication {
                     "millionReads": prices.read,
                     "millionDeletes": prices.delete,
                     "gibStoredMonth": prices.stored,
+                    "gibCoolStoredMonth": prices.cool_stored,
+                    "gibColdStoredMonth": prices.cold_stored,
+                    "gibCoolRetrieved": prices.cool_retrieved,
+                    "gibColdRetrieved": prices.cold_retrieved,
                     "gibUp": prices.up,
                     "gibDown": prices.down,
                 },
@@ -197,16 +207,19 @@ impl Replication {
         }
         let named = self.ship.named();
         metrics::gauge!("pds_replica_stored_bytes").set(named.bytes as f64);
+        metrics::gauge!("pds_replica_cooled_bytes", "tier" => "cool").set(named.cooled.cool as f64);
+        metrics::gauge!("pds_replica_cooled_bytes", "tier" => "cold").set(named.cooled.cold as f64);
         if let Some(lsn) = named.checkpoint {
             metrics::gauge!("pds_replica_checkpoint_lsn").set(lsn.get() as f64);
             metrics::gauge!("pds_replica_checkpoint_age_seconds").set(self.age_seconds(lsn));
         }
         let day = self.ledger.last_day();
         metrics::gauge!("pds_replica_measured_seconds").set(day.measured.as_secs_f64());
-        if let Some(month) = self.prices.project(&day, named.bytes) {
+        if let Some(month) = self.prices.project(&day, named.bytes, named.cooled) {
             for (part, dollars) in [
                 ("requests", month.requests),
                 ("stored", month.stored),
+                ("retrieved", month.retrieved),
                 ("transfer", month.transfer),
             ] {
                 metrics::gauge!("pds_replica_projected_monthly_usd", "part" => part).set(dollars);

@@ -305,6 +305,7 @@ pub(super) fn make_shipper(
         budget,
         temp_dir: ship_dir,
         pitr_window: config.pitr_window,
+        ageing: config.replica_ageing,
         protect: Protect::new(move || peers.oldest_position()),
         ..ShipConfig::default()
     };

@@ -13,7 +13,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{Created, MAX_LIST, MAX_SWAP_BYTES, ObjectName, ReplicaStore, StoreError, Swap, Tag, list_all};
+use super::{
+    Created, MAX_LIST, MAX_SWAP_BYTES, ObjectName, ReplicaStore, StoreError, Swap, Tag, Tier, TierSet,
+    list_all,
+};
 
 /// Runs the whole contract on a fresh store.
 pub async fn all(store: Arc<dyn ReplicaStore>) {
@@ -30,6 +33,7 @@ pub async fn all(store: Arc<dyn ReplicaStore>) {
     an_object_is_swapped_only_as_it_was_seen(&*store).await;
     swaps_are_bounded(&*store).await;
     a_swap_has_one_winner(&store).await;
+    a_tier_changes_nothing_that_is_read(&*store).await;
     assert_eq!(store.prove().await, Ok(()));
     assert!(!store.describe().is_empty());
 }
@@ -425,4 +429,38 @@ pub async fn a_swap_has_one_winner(store: &Arc<dyn ReplicaStore>) {
     let sum = store.read_tagged(&object, 100).await.expect("it can be read");
     let sum = sum.map(|(bytes, _)| bytes);
     assert_eq!(sum, Some(Bytes::from((ADDERS * EACH).to_string())));
+}
+
+/// Wherever an object is kept it is read the same way, and can be moved again, and deleted. A store without tiers says so.
+pub async fn a_tier_changes_nothing_that_is_read(store: &dyn ReplicaStore) {
+    let (object, absent) = (name("tier/object"), name("tier/absent"));
+    let bytes = Bytes::from_static(b"0123456789");
+    assert_eq!(store.create(&object, bytes.clone()).await, Ok(Created::Created));
+    for tier in [Tier::Cool, Tier::Cold, Tier::Cold, Tier::Hot, Tier::Cold] {
+        match store.set_tier(&object, tier).await {
+            Ok(TierSet::Set) => {}
+            Ok(TierSet::Unsupported) => return,
+            Err(error) => panic!("{tier:?}: {error}"),
+        }
+        assert_eq!(store.get(&object, 10).await, Ok(bytes.clone()), "{tier:?}");
+        assert_eq!(
+            store.get_range(&object, 2..5).await,
+            Ok(bytes.slice(2..5)),
+            "{tier:?}"
+        );
+        assert_eq!(store.size(&object).await, Ok(Some(10)), "{tier:?}");
+        assert_eq!(
+            store.create(&object, Bytes::new()).await,
+            Ok(Created::Exists),
+            "{tier:?}"
+        );
+        let listed = store.list("tier/", None, 10).await.expect("a listing");
+        assert_eq!(listed.len(), 1, "{tier:?}");
+    }
+    assert!(matches!(
+        store.set_tier(&absent, Tier::Cool).await,
+        Err(StoreError::NotFound { .. })
+    ));
+    assert_eq!(store.delete(&object).await, Ok(()));
+    assert_eq!(store.size(&object).await, Ok(None));
 }

@@ -14,11 +14,13 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::{
-    Created, DOWNLOAD_PIECES_IN_FLIGHT, ObjectMeta, ObjectName, ReplicaStore, StoreError, Swap, Tag,
-    download, local_file,
+    Created, DOWNLOAD_PIECES_IN_FLIGHT, ObjectMeta, ObjectName, ReplicaStore, StoreError, Swap, Tag, Tier,
+    TierSet, download, local_file,
 };
+use crate::ageing::TIERS_OBJECT;
 use crate::ledger::Ledger;
 use crate::names::{CHECKPOINT_PREFIX, MANIFEST_PREFIX, SEGMENT_PREFIX, WAL_PREFIX};
+use crate::readers::READERS_OBJECT;
 
 /// The size up to which a file is one request where a store does not report its own, and of the blocks beyond it.
 const BLOCK_BYTES: u64 = 4 << 20;
@@ -26,7 +28,7 @@ const BLOCK_BYTES: u64 = 4 << 20;
 /// What a store bills a request as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
-    /// Creations, staged blocks, replacements.
+    /// Creations, staged blocks, replacements, changes of tier.
     Write,
     /// Pages of listings.
     List,
@@ -132,6 +134,7 @@ impl Purpose {
             _ if is(CHECKPOINT_PREFIX) => Purpose::Checkpoint,
             _ if is(MANIFEST_PREFIX) => Purpose::Manifest,
             _ if is("lease") || is("handover") => Purpose::Lease,
+            _ if is(READERS_OBJECT) || is(TIERS_OBJECT) => Purpose::Housekeeping,
             _ => Purpose::Other,
         }
     }
@@ -222,6 +225,13 @@ impl CountedStore {
         }
     }
 
+    fn meter(&self, name: &str, class: Class) -> Meter {
+        Meter {
+            ledger: self.ledger.clone(),
+            purpose: self.purpose.unwrap_or_else(|| Purpose::of(name, class)),
+        }
+    }
+
     /// Makes a request of the inner store. `bytes` go up, and as many come down as `down` finds in the answer.
     async fn counted<T>(
         &self,
@@ -231,11 +241,7 @@ impl CountedStore {
         down: impl Fn(&T) -> u64,
         request: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
-        let purpose = self.purpose.unwrap_or_else(|| Purpose::of(name, class));
-        let meter = Meter {
-            ledger: self.ledger.clone(),
-            purpose,
-        };
+        let meter = self.meter(name, class);
         let modelled = !self.inner.reports_requests();
         let request = async {
             if !modelled {
@@ -346,6 +352,28 @@ impl ReplicaStore for CountedStore {
             .await
     }
 
+    async fn set_tier(&self, name: &ObjectName, tier: Tier) -> Result<TierSet, StoreError> {
+        let request = self.inner.set_tier(name, tier);
+        if self.inner.reports_requests() {
+            return self
+                .counted(name.as_str(), Class::Write, 0, nothing, request)
+                .await;
+        }
+        let request = async {
+            // A store without tiers is not asked.
+            let sending = sending(Class::Write, 0);
+            let answer = request.await;
+            match &answer {
+                Ok(TierSet::Set) => drop(sending),
+                Ok(TierSet::Unsupported) => sending.not_made(),
+                Err(error) => sending.failed(error),
+            }
+            answer
+        };
+        let meter = self.meter(name.as_str(), Class::Write);
+        METER.scope(meter, request).await
+    }
+
     async fn tidy(&self, before: SystemTime) -> Result<(), StoreError> {
         let meter = Meter {
             ledger: self.ledger.clone(),
@@ -423,9 +451,10 @@ mod tests {
         store.get_range(&chunk, 1..1).await.unwrap();
         store.size(&name("blobs/did:web:x/cid")).await.unwrap();
         store.list("wal/", None, 10).await.unwrap();
+        store.set_tier(&chunk, Tier::Cool).await.unwrap();
         store.delete(&chunk).await.unwrap();
         let of = |class, purpose| ledger.requests(class, purpose);
-        assert_eq!(of(Class::Write, Purpose::Chunk), 1);
+        assert_eq!(of(Class::Write, Purpose::Chunk), 2);
         assert_eq!(of(Class::Read, Purpose::Chunk), 2);
         assert_eq!(of(Class::Read, Purpose::Drill), 1);
         assert_eq!(of(Class::Read, Purpose::Blob), 1);

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{Created, ObjectMeta, ObjectName, ReplicaStore, StoreError, Swap, Tag};
+use super::{Created, ObjectMeta, ObjectName, ReplicaStore, StoreError, Swap, Tag, Tier, TierSet};
 
 /// Any store, with latency added to each request before it is made.
 #[derive(Debug)]
@@ -87,6 +87,11 @@ impl<S: ReplicaStore> ReplicaStore for DelayedStore<S> {
     async fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
         self.travel().await;
         self.inner.delete(name).await
+    }
+
+    async fn set_tier(&self, name: &ObjectName, tier: Tier) -> Result<TierSet, StoreError> {
+        self.travel().await;
+        self.inner.set_tier(name, tier).await
     }
 
     async fn tidy(&self, before: SystemTime) -> Result<(), StoreError> {

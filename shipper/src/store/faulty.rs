@@ -11,7 +11,7 @@ use engine::clock::{Entropy, SeededEntropy};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
-use super::{Created, ObjectMeta, ObjectName, ReplicaStore, StoreError, Swap, Tag};
+use super::{Created, ObjectMeta, ObjectName, ReplicaStore, StoreError, Swap, Tag, Tier, TierSet};
 
 /// The verbs of [`ReplicaStore`] that reach the store; `get_to_file` counts as `Size` and `GetRange`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -34,6 +34,8 @@ pub enum Verb {
     Swap,
     /// `delete`
     Delete,
+    /// `set_tier`
+    SetTier,
 }
 
 /// What a store may answer instead of the truth.
@@ -366,6 +368,12 @@ impl<S: ReplicaStore> ReplicaStore for FaultyStore<S> {
     async fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
         let request = self.inner.delete(name);
         self.through(Verb::Delete, name.as_str(), condition(name.as_str()), request)
+            .await
+    }
+
+    async fn set_tier(&self, name: &ObjectName, tier: Tier) -> Result<TierSet, StoreError> {
+        let request = self.inner.set_tier(name, tier);
+        self.through(Verb::SetTier, name.as_str(), condition(name.as_str()), request)
             .await
     }
 

@@ -10,8 +10,8 @@ use parking_lot::Mutex;
 
 use super::swap::check_swap;
 use super::{
-    Created, ObjectMeta, ObjectName, ReplicaStore, StoreError, Swap, Tag, check_limit, check_size,
-    local_file, slice,
+    Created, ObjectMeta, ObjectName, ReplicaStore, StoreError, Swap, Tag, Tier, TierSet, check_limit,
+    check_size, local_file, slice,
 };
 
 /// Objects in a map; gone with the process.
@@ -24,12 +24,15 @@ pub struct MemoryStore {
 struct Objects {
     /// Each with the number of the write that made it, which is its tag.
     by_name: BTreeMap<ObjectName, (Bytes, u64)>,
+    /// Those that are not hot.
+    tiers: BTreeMap<ObjectName, Tier>,
     writes: u64,
 }
 
 impl Objects {
     fn put(&mut self, name: &ObjectName, bytes: Bytes) -> u64 {
         self.writes += 1;
+        self.tiers.remove(name);
         self.by_name.insert(name.clone(), (bytes, self.writes));
         self.writes
     }
@@ -46,6 +49,13 @@ impl MemoryStore {
     #[must_use]
     pub fn names(&self) -> Vec<ObjectName> {
         self.objects.lock().by_name.keys().cloned().collect()
+    }
+
+    /// Where an object is kept.
+    #[must_use]
+    pub fn tier(&self, name: &ObjectName) -> Tier {
+        let objects = self.objects.lock();
+        objects.tiers.get(name).copied().unwrap_or(Tier::Hot)
     }
 
     /// Puts `bytes` in the place of whatever `name` held: damage, or a rival that breaks the rules, for tests.
@@ -148,8 +158,16 @@ impl ReplicaStore for MemoryStore {
     }
 
     async fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
-        self.objects.lock().by_name.remove(name);
+        let mut objects = self.objects.lock();
+        objects.by_name.remove(name);
+        objects.tiers.remove(name);
         Ok(())
+    }
+
+    async fn set_tier(&self, name: &ObjectName, tier: Tier) -> Result<TierSet, StoreError> {
+        self.find(name)?;
+        self.objects.lock().tiers.insert(name.clone(), tier);
+        Ok(TierSet::Set)
     }
 
     fn describe(&self) -> String {

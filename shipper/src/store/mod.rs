@@ -63,6 +63,38 @@ pub enum Created {
     Exists,
 }
 
+/// How an object is kept and charged for. In all of them it is read at once, from the first on for ever less storage and ever more reading.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Tier {
+    /// As it is created.
+    Hot,
+    /// Read seldom, kept for a month at least.
+    Cool,
+    /// Read hardly ever, kept for three months at least.
+    Cold,
+}
+
+impl Tier {
+    /// The word for it in metrics.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Tier::Hot => "hot",
+            Tier::Cool => "cool",
+            Tier::Cold => "cold",
+        }
+    }
+}
+
+/// What became of a change of tier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TierSet {
+    /// The object is in that tier.
+    Set,
+    /// The store has no tiers that could be set; nothing was done.
+    Unsupported,
+}
+
 /// An object as a listing shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ObjectMeta {
@@ -149,6 +181,14 @@ pub trait ReplicaStore: Send + Sync + 'static {
     /// # Errors
     /// The store cannot be written.
     async fn delete(&self, name: &ObjectName) -> Result<(), StoreError>;
+
+    /// Keeps the object in `tier` from now on. Its bytes and the ways to read them stay the same. May be repeated freely.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`], or the store cannot be written.
+    async fn set_tier(&self, _name: &ObjectName, _tier: Tier) -> Result<TierSet, StoreError> {
+        Ok(TierSet::Unsupported)
+    }
 
     /// Removes what crashed writers have left that is no object, if it was written to last before `before`.
     ///
@@ -314,6 +354,10 @@ impl<S: ReplicaStore + ?Sized> ReplicaStore for Arc<S> {
 
     async fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
         (**self).delete(name).await
+    }
+
+    async fn set_tier(&self, name: &ObjectName, tier: Tier) -> Result<TierSet, StoreError> {
+        (**self).set_tier(name, tier).await
     }
 
     async fn tidy(&self, before: SystemTime) -> Result<(), StoreError> {

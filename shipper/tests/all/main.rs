@@ -7,6 +7,7 @@
     reason = "a failing test is meant to stop"
 )]
 
+mod ageing;
 mod common;
 mod compaction;
 mod cost;

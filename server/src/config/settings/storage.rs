@@ -232,7 +232,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         "PDS_REPLICA_PRICES",
         List,
         "list prices of Azure hot LRS, of Amazon S3 Standard for a bucket; nothing for a directory",
-        "US dollars for the projected cost: `write=`, `list=`, `read=`, `delete=` a million requests, `stored=` a GiB and month, `up=`, `down=` a GiB; what is not named keeps its default",
+        "US dollars for the projected cost: `write=`, `list=`, `read=`, `delete=` a million requests, `stored=`, `cool_stored=`, `cold_stored=` a GiB and month, `cool_retrieved=`, `cold_retrieved=`, `up=`, `down=` a GiB; what is not named keeps its default",
     ),
     // Servers that come after each other.
     ours(
@@ -393,6 +393,18 @@ pub(super) const SETTINGS: &[Setting] = &[
         Number,
         "7",
         "days back to any moment of which the replica can be restored: so long it keeps what compactions replace; 0 keeps nothing",
+    ),
+    ours(
+        "PDS_REPLICA_COOL_AFTER_DAYS",
+        Number,
+        "0",
+        "age at which segments of the log go to the cool tier of an Azure replica; 0: never, else at least 30. It seldom pays: docs/cost.md",
+    ),
+    ours(
+        "PDS_REPLICA_COLD_AFTER_DAYS",
+        Number,
+        "0",
+        "age at which segments of the log go to the cold tier of an Azure replica; 0: never, else at least 90, and 30 more than for the cool tier. It seldom pays: docs/cost.md",
     ),
     ours(
         "PDS_REPO_CACHE_BYTES",

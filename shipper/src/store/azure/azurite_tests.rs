@@ -169,6 +169,14 @@ async fn every_request_to_azurite_is_counted_and_no_other() {
     assert_eq!(of(Class::Read), 3, "what is not found is asked all the same");
     assert_eq!(store.list("", None, 10).await.unwrap().len(), 2);
     assert_eq!(of(Class::List), 1);
+    let uncounted = AzureStore::new(&azurite.config("counted")).unwrap();
+    for (n, tier) in [Tier::Cool, Tier::Cold].into_iter().enumerate() {
+        assert_eq!(store.set_tier(&large, tier).await, Ok(TierSet::Set));
+        assert_eq!(of(Class::Write), 6 + n as u64);
+        let properties = uncounted.blob(&large).get_properties(None).await.unwrap();
+        let there = properties.access_tier().unwrap().map(|word| word.to_lowercase());
+        assert_eq!(there.as_deref(), Some(tier.word()));
+    }
     store.delete(&small).await.unwrap();
     assert_eq!(of(Class::Delete), 1);
     azurite.stop().await;

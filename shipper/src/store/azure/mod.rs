@@ -31,8 +31,9 @@ use azure_identity::{
     ManagedIdentityCredential, ManagedIdentityCredentialOptions, UserAssignedId, WorkloadIdentityCredential,
 };
 use azure_storage_blob::models::{
-    BlobClientDownloadOptions, BlobClientGetPropertiesResultHeaders, BlobContainerClientListBlobsOptions,
-    BlockBlobClientCommitBlockListOptions, BlockBlobClientUploadOptions, BlockLookupList,
+    AccessTier, BlobClientDownloadOptions, BlobClientGetPropertiesResultHeaders,
+    BlobContainerClientListBlobsOptions, BlockBlobClientCommitBlockListOptions, BlockBlobClientUploadOptions,
+    BlockLookupList,
 };
 use azure_storage_blob::{BlobClient, BlobContainerClient, BlobContainerClientOptions};
 use bytes::{Bytes, BytesMut};
@@ -44,8 +45,8 @@ use super::counted::{Class, sending};
 use super::swap::{check_swap, no_tag};
 use super::transport::{self, SILENCE_TIMEOUT};
 use super::{
-    Created, ObjectMeta, ObjectName, ReplicaStore, RetryPolicy, StoreError, Swap, Tag, check_limit,
-    check_size, local_file, out_of_range, retry,
+    Created, ObjectMeta, ObjectName, ReplicaStore, RetryPolicy, StoreError, Swap, Tag, Tier, TierSet,
+    check_limit, check_size, local_file, out_of_range, retry,
 };
 
 /// The time for all tries of one staged block.
@@ -530,6 +531,24 @@ impl ReplicaStore for AzureStore {
                 StoreError::NotFound { object } if object == name.as_str() => Ok(()),
                 failure => Err(failure),
             },
+        }
+    }
+
+    async fn set_tier(&self, name: &ObjectName, tier: Tier) -> Result<TierSet, StoreError> {
+        let access_tier = match tier {
+            Tier::Hot => AccessTier::Hot,
+            Tier::Cool => AccessTier::Cool,
+            Tier::Cold => AccessTier::Cold,
+        };
+        let client = self.blob(name);
+        let request = Box::pin(client.set_tier(access_tier, None));
+        match self.billed(Class::Write, 0, request).await? {
+            Ok(_) => Ok(TierSet::Set),
+            // Premium accounts have none.
+            Err(error) if code(&error) == Some("BlobAccessTierNotSupportedForAccountType") => {
+                Ok(TierSet::Unsupported)
+            }
+            Err(error) => Err(self.failure(&error, name)),
         }
     }
 

@@ -110,18 +110,30 @@ impl ReplicaState {
         Epoch(self.end.epoch.0.max(self.manifest.epoch).max(above.0)).next()
     }
 
-    /// What [`plan::decide_start`] needs; `known_writers` are the identities that this data directory has used.
+    /// What [`plan::decide_start`] needs; `known_writers` are the identities that this data directory has used, `local_epoch` is
+    /// that of its log's last frame.
     #[must_use]
-    pub fn facts(&self, known_writers: &[WriterId]) -> ReplicaFacts {
+    pub fn facts(&self, known_writers: &[WriterId], local_epoch: Epoch) -> ReplicaFacts {
+        let mut since = self.fences().filter(|fence| fence.epoch > local_epoch);
         ReplicaFacts {
             log_id: self.log_id,
             last_lsn: self.end.last_lsn,
             epoch: self.end.epoch,
-            reign_is_ours: self
-                .end
-                .writer
-                .is_some_and(|writer| known_writers.contains(&writer)),
+            nobody_since: self.is_held_by(known_writers)
+                && since.all(|fence| known_writers.contains(&fence.writer_id)),
         }
+    }
+
+    /// Whether one of these began the last reign.
+    pub(crate) fn is_held_by(&self, writers: &[WriterId]) -> bool {
+        self.end.writer.is_some_and(|writer| writers.contains(&writer))
+    }
+
+    /// The reigns that began behind the chain's last frame, the last one first. No manifest covers these.
+    pub(crate) fn fences(&self) -> impl Iterator<Item = &ChunkHeader> {
+        let marks = self.chain.iter().rev();
+        let marks = marks.take_while(|chunk| chunk.kind != ChunkKind::Data);
+        marks.filter(|chunk| chunk.kind == ChunkKind::Fence)
     }
 
     /// The newest chunk with frames that no segment covers.

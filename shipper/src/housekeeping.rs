@@ -11,6 +11,7 @@
 //!
 //! The check before the deletions matters because create-if-absent forgets the names of deleted objects: a writer that
 //! slept long enough could create a generation that was deleted meanwhile. It then sees a higher one and deletes nothing.
+//! The deletions may come however late after it: a manifest that was the newest once has only descendants behind it.
 
 mod ageing;
 mod doomed;
@@ -187,7 +188,7 @@ impl Housekeeper {
                     what,
                 });
             }
-            let entry = self.ship_segment(&segment).await?;
+            let entry = self.ship_segment(&segment, false).await?;
             self.publish(|manifest| {
                 if manifest.covered_lsn() == Lsn::saturating(entry.prev) {
                     manifest.segments.push(entry.clone());
@@ -210,7 +211,7 @@ impl Housekeeper {
         );
         let mut entries = Vec::with_capacity(segments.len());
         for segment in &segments {
-            entries.push(self.ship_segment(segment).await?);
+            entries.push(self.ship_segment(segment, true).await?);
         }
         self.publish(|manifest| {
             if compacted::replace(&mut manifest.segments, &entries) {
@@ -235,12 +236,14 @@ impl Housekeeper {
         }
     }
 
-    async fn ship_segment(&self, segment: &SegmentInfo) -> Result<SegmentEntry, Trouble> {
+    /// `again`: what it tells is covered already.
+    async fn ship_segment(&self, segment: &SegmentInfo, again: bool) -> Result<SegmentEntry, Trouble> {
         let packed = self.pack(segment).await?;
-        let mut object = match segment.compaction {
-            0 => names::segment_object(segment.base),
-            // Its base is below what the manifest covers already: the epoch tells whoever sweeps that it is young.
-            _ => names::segment_object_of_epoch(segment.base, self.shared.claim.epoch),
+        let mut object = match again || segment.compaction > 0 {
+            false => names::segment_object(segment.base),
+            // Its base is below what the manifest covers already: the epoch tells whoever sweeps that it is young. And an earlier
+            // writer that has compacted it may still be deleting its first object.
+            true => names::segment_object_of_epoch(segment.base, self.shared.claim.epoch),
         };
         let mut there = self
             .create_segment(&object, packed.file.path(), &packed.summary)

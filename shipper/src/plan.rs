@@ -154,8 +154,8 @@ pub struct ReplicaFacts {
     pub last_lsn: Lsn,
     /// The newest reign.
     pub epoch: Epoch,
-    /// That reign began on this very data directory: nobody else wrote since this log was last shipped.
-    pub reign_is_ours: bool,
+    /// Every reign since that of the local log's last frame began on this very data directory.
+    pub nobody_since: bool,
 }
 
 /// How the replica's newest frames compare with the local log.
@@ -204,7 +204,7 @@ pub enum Refusal {
 
 /// What a start does with what it finds.
 ///
-/// | local | replica | tail | more here | reign | decision |
+/// | local | replica | tail | more here | reigns since | decision |
 /// |---|---|---|---|---|---|
 /// | – | – | | | | fresh |
 /// | yes | – | | | | continue, ship all |
@@ -214,6 +214,7 @@ pub enum Refusal {
 /// | yes | yes | prefix | no | any | continue |
 /// | yes | yes | prefix | yes | ours | continue, ship the rest |
 /// | yes | yes | prefix | yes | another's | restore: what was not shipped before the fence is void |
+/// | yes | yes | prefix | yes | another's, then ours | the same: that start crashed before it set the tail aside |
 /// | yes | yes | diverged | | | restore |
 #[must_use]
 pub fn decide_start(
@@ -237,7 +238,7 @@ pub fn decide_start(
         (Some(local), Some(replica)) => {
             let has_more = local.last_lsn > replica.last_lsn;
             let nobody_since =
-                replica.last_lsn == Lsn::ZERO || replica.reign_is_ours || replica.epoch <= local.last_epoch;
+                replica.last_lsn == Lsn::ZERO || replica.nobody_since || replica.epoch <= local.last_epoch;
             match overlap {
                 Overlap::Prefix if !has_more || nobody_since => StartDecision::ContinueLocal {
                     ship_from: replica.last_lsn,

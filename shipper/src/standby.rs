@@ -47,8 +47,7 @@ pub async fn holder(store: &Arc<dyn ReplicaStore>, options: &StartOptions) -> Re
     let Some(replica) = fence::survey(store, options.request_timeout).await? else {
         return Ok(Holder::Nobody);
     };
-    let facts = replica.facts(&known);
-    if replica.end.handed_over || facts.reign_is_ours || replica.end.is_untouched() {
+    if replica.end.handed_over || replica.is_held_by(&known) || replica.end.is_untouched() {
         return Ok(Holder::Nobody);
     }
     Ok(Holder::Another {

@@ -3,7 +3,7 @@
 //! | crash after | leaves | and the next start |
 //! |---|---|---|
 //! | our identity is written | an unused identity | adds its own |
-//! | the claim | an empty reign | recognises it as its own by the identity, and claims anew |
+//! | the claim | an empty reign | recognises it as its own by the identity, decides by the reign before it, and claims anew |
 //! | setting aside | no local log | restores |
 //! | a part of the restore | the marker | cleans and restores |
 //!
@@ -143,9 +143,14 @@ pub async fn begin(store: &Arc<dyn ReplicaStore>, options: &StartOptions) -> Res
     }
 
     let writer_id = WriterId::random(&*options.entropy).map_err(local(data_dir))?;
-    let last_writer = replica.as_ref().and_then(|replica| replica.end.writer);
-    let ours = last_writer.filter(|last| known.contains(last));
-    write_writers(data_dir, ours.into_iter().chain([writer_id]))?;
+    // Those that the next start asks about: see `ReplicaFacts::nobody_since`.
+    let asked = replica.iter().flat_map(|replica| {
+        let fences = replica.fences().map(|fence| fence.writer_id);
+        fences.chain(replica.end.writer)
+    });
+    let asked: Vec<WriterId> = asked.collect();
+    let ours = known.iter().copied().filter(|writer| asked.contains(writer));
+    write_writers(data_dir, ours.chain([writer_id]))?;
     let log_id = match (
         replica.as_ref().map(|r| r.log_id),
         here.as_ref().and_then(Recovered::log_id),
@@ -171,6 +176,7 @@ pub async fn begin(store: &Arc<dyn ReplicaStore>, options: &StartOptions) -> Res
         Some(claim) => {
             let mut state = claim.replica.clone();
             state.end = claim.before;
+            state.chain.retain(|chunk| chunk.ordinal < claim.ordinal);
             decide(here.as_ref(), Some(&state), &known)?
         }
     };
@@ -264,7 +270,8 @@ pub(crate) fn decide(
         _ => Overlap::Prefix,
     };
     let facts_here = here.and_then(facts);
-    let facts_there = replica.map(|replica| replica.facts(known));
+    let local_epoch = facts_here.as_ref().map_or(Epoch::ZERO, |here| here.last_epoch);
+    let facts_there = replica.map(|replica| replica.facts(known, local_epoch));
     Ok(plan::decide_start(
         facts_here.as_ref(),
         facts_there.as_ref(),

@@ -82,7 +82,10 @@ impl Housekeeper {
         let requests = &self.shared.requests;
         let newest = fence::newest_generation(requests, self.manifest.generation()).await?;
         if newest.is_some() {
-            // The next publication finds out whose it is.
+            // This only spares requests: the sweep would do no harm. Ours was the newest once, so every later one descends from
+            // it, and nothing that a descendant names anew is found: its segments begin behind what ours covers or bear a later
+            // epoch, as its checkpoints do, and its chunks lie behind those that ours covers. A look could not make the deletions
+            // safe that come after it anyway. The next publication finds out whose it is.
             self.published = false;
             return Ok(());
         }

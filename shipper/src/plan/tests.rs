@@ -100,11 +100,11 @@ fn the_start_table_holds_row_by_row() {
         last_lsn: lsn(last),
         last_epoch: Epoch(4),
     };
-    let replica = |last, epoch, reign_is_ours| ReplicaFacts {
+    let replica = |last, epoch, nobody_since| ReplicaFacts {
         log_id: LOG,
         last_lsn: lsn(last),
         epoch: Epoch(epoch),
-        reign_is_ours,
+        nobody_since,
     };
     let other = ReplicaFacts {
         log_id: LogId([2; 16]),

@@ -1,6 +1,6 @@
 //! What becomes of the requests that are on their way.
 
-use super::net::{Answer, Message, brief, lost, refused};
+use super::net::{Answer, Ask, Message, brief, lost, refused};
 use super::process::Stage;
 use super::world::World;
 
@@ -9,6 +9,10 @@ impl World {
     pub fn network(&mut self, healed: bool) {
         let mut pending = std::mem::take(&mut *self.net.pending.lock());
         pending.sort_by(|a, b| a.order().cmp(&b.order()));
+        self.ambush(&mut pending);
+        if healed {
+            pending.iter_mut().for_each(|message| message.held_until = 0);
+        }
         if healed || self.dice.chance(self.mood.calm) {
             self.calm(&mut pending);
         } else {
@@ -16,6 +20,32 @@ impl World {
         }
         self.orphans(&mut pending, healed);
         self.net.pending.lock().append(&mut pending);
+    }
+
+    /// Some requests on which much depends stay on their way for long, while everybody else goes on: the fence of a claimant beside a
+    /// writer, and a manifest.
+    fn ambush(&mut self, pending: &mut [Message]) {
+        for message in pending.iter_mut().filter(|message| message.sent == self.turn) {
+            let Ask::Create(name, _) = &message.ask else {
+                continue;
+            };
+            let claims = matches!(self.stage(message.who), Some(Stage::Starting | Stage::Claiming));
+            let is_fence =
+                claims && name.as_str().starts_with("wal/") && self.machines.iter().any(World::writes);
+            let is_manifest = name.as_str().starts_with("manifest/");
+            let chance = match is_fence {
+                true => self.mood.ambushes * 4,
+                false => self.mood.ambushes,
+            };
+            if (is_fence || is_manifest) && self.dice.chance(chance) {
+                message.held_until = self.turn + 10 + self.dice.below(70);
+                self.count(if is_fence {
+                    "fences long on their way"
+                } else {
+                    "manifests long on their way"
+                });
+            }
+        }
     }
 
     fn is_paused(&self, who: (usize, u32)) -> bool {
@@ -38,6 +68,7 @@ impl World {
             let all = matches!(stage, Some(Stage::Starting | Stage::Claiming)) && !pending[at].ask.changes();
             let turn_is_over = served.contains(&who) && !all;
             if pending[at].is_orphan()
+                || pending[at].held_until > self.turn
                 || turn_is_over
                 || self.is_paused(who)
                 || self.machines[who.0].split.is_some()
@@ -54,7 +85,7 @@ impl World {
     fn answer(&mut self, message: &mut Message) {
         let answer = match message.answer.take() {
             Some(held) => held,
-            None => self.net.carry_out(message.who, &message.ask),
+            None => self.net.carry_out(message),
         };
         self.tell(message, "answered", answer);
     }
@@ -74,7 +105,7 @@ impl World {
 
     /// Carries a request out and keeps the answer back.
     fn effect(&mut self, message: &mut Message) {
-        let answer = self.net.carry_out(message.who, &message.ask);
+        let answer = self.net.carry_out(message);
         self.note(|| {
             let who = message.who;
             format!(
@@ -98,7 +129,7 @@ impl World {
             let at = self.dice.below(pending.len() as u64) as usize;
             let who = pending[at].who;
             let (is_held, changes) = (pending[at].answer.is_some(), pending[at].ask.changes());
-            if pending[at].is_orphan() {
+            if pending[at].is_orphan() || pending[at].held_until > self.turn {
                 continue;
             }
             if self.is_paused(who) {

@@ -19,6 +19,8 @@ use super::net::{Answer, Ask, Told};
 /// A chunk as it was when its name was first used.
 struct Chunk {
     header: ChunkHeader,
+    /// Who sent it: the machine, and its process's how manieth life.
+    who: (usize, u32),
     object: Bytes,
     /// Its place in the order of effects.
     effect: u64,
@@ -40,6 +42,8 @@ pub struct Model {
     claims: BTreeMap<u64, (Epoch, WriterId)>,
     epochs: BTreeSet<Epoch>,
     newest: u64,
+    /// The turn in which a process published a manifest under a name of before, until it has published the newest.
+    outdated: BTreeMap<(usize, u32), u64>,
     pub counts: BTreeMap<&'static str, u64>,
     pub violations: Vec<String>,
 }
@@ -68,8 +72,16 @@ impl Model {
     }
 
     /// What is about to be done at the store.
-    pub fn before(&mut self, who: (usize, u32), ask: &Ask, store: &MemoryStore) {
+    pub fn before(&mut self, who: (usize, u32), ask: &Ask, sent: u64, store: &MemoryStore) {
         let Ask::Delete(name) = ask else { return };
+        let is_housekeeping = ["wal/", "seg/", "ckpt/", "manifest/"]
+            .iter()
+            .any(|prefix| name.as_str().starts_with(prefix));
+        if is_housekeeping && self.outdated.get(&who).is_some_and(|turn| *turn < sent) {
+            self.violation(format!(
+                "{who:?} deletes {name} by a manifest that was not the newest when it was published"
+            ));
+        }
         if peek(store, name).is_none() {
             return;
         }
@@ -95,11 +107,11 @@ impl Model {
     }
 
     /// What was done.
-    pub fn after(&mut self, who: (usize, u32), ask: &Ask, answer: &Answer, store: &MemoryStore) {
+    pub fn after(&mut self, who: (usize, u32), ask: &Ask, answer: &Answer, turn: u64, store: &MemoryStore) {
         self.effects += 1;
         match (ask, answer) {
             (Ask::Create(name, bytes), Ok(Told::Created(Created::Created))) => {
-                self.created(who, name, bytes, store);
+                self.created(who, name, bytes, turn, store);
             }
             (Ask::Delete(name), Ok(_)) if !name.as_str().starts_with("handover/") => {
                 self.restorable(&format!("after {who:?} deleted {name}"), store);
@@ -108,7 +120,14 @@ impl Model {
         }
     }
 
-    fn created(&mut self, who: (usize, u32), name: &ObjectName, bytes: &Bytes, store: &MemoryStore) {
+    fn created(
+        &mut self,
+        who: (usize, u32),
+        name: &ObjectName,
+        bytes: &Bytes,
+        turn: u64,
+        store: &MemoryStore,
+    ) {
         let text = name.as_str();
         if let Some(ordinal) = Ordinal::from_object_name(text) {
             self.created_chunk(who, ordinal, bytes);
@@ -116,6 +135,9 @@ impl Model {
             self.count("manifests");
             if generation.0 <= self.newest {
                 self.count("manifests under a name of before");
+                self.outdated.insert(who, turn);
+            } else {
+                self.outdated.remove(&who);
             }
             self.newest = self.newest.max(generation.0);
             self.restorable(&format!("after {who:?} published {name}"), store);
@@ -136,10 +158,14 @@ impl Model {
         };
         if self.chunks.contains_key(&ordinal.0) {
             // Its name is free again: the store forgets what it deletes. It must not come to count.
-            return self.count("chunks under a name of before");
+            return self.count(match header.kind {
+                ChunkKind::Fence => "fences under a name of before",
+                _ => "chunks under a name of before",
+            });
         }
         let chunk = Chunk {
             header,
+            who,
             object: bytes.clone(),
             effect: self.effects,
         };
@@ -192,7 +218,36 @@ impl Model {
                 ChunkKind::Fence => self.count("fences"),
                 ChunkKind::HandOver => self.count("hand-over marks"),
             }
-            self.add_frames(&Bytes::from(raw));
+            let raw = Bytes::from(raw);
+            self.has_no_void_frames(&header, &raw);
+            self.add_frames(&raw);
+        }
+    }
+
+    /// What a reign before had not shipped when another machine began the next one is void, also if that one shipped nothing.
+    fn has_no_void_frames(&mut self, header: &ChunkHeader, raw: &Bytes) {
+        let frames = frames_in(raw).map_while(Result::ok);
+        let Some(oldest) = frames.map(|(_, frame)| frame.header.epoch).min() else {
+            return;
+        };
+        let Some(machine) = self.chunks.get(&header.ordinal.0).map(|chunk| chunk.who.0) else {
+            return;
+        };
+        let mut last_lsn = Lsn::ZERO;
+        for (at, _, last) in &self.chain {
+            // Before the first frame in the replica nothing of anybody's counted.
+            let counts = std::mem::replace(&mut last_lsn, *last) > Lsn::ZERO;
+            let Some(fence) = self.chunks.get(at) else {
+                continue;
+            };
+            let is_between = fence.header.kind == ChunkKind::Fence && fence.header.epoch > oldest;
+            if counts && is_between && fence.who.0 != machine {
+                let (by, reign) = (fence.who, fence.header.epoch);
+                return self.violation(format!(
+                    "chunk {} of machine {machine} has a frame of epoch {oldest}, and {by:?} began reign {reign} since",
+                    header.ordinal
+                ));
+            }
         }
     }
 
@@ -291,6 +346,16 @@ impl Model {
             self.violation(format!(
                 "two claims of {} or epoch {}",
                 claim.ordinal, claim.epoch
+            ));
+        }
+    }
+
+    /// A start found that the chain went on behind its claim: that must have been a claim.
+    pub fn overtaken(&mut self, who: (usize, u32)) {
+        let mut in_chain = self.chain.iter().filter_map(|(at, ..)| self.chunks.get(at));
+        if !in_chain.any(|chunk| chunk.who == who && chunk.header.kind == ChunkKind::Fence) {
+            self.violation(format!(
+                "{who:?} took a fence for its own that is not in the chain"
             ));
         }
     }

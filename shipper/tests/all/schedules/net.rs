@@ -109,6 +109,8 @@ pub struct Message {
     reply: Option<oneshot::Sender<Answer>>,
     /// Carried out, and the answer has not arrived.
     pub answer: Option<Answer>,
+    /// Before this turn nothing becomes of it.
+    pub held_until: u64,
 }
 
 impl Message {
@@ -170,8 +172,9 @@ impl Net {
     }
 
     /// Does at the store what is asked, and looks whether it was right.
-    pub fn carry_out(&self, who: (usize, u32), ask: &Ask) -> Answer {
-        let answer = self.do_it(who, ask);
+    pub fn carry_out(&self, message: &Message) -> Answer {
+        let ask = &message.ask;
+        let answer = self.do_it(message);
         match (self.lie, ask, &answer) {
             (Some(Lie::TwoWinners), Ask::Create(name, _), Ok(Told::Created(Created::Exists)))
                 if is_chunk(name) =>
@@ -191,7 +194,8 @@ impl Net {
         }
     }
 
-    fn do_it(&self, who: (usize, u32), ask: &Ask) -> Answer {
+    fn do_it(&self, message: &Message) -> Answer {
+        let (who, ask) = (message.who, &message.ask);
         let is_lost = |name: &ObjectName| match self.lie {
             Some(Lie::LosesChunks) => is_chunk(name) && name.as_str().ends_with('7'),
             Some(Lie::LosesSegments) => name.as_str().starts_with("seg/"),
@@ -200,7 +204,7 @@ impl Net {
         let store = &*self.store;
         // A store in memory never waits.
         let now = "a store in memory answers at once";
-        self.model.lock().before(who, ask, store);
+        self.model.lock().before(who, ask, message.sent, store);
         let answer = match ask {
             Ask::Create(name, _) if is_lost(name) => return Ok(Told::Created(Created::Created)),
             Ask::Create(name, bytes) => {
@@ -238,7 +242,8 @@ impl Net {
                 read.map(Told::Tagged)
             }
         };
-        self.model.lock().after(who, ask, &answer, store);
+        let turn = self.turn.lock().0;
+        self.model.lock().after(who, ask, &answer, turn, store);
         answer
     }
 }
@@ -282,6 +287,7 @@ impl Door {
                 sent: turn.0,
                 reply: Some(reply),
                 answer: None,
+                held_until: 0,
             });
         }
         answer.await.unwrap_or_else(|_| Err(lost()))

@@ -289,7 +289,10 @@ impl Life {
         match error {
             StartError::Claim(ClaimError::ForeignLog { .. }) => "starts that lost the first log",
             StartError::Claim(ClaimError::Contended) => "starts that were overtaken",
-            StartError::Incomplete { .. } => "starts that were fenced meanwhile",
+            StartError::Incomplete { .. } => {
+                self.net.model.lock().overtaken(self.who);
+                "starts that were fenced meanwhile"
+            }
             StartError::Restore(RestoreError::MovingTarget) => "restores of a moving target",
             other => {
                 self.violation(&format!("a start failed: {other:?}"));

@@ -10,7 +10,7 @@ use shipper::ship::ShipConfig;
 use shipper::store::ReplicaStore;
 use tempfile::TempDir;
 
-use super::net::{Lie, Net};
+use super::net::{Lie, Message, Net};
 use super::process::{FOR_EVER, Life, Setup, Stage, at_once, frames, settle};
 use crate::common::{group, restore_to, storage};
 
@@ -65,6 +65,8 @@ pub struct Mood {
     pub calm: u64,
     /// Chance of a fault for a request in another turn.
     pub faults: u64,
+    /// Chance that a fence or a manifest is long on its way.
+    pub ambushes: u64,
     pauses: u64,
     splits: u64,
     crashes: u64,
@@ -77,7 +79,7 @@ pub struct World {
     pub net: Arc<Net>,
     pub machines: Vec<Machine>,
     pub mood: Mood,
-    turn: u64,
+    pub turn: u64,
     groups: u64,
     dir: TempDir,
     trace: Option<Vec<String>>,
@@ -117,6 +119,7 @@ impl World {
             events: dice.of(&[15, 30, 50]),
             calm: dice.of(&[30, 60, 90]),
             faults: dice.of(&[0, 10, 30, 60]),
+            ambushes: dice.of(&[0, 20, 30, 40]),
             pauses: dice.of(&[0, 4, 12]),
             splits: dice.of(&[0, 3, 8]),
             crashes: dice.of(&[1, 3, 8]),
@@ -283,6 +286,11 @@ impl World {
     }
 
     async fn event(&mut self) {
+        // What is long on its way is of interest if much happens meanwhile.
+        let held = |message: &Message| message.held_until > self.turn;
+        if self.net.pending.lock().iter().any(held) && self.dice.chance(40) {
+            return self.append();
+        }
         let mood = &self.mood;
         let weights = [
             60,
@@ -340,7 +348,7 @@ impl World {
         }
     }
 
-    fn writes(machine: &Machine) -> bool {
+    pub fn writes(machine: &Machine) -> bool {
         machine.life.as_ref().is_some_and(|life| {
             let board = life.board.lock();
             board.stage == Stage::Writing && !board.draining && !life.gate.is_shut()
@@ -429,7 +437,7 @@ impl World {
         self.note(|| format!("p{at} crashed, disk lost {disk_lost}"));
     }
 
-    /// A follower asks for the reign, or takes it.
+    /// A follower asks for the reign, or takes it; sometimes two at once.
     fn succession(&mut self) {
         let follows = |machine: &Machine| {
             machine.life.as_ref().is_some_and(|life| {
@@ -437,14 +445,17 @@ impl World {
                 board.stage == Stage::Following && !board.ask && !board.take_over
             })
         };
-        let Some(at) = self.some(follows) else { return };
-        let ask = self.dice.chance(70);
-        if let Some(life) = &self.machines[at].life {
-            let mut board = life.board.lock();
-            (board.ask, board.take_over) = (ask, !ask);
+        let both = self.dice.chance(60);
+        for _ in 0..=u32::from(both) {
+            let Some(at) = self.some(follows) else { return };
+            let ask = self.dice.chance(70);
+            if let Some(life) = &self.machines[at].life {
+                let mut board = life.board.lock();
+                (board.ask, board.take_over) = (ask, !ask);
+            }
+            self.count(if ask { "told to ask" } else { "told to take over" });
+            self.note(|| format!("p{at} is to be the writer, ask {ask}"));
         }
-        self.count(if ask { "told to ask" } else { "told to take over" });
-        self.note(|| format!("p{at} is to be the writer, ask {ask}"));
     }
 
     /// What has ended goes, what is not there begins.

@@ -13,16 +13,18 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::log::{Epoch, FOLLOWING_MARKER, LogId, OpenError, Recovered};
+use engine::log::{Epoch, FOLLOWING_MARKER, LogId, LogReader, OpenError, Recovered};
 
 use crate::fence::{self, Claim, ClaimOptions, ReplicaState};
 use crate::follow::{FollowError, FollowOptions, Tracker};
+use crate::manifest::Manifest;
 use crate::names::WriterId;
 use crate::plan::StartDecision;
 use crate::readers::Announce;
 use crate::restore::{self, CHECKPOINT_DIR, LOG_DIR, RestoreOptions, Restored};
 use crate::start::{self, StartError, StartOptions};
 use crate::store::ReplicaStore;
+use crate::tier;
 
 /// Who has the replica's chain, as far as can be told by reading it.
 #[derive(Clone, Debug)]
@@ -143,6 +145,16 @@ pub async fn begin(
 
 fn compaction(here: &Recovered) -> u32 {
     here.segments().first().map_or(0, |segment| segment.compaction)
+}
+
+/// Tells a log that follows what its replica has by `manifest`, the newest that is known: that may be evicted. True if the log should
+/// be taken from the replica anew: what it has, or has left there, was compacted by the writer. It is still right, but what is away may
+/// be gone, and as a writer's log it would bring back what the replica has got rid of.
+#[must_use]
+pub fn follow_manifest(log: &LogReader, manifest: &Manifest) -> bool {
+    log.in_replica(tier::named(manifest));
+    let compacted = manifest.segments.first().map_or(0, |first| first.compaction) > log.compaction();
+    compacted || !log.away().iter().all(|away| tier::is_named(manifest, away))
 }
 
 /// Claims the chain for the log that follows, under an identity that this directory remembers. Feed what the tracker finds up to

@@ -1,4 +1,8 @@
 //! `pds standby`: follows the writer, serves reads and the firehose, and becomes the writer by command or when there is none.
+//!
+//! When the writer has compacted the log in the replica and has put a checkpoint behind that, the standby begins anew in the same
+//! process: it takes what is there now, most of it by name only. Until then it answers from what it has; what is away and gone from the
+//! replica is answered 503.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,12 +22,22 @@ const ANNOUNCE_EVERY: Duration = Duration::from_secs(20);
 /// How often it looks whether there is a writer, at most.
 const LEASE_LOOK: Duration = Duration::from_secs(15);
 
-/// Follows until it is promoted; yields the claim then. Ends with an error if the replica cannot be followed any more.
+/// Why a standby follows no more.
+pub(super) enum Followed {
+    /// It was told to stop.
+    Stopped,
+    /// It is the writer now.
+    Promoted(Box<Claim>),
+    /// Its log must be taken from the replica anew, and then promoted at once or not.
+    Anew { promote: bool },
+}
+
+/// Follows until it is promoted. Ends with an error if the replica cannot be followed any more.
 pub(super) async fn until_promoted(
     pursuit: &mut Pursuit,
     app: &Arc<App>,
     stop: &CancellationToken,
-) -> Result<Option<Claim>, ServerError> {
+) -> Result<Followed, ServerError> {
     let settings = app.config.succession.clone();
     let store: Arc<dyn ReplicaStore> = pursuit.store.clone();
     let mut command = app.peers.promotion();
@@ -33,6 +47,10 @@ pub(super) async fn until_promoted(
     let id = standby_id(app);
     let why = loop {
         let more = pursuit.step().await?;
+        if !more && pursuit.should_begin_anew() {
+            tracing::info!("the writer has compacted the log; it is taken from the replica anew");
+            return Ok(Followed::Anew { promote: false });
+        }
         let now = Instant::now();
         if now >= lease_due {
             lease_due = now + LEASE_LOOK.min(settings.lease / 6);
@@ -74,14 +92,17 @@ pub(super) async fn until_promoted(
                 }
                 command = app.peers.promotion();
             }
-            () = stop.cancelled() => return Ok(None),
+            () = stop.cancelled() => return Ok(Followed::Stopped),
         }
     };
     let begun = Instant::now();
     tracing::info!(why, "taking over from the writer");
-    let claim = pursuit.take_over().await?;
+    let Some(claim) = pursuit.take_over().await? else {
+        tracing::info!("the writer has compacted the log; it is taken from the replica anew and then led");
+        return Ok(Followed::Anew { promote: true });
+    };
     tracing::info!(ms = millis(begun.elapsed()), "took over");
-    Ok(Some(claim))
+    Ok(Followed::Promoted(Box::new(claim)))
 }
 
 /// A name for this process that tells it from others on the replica.

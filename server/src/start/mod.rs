@@ -2,7 +2,8 @@
 //!
 //! Start: listen (health answers at once) → agree with the replica (look; beside a living writer follow it and ask for the
 //! hand-over; claim, restore) → open log and views (replay) → ship → finish interrupted sign-ups → serve. Stop: take no more requests → drain → ship everything and hand over →
-//! persist the views → end. Whoever fences us, or a failing log, ends the process: it answers errors until it is gone.
+//! persist the views → end. A standby whose log the writer has compacted goes from its
+//! stop to its start in one process. Whoever fences us, or a failing log, ends the process: it answers errors until it is gone.
 
 mod beginning;
 mod checkpoints;
@@ -36,7 +37,7 @@ use crate::listen;
 use crate::service::mail::Mailer;
 use crate::telemetry;
 pub use error::ServerError;
-use running::Running;
+use running::{Running, Served};
 pub use tiering::DiskUse;
 
 /// Serves until a signal or a failure.
@@ -79,36 +80,45 @@ where
     let _file_size = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::from_raw(
         rustix::process::Signal::XFSZ.as_raw(),
     ));
-    let address = SocketAddr::new(config.bind, config.port);
-    let listener = TcpListener::bind(address)
-        .await
-        .map_err(|error| ServerError::io(format!("listen on {address}"), error))?;
-    let port = listener
-        .local_addr()
-        .map_err(|error| ServerError::io("listen", error))?
-        .port();
-    config.port = port;
-    let gate = Gate::default();
-    let http_stop = CancellationToken::new();
-    let http = tokio::spawn({
-        let (gate, limits, http_stop) = (gate.clone(), config.http, http_stop.clone());
-        async move { listen::serve(listener, gate, limits, http_stop).await }
-    });
-    if let Some(file) = config.port_file.clone() {
-        write_port_file(&file, port)?;
+    let (mailer, mut ready, mut lead) = (Arc::new(mailer), Some(ready), false);
+    loop {
+        let address = SocketAddr::new(config.bind, config.port);
+        let listener = TcpListener::bind(address)
+            .await
+            .map_err(|error| ServerError::io(format!("listen on {address}"), error))?;
+        let port = listener
+            .local_addr()
+            .map_err(|error| ServerError::io("listen", error))?
+            .port();
+        config.port = port;
+        let gate = Gate::default();
+        let http_stop = CancellationToken::new();
+        let http = tokio::spawn({
+            let (gate, limits, http_stop) = (gate.clone(), config.http, http_stop.clone());
+            async move { listen::serve(listener, gate, limits, http_stop).await }
+        });
+        if let Some(file) = config.port_file.clone() {
+            write_port_file(&file, port)?;
+        }
+        tracing::info!(%address, port, url = config.public_url(), "listening");
+
+        let started = Instant::now();
+        let mut running = tokio::select! {
+            running = Running::start(Arc::new(config.clone()), mailer.clone(), &gate, lead) => running?,
+            () = stop.cancelled() => return Ok(()),
+        };
+        tracing::info!(ms = millis(started.elapsed()), "serving");
+        if let Some(ready) = ready.take() {
+            ready(running.app.clone()).await?;
+        }
+        match running.serve(&gate, &stop).await {
+            Served::Ended(failure) => return running.stop(failure, http_stop, http).await,
+            Served::Anew { lead: next } => {
+                running.stop(None, http_stop, http).await?;
+                lead = next;
+            }
+        }
     }
-    tracing::info!(%address, port, url = config.public_url(), "listening");
-
-    let started = Instant::now();
-    let mut running = tokio::select! {
-        running = Running::start(Arc::new(config), mailer, &gate) => running?,
-        () = stop.cancelled() => return Ok(()),
-    };
-    tracing::info!(ms = millis(started.elapsed()), "serving");
-    ready(running.app.clone()).await?;
-
-    let failure = running.serve(&gate, &stop).await;
-    running.stop(failure, http_stop, http).await
 }
 
 /// Lets this process have as many files and sockets as the system allows it; the usual default is a thousand.

@@ -3,6 +3,8 @@
 //! Taking over: catch up → ask for the hand-over (one object in the replica, and a word to the writer) → follow until the
 //! writer says that it is done, or the time is up → claim → feed the rest → promote. The claim is what makes it safe; all
 //! before it only makes it smooth.
+//!
+//! A log that the writer has compacted in the replica is not promoted: it is taken from the replica anew first.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -11,10 +13,10 @@ use std::time::Duration;
 use engine::Engine;
 use engine::log::{Epoch, FeedError};
 use shipper::fence::Claim;
-use shipper::follow::{Look, Tracker};
+use shipper::follow::{FollowError, Look, Tracker};
 use shipper::handover::{self, Asked, HandOverRequest, REPLICA_FORMAT};
 use shipper::lease::{self, Lease};
-use shipper::names::WriterId;
+use shipper::names::{Generation, WriterId};
 use shipper::standby;
 use shipper::start::StartOptions;
 use shipper::store::ReplicaStore;
@@ -51,6 +53,12 @@ pub(super) struct Pursuit {
     pub(super) engine: Engine,
     pub(super) following: Following,
     words: Words,
+    /// The manifest that the log was told of.
+    told: Option<Generation>,
+    /// The writer has compacted what is here, or what was left in the replica.
+    outdated: bool,
+    /// What comes next was compacted: nothing more can be followed.
+    stuck: bool,
 }
 
 /// Small messages to other servers on the replica. Nothing depends on their arrival.
@@ -110,12 +118,17 @@ impl Pursuit {
             engine,
             following: Following::default(),
             words: Words { client, key },
+            told: None,
+            outdated: false,
+            stuck: false,
         })
     }
 
     /// Looks once and takes what is found. True if there may be more.
     pub(super) async fn step(&mut self) -> Result<bool, ServerError> {
-        match self.tracker.look().await {
+        let looked = self.tracker.look().await;
+        self.tell_of_manifest();
+        match looked {
             Ok(Look::Frames(raw)) => {
                 let have = self.engine.feed(raw).await.map_err(|error: FeedError| {
                     ServerError::Other(format!("what was followed cannot be taken: {error}"))
@@ -126,6 +139,10 @@ impl Pursuit {
             Ok(Look::Mark) => Ok(true),
             Ok(Look::Nothing) => {
                 self.following.caught_up(self.engine.local().get());
+                Ok(false)
+            }
+            Err(FollowError::Compacted { .. }) => {
+                (self.outdated, self.stuck) = (true, true);
                 Ok(false)
             }
             Err(error) if error.is_passing() => {
@@ -141,10 +158,36 @@ impl Pursuit {
         }
     }
 
+    fn tell_of_manifest(&mut self) {
+        let manifest = self.tracker.manifest();
+        if self.told != Some(manifest.generation()) {
+            self.told = Some(manifest.generation());
+            self.outdated = self.stuck || standby::follow_manifest(&self.engine.log_reader(), manifest);
+        }
+    }
+
+    /// Whether the log should be taken from the replica anew, and that takes no longer than it must: there is a checkpoint.
+    pub(super) fn should_begin_anew(&self) -> bool {
+        self.stuck || (self.outdated && !self.tracker.manifest().checkpoints.is_empty())
+    }
+
+    /// Whether the log must be taken from the replica anew, by the newest manifest.
+    async fn is_outdated(&mut self) -> bool {
+        if !self.stuck {
+            match self.tracker.refresh().await {
+                Ok(()) => self.tell_of_manifest(),
+                Err(FollowError::Compacted { .. }) => (self.outdated, self.stuck) = (true, true),
+                // The claim reads it, too.
+                Err(error) => tracing::debug!(%error, "the newest manifest cannot be read"),
+            }
+        }
+        self.outdated
+    }
+
     /// Takes what the replica has, until a writer that goes on writing is close: what is missing then comes while writes wait.
     async fn catch_up(&mut self) -> Result<(), ServerError> {
         let begun = Instant::now();
-        while self.step().await? {
+        while self.step().await? && !self.stuck {
             // An LSN is the time at which it was given.
             let behind = self
                 .options
@@ -158,9 +201,13 @@ impl Pursuit {
         Ok(())
     }
 
-    /// Becomes the writer: see the top of this file.
-    pub(super) async fn take_over(&mut self) -> Result<Claim, ServerError> {
+    /// Becomes the writer: see the top of this file. `None` if the log must be taken from the replica anew first.
+    pub(super) async fn take_over(&mut self) -> Result<Option<Claim>, ServerError> {
         self.catch_up().await?;
+        // Before anybody is asked: no write should wait for a restore.
+        if self.is_outdated().await {
+            return Ok(None);
+        }
         let limit = self.config.succession.handover_timeout;
         let mut asked: Option<(Epoch, bool, Instant)> = None;
         let mut poke_at = Instant::now();
@@ -210,9 +257,15 @@ impl Pursuit {
                 });
             }
             at_end = !self.step().await?;
+            if self.stuck {
+                break;
+            }
             if at_end {
                 tokio::time::sleep(CLOSE_LOOK).await;
             }
+        }
+        if self.is_outdated().await {
+            return Ok(None);
         }
         self.claim().await
     }
@@ -230,11 +283,15 @@ impl Pursuit {
         Ok(asked == Asked::Ours)
     }
 
-    async fn claim(&mut self) -> Result<Claim, ServerError> {
+    async fn claim(&mut self) -> Result<Option<Claim>, ServerError> {
         let before = self.tracker.end().epoch;
         let claim = standby::claim(&self.store, &self.options, &self.tracker)
             .await
             .map_err(Box::new)?;
+        // Published at the last moment. Our reign is an empty one then.
+        if standby::follow_manifest(&self.engine.log_reader(), &claim.replica.manifest) {
+            return Ok(None);
+        }
         let target = claim.before.last_lsn;
         let until = Instant::now() + LAST_ENTRIES;
         while self.engine.local().get() < target {
@@ -245,6 +302,9 @@ impl Pursuit {
             }
             if !self.step().await? {
                 tokio::time::sleep(CLOSE_LOOK).await;
+            }
+            if self.stuck {
+                return Ok(None);
             }
         }
         let promoted = self.engine.promote(claim.epoch, claim.lsn_floor).await;
@@ -259,7 +319,7 @@ impl Pursuit {
             lsn = target.get(),
             "took over from the writer before"
         );
-        Ok(claim)
+        Ok(Some(claim))
     }
 
     /// Tells the writer that we are here, and how far.

@@ -22,6 +22,7 @@ use super::compaction::compaction;
 use super::compose::{
     Background, budget, compose, make_shipper, open_engine, open_store, source, start_options,
 };
+use super::follow::Followed;
 use super::lease::LeaseTask;
 use super::pursuit::Pursuit;
 use super::threads::FirehoseThreads;
@@ -59,17 +60,27 @@ pub(super) struct Running {
     _threads: FirehoseThreads,
 }
 
+/// How serving ended.
+pub(super) enum Served {
+    /// As it should, or with an error if something failed.
+    Ended(Option<ServerError>),
+    /// This server should begin anew from the replica, as its writer or as what it was.
+    Anew { lead: bool },
+}
+
 impl Running {
+    /// Comes to serve: follows if the settings say so, unless it is to `lead`.
     pub(super) async fn start(
         config: Arc<Config>,
-        mailer: Mailer,
+        mailer: Arc<Mailer>,
         gate: &Gate,
+        lead: bool,
     ) -> Result<Running, ServerError> {
         let doors = Doors {
             clock: Arc::new(SystemClock),
             entropy: Arc::new(SystemEntropy),
             storage: Arc::new(OsStorage),
-            mailer: Arc::new(mailer),
+            mailer,
         };
         std::fs::create_dir_all(&config.data_dir)
             .map_err(|error| ServerError::io(&config.data_dir, error))?;
@@ -99,9 +110,15 @@ impl Running {
             }
             _ => None,
         };
-        if let Some(mut taking) = pursuit.take_if(|_| !config.succession.standby) {
+        if let Some(mut taking) = pursuit.take_if(|_| lead || !config.succession.standby) {
             gate.phase("taking over from the writer");
-            claim = Some(taking.take_over().await?);
+            claim = taking.take_over().await?;
+            if claim.is_none() {
+                return Err(ServerError::Other(
+                    "the writer compacted the log while this server took it from the replica; start again"
+                        .to_owned(),
+                ));
+            }
         }
         let core = Core::new(
             opened.engine,
@@ -229,19 +246,20 @@ impl Running {
         Ok(())
     }
 
-    /// Returns when the server should stop: with an error if something failed.
-    pub(super) async fn serve(&mut self, gate: &Gate, stop: &CancellationToken) -> Option<ServerError> {
+    /// Returns when the server should stop, or begin anew.
+    pub(super) async fn serve(&mut self, gate: &Gate, stop: &CancellationToken) -> Served {
         if let Some(mut pursuit) = self.pursuit.take() {
             let promoted = tokio::select! {
                 promoted = follow::until_promoted(&mut pursuit, &self.app, stop) => promoted,
                 failure = self.failure() => Err(failure),
             };
             match promoted {
-                Ok(None) => return None,
-                Err(error) => return Some(error),
-                Ok(claim) => {
-                    if let Err(error) = self.lead(claim, gate).await {
-                        return Some(error);
+                Ok(Followed::Stopped) => return Served::Ended(None),
+                Ok(Followed::Anew { promote }) => return Served::Anew { lead: promote },
+                Err(error) => return Served::Ended(Some(error)),
+                Ok(Followed::Promoted(claim)) => {
+                    if let Err(error) = self.lead(Some(*claim), gate).await {
+                        return Served::Ended(Some(error));
                     }
                 }
             }
@@ -254,11 +272,11 @@ impl Running {
             }
         };
         let request = tokio::select! {
-            () = stop.cancelled() => return None,
-            failure = self.failure() => return Some(failure),
+            () = stop.cancelled() => return Served::Ended(None),
+            failure = self.failure() => return Served::Ended(Some(failure)),
             request = asked => request,
         };
-        self.hand_over(&request, gate, stop).await.err()
+        Served::Ended(self.hand_over(&request, gate, stop).await.err())
     }
 
     /// Resolves when the log, the views or the shipping has failed.

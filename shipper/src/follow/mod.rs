@@ -259,6 +259,15 @@ impl Tracker {
         }
     }
 
+    /// Reads the newest manifest, also if there is no other reason to.
+    ///
+    /// # Errors
+    /// [`FollowError`]. After one that is [passing](FollowError::is_passing) nothing was missed.
+    pub async fn refresh(&mut self) -> Result<(), FollowError> {
+        self.newer_manifest(true).await?;
+        Ok(())
+    }
+
     /// Reads the next manifest if there is one; true if it may have what was missed.
     async fn newer_manifest(&mut self, list: bool) -> Result<bool, FollowError> {
         let mut moved = false;

@@ -11,7 +11,7 @@ use engine::entry::{Change, EntryDraft};
 use engine::log::{LogConfig, Lsn, Watermark};
 use engine::repo::{Cid, Did};
 use engine::{Engine, EngineConfig, EnginePrelude};
-use shipper::fence;
+use shipper::fence::{self, Claim};
 use shipper::manifest::Manifest;
 use shipper::ship::{ShipConfig, ShipHandle, Shipper};
 use shipper::start::{Started, begin};
@@ -27,6 +27,18 @@ pub struct Server {
     pub handle: ShipHandle,
     task: JoinHandle<()>,
     restored: bool,
+}
+
+/// The settings of a small engine.
+pub fn small(dir: &Path) -> EngineConfig {
+    EngineConfig {
+        log: LogConfig {
+            segment_bytes: 4_000,
+            ..LogConfig::default()
+        },
+        index_cache_bytes: 4 << 20,
+        ..EngineConfig::new(dir, Durability::Remote)
+    }
 }
 
 impl Server {
@@ -57,14 +69,7 @@ impl Server {
             restored,
             ..
         } = started;
-        let config = EngineConfig {
-            log: LogConfig {
-                segment_bytes: 4_000,
-                ..LogConfig::default()
-            },
-            index_cache_bytes: 4 << 20,
-            ..EngineConfig::new(dir, Durability::Remote)
-        };
+        let config = small(dir);
         let options = engine::engine::StartOptions {
             epoch: claim.epoch,
             lsn_floor: claim.lsn_floor,
@@ -80,6 +85,18 @@ impl Server {
         })
         .await
         .unwrap();
+        let restored = restored.is_some();
+        Server::lead(store, engine, claim, shipping, restored).await
+    }
+
+    /// Ships what the engine has, under a claim.
+    pub async fn lead(
+        store: Arc<dyn ReplicaStore>,
+        engine: Engine,
+        claim: Claim,
+        shipping: ShipConfig,
+        restored: bool,
+    ) -> Server {
         let remote: Watermark = engine.remote().unwrap().clone();
         let (shipper, handle) = Shipper::new(
             shipping,
@@ -97,7 +114,7 @@ impl Server {
             engine,
             handle,
             task,
-            restored: restored.is_some(),
+            restored,
         }
     }
 
@@ -127,14 +144,7 @@ impl Server {
 
     /// What the index answers.
     pub fn answers(&self) -> Vec<String> {
-        let reader = self.engine.reader().unwrap();
-        (0..5)
-            .flat_map(|n| {
-                let did: Did = format!("did:plc:r{n}").parse().unwrap();
-                reader.stored_blobs(&did, None, 10_000).unwrap()
-            })
-            .map(|blob| format!("{blob:?}"))
-            .collect()
+        answers(&self.engine)
     }
 
     pub async fn seal_and_cover(&self, store: &Arc<Faulty>) -> Lsn {
@@ -158,6 +168,18 @@ impl Server {
         let engine = self.engine;
         tokio::task::spawn_blocking(move || drop(engine)).await.unwrap();
     }
+}
+
+/// What the index answers.
+pub fn answers(engine: &Engine) -> Vec<String> {
+    let reader = engine.reader().unwrap();
+    (0..5)
+        .flat_map(|n| {
+            let did: Did = format!("did:plc:r{n}").parse().unwrap();
+            reader.stored_blobs(&did, None, 10_000).unwrap()
+        })
+        .map(|blob| format!("{blob:?}"))
+        .collect()
 }
 
 pub async fn manifest(store: &Arc<Faulty>) -> Manifest {

@@ -5,16 +5,20 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::log::Lsn;
+use engine::clock::{SystemClock, SystemEntropy};
+use engine::log::{Epoch, Lsn};
+use engine::{Engine, EnginePrelude};
+use shipper::follow::{Look, Tracker};
 use shipper::names::SEGMENT_PREFIX;
 use shipper::plan::StartDecision;
+use shipper::standby;
 use shipper::start::{StartError, StartOptions, Started, begin};
 use shipper::store::faulty::{Answer, Fault, Rule, Verb};
 use shipper::tier::ReplicaSource;
 use tempfile::TempDir;
 
 use crate::common::*;
-use crate::compaction::{Server, options};
+use crate::compaction::{Server, answers, options, small, until};
 
 /// Options of a start that is lazy.
 fn lazy(store: &Arc<Faulty>, dir: &Path) -> StartOptions {
@@ -239,4 +243,168 @@ async fn while_the_replica_is_out_of_reach_reads_fail_in_time_and_work_afterward
     store.heal();
     assert_eq!(tail.next_batch(Lsn::MAX, 1).unwrap().len(), 1);
     server.kill().await;
+}
+
+/// A standby: it follows, and evicts what the replica has.
+struct Standby {
+    engine: Engine,
+    tracker: Tracker,
+    _temp: TempDir,
+    restored: bool,
+}
+
+impl Standby {
+    async fn begin(store: &Arc<Faulty>, dir: &Path) -> Standby {
+        let temp = TempDir::new().unwrap();
+        let begun = standby::begin(&as_store(store), &lazy(store, dir), temp.path())
+            .await
+            .unwrap();
+        let (recovered, tracker) = (begun.recovered, begun.tracker);
+        let options = engine::engine::StartOptions {
+            epoch: Epoch::ZERO,
+            lsn_floor: Lsn::ZERO,
+            log_id: Some(tracker.end().log_id),
+            remote: Some(recovered.last_lsn()),
+            follow: true,
+            on_replay: Box::new(|_| {}),
+        };
+        let config = small(dir);
+        let engine = tokio::task::spawn_blocking(move || {
+            EnginePrelude::of(config, recovered)
+                .start(Arc::new(SystemClock), &SystemEntropy, options)
+                .unwrap()
+        });
+        Standby {
+            engine: engine.await.unwrap(),
+            tracker,
+            _temp: temp,
+            restored: begun.restored.is_some(),
+        }
+    }
+
+    /// Takes what is there up to `last`; tells whether the log was compacted there.
+    async fn catch_up(&mut self, last: Lsn) -> bool {
+        let deadline = tokio::time::Instant::now() + SOON;
+        while self.engine.local().get() < last {
+            match self.tracker.look().await.unwrap() {
+                Look::Frames(raw) => {
+                    self.engine.feed(raw).await.unwrap();
+                }
+                Look::Mark => {}
+                Look::Nothing => tokio::time::sleep(Duration::from_millis(2)).await,
+            }
+            assert!(tokio::time::Instant::now() < deadline, "it does not catch up");
+        }
+        tokio::time::timeout(SOON, self.engine.applied().wait(last))
+            .await
+            .unwrap()
+            .unwrap();
+        self.tracker.refresh().await.unwrap();
+        standby::follow_manifest(&self.engine.log_reader(), self.tracker.manifest())
+    }
+
+    async fn end(self) {
+        let engine = self.engine;
+        tokio::task::spawn_blocking(move || drop(engine)).await.unwrap();
+    }
+
+    async fn take_over(self, store: &Arc<Faulty>, dir: &Path) -> Server {
+        let Standby { engine, tracker, .. } = self;
+        let options = lazy(store, dir);
+        let claim = standby::claim(&as_store(store), &options, &tracker)
+            .await
+            .unwrap();
+        assert_eq!(claim.before.last_lsn, engine.local().get());
+        assert!(!standby::follow_manifest(
+            &engine.log_reader(),
+            &claim.replica.manifest
+        ));
+        engine.promote(claim.epoch, claim.lsn_floor).await.unwrap();
+        standby::promoted(dir).unwrap();
+        Server::lead(as_store(store), engine, claim, quick(), false).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_standby_evicts_what_the_replica_has_and_takes_a_compaction_over() {
+    let (store, dir, follower_dir) = (faulty(29), TempDir::new().unwrap(), TempDir::new().unwrap());
+    let server = Server::start_on(as_store(&store), dir.path()).await;
+    for n in 0..60 {
+        server.upload(n).await;
+    }
+    let through = server.seal_and_cover(&store).await;
+    let mut follower = Standby::begin(&store, follower_dir.path()).await;
+    for n in 60..80 {
+        server.upload(n).await;
+    }
+    let last = server.seal_and_cover(&store).await;
+    assert!(!follower.catch_up(last).await);
+    let reader = follower.engine.log_reader();
+    let sealed = reader.tier_use();
+    assert!(
+        sealed.evictable > 5 && sealed.away == 0,
+        "it was told what the replica has: {sealed:?}"
+    );
+    reader.evict(u64::MAX).unwrap();
+    assert_eq!(reader.tier_use().away, sealed.evictable);
+    let there = image(server.engine.log(), last);
+    assert_eq!(image(follower.engine.log(), last), there);
+    assert_eq!(answers(&follower.engine), server.answers());
+    drop(reader);
+
+    // It starts again with segments away, and goes on.
+    follower.end().await;
+    let mut follower = Standby::begin(&store, follower_dir.path()).await;
+    assert!(!follower.restored);
+    let last = server.upload(81).await;
+    assert!(!follower.catch_up(last).await);
+    assert_eq!(answers(&follower.engine), server.answers());
+
+    // What the writer compacts is found. What is away is gone from the replica, and reading it says so.
+    let before = image(server.engine.log(), last);
+    server.engine.compact(through, options()).await.unwrap();
+    let first = server.engine.segments()[0].base.get();
+    until(&store, "the outputs named", |manifest| {
+        manifest
+            .segments
+            .first()
+            .is_some_and(|segment| segment.base == first)
+    })
+    .await;
+    server.engine.end_compaction(Duration::ZERO).await.unwrap();
+    assert!(follower.catch_up(last).await, "it has what was compacted");
+    let reader = follower.engine.log_reader();
+    for (lsn, bytes, (segment, offset, len)) in &before {
+        let location = engine::log::Location {
+            segment: *segment,
+            offset: *offset,
+            len: *len,
+        };
+        match reader.read_at(location) {
+            Ok(read) => assert_eq!(read, bytes, "{lsn}"),
+            Err(error) => assert!(
+                matches!(error, engine::log::ReadError::Away { .. }),
+                "{lsn}: {error}"
+            ),
+        }
+    }
+    drop(reader);
+
+    // It begins anew, by the checkpoint behind the compaction, and can be promoted then.
+    publish_checkpoint(&server).await;
+    let last = server.upload(82).await;
+    follower.end().await;
+    let mut follower = Standby::begin(&store, follower_dir.path()).await;
+    assert!(follower.restored);
+    assert!(!follower.catch_up(last).await);
+    assert!(follower.engine.log_reader().tier_use().away > 0);
+    let (all, answered) = (image(server.engine.log(), last), server.answers());
+    assert_eq!(answers(&follower.engine), answered);
+    assert_eq!(image(follower.engine.log(), last), all);
+    server.kill().await;
+    let promoted = follower.take_over(&store, follower_dir.path()).await;
+    assert_eq!(promoted.answers(), answered);
+    let next = promoted.upload(83).await;
+    assert!(next > last);
+    promoted.kill().await;
 }

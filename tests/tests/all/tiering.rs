@@ -1,5 +1,5 @@
 //! A store five times the disk budget: every record, every repo and the whole firehose are served, before and after the disk is
-//! lost, and the disk keeps to its budget (I6, I9).
+//! lost, and by a standby, also when its writer has compacted the log; and the disk keeps to its budget (I6, I9).
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -14,7 +14,7 @@ use tests::Outcome;
 use tests::api::{Account, field};
 use tests::events::replay;
 use tests::process::program;
-use tests::stack::{Pds, ReplicaKind, Settings, Stack};
+use tests::stack::{ADMIN_PASSWORD, Pds, ReplicaKind, Settings, Stack};
 use tokio::task::JoinHandle;
 
 const BUDGET: u64 = 32 << 20;
@@ -52,15 +52,30 @@ struct Written {
 }
 
 async fn write(pds: &Pds) -> Result<Written> {
-    let mut accounts = Vec::new();
+    let mut written = Written {
+        accounts: Vec::new(),
+        records: Vec::new(),
+        commits: Vec::new(),
+    };
     for n in 0..ACCOUNTS {
-        accounts.push(pds.api.create_account(&format!("writer{n}")).await?);
+        written
+            .accounts
+            .push(pds.api.create_account(&format!("writer{n}")).await?);
     }
-    let (mut records, mut commits, mut seed) = (Vec::new(), Vec::new(), 0u64);
-    for n in 0..WRITES {
+    write_more(pds, &mut written, WRITES).await?;
+    Ok(written)
+}
+
+async fn write_more(pds: &Pds, written: &mut Written, writes: usize) -> Outcome {
+    let Written {
+        accounts,
+        records,
+        commits,
+    } = written;
+    for n in 0..writes {
         let account = &accounts[n % ACCOUNTS];
+        let seed = records.len() as u64;
         let seeds: Vec<u64> = (seed..seed + RECORDS as u64).collect();
-        seed += RECORDS as u64;
         let writes: Vec<Value> = seeds
             .iter()
             .map(|seed| {
@@ -82,15 +97,37 @@ async fn write(pds: &Pds) -> Result<Written> {
             records.push((n % ACCOUNTS, format!("{seed:08}"), cid, seed));
         }
     }
-    Ok(Written {
-        accounts,
-        records,
-        commits,
-    })
+    Ok(())
 }
 
 /// Reads everything in every way.
 async fn check(pds: &Pds, written: &Written) -> Outcome {
+    check_records(pds, written).await?;
+    check_exports(pds, written).await?;
+    check_events(pds, written).await
+}
+
+async fn check_events(pds: &Pds, written: &Written) -> Outcome {
+    let last = written.commits.last().context("nothing written")?;
+    let events = replay(&pds.url, 0, last, LIMIT).await?;
+    let commits: Vec<&str> = events
+        .iter()
+        .filter_map(|event| event.commit.as_deref())
+        .collect();
+    let ours: Vec<&str> = commits
+        .into_iter()
+        .filter(|commit| written.commits.iter().any(|ours| ours == commit))
+        .collect();
+    ensure!(
+        ours == written.commits,
+        "the firehose has {} of {} commits",
+        ours.len(),
+        written.commits.len()
+    );
+    Ok(())
+}
+
+async fn check_records(pds: &Pds, written: &Written) -> Outcome {
     for (account, rkey, cid, seed) in &written.records {
         let record = pds
             .api
@@ -102,6 +139,10 @@ async fn check(pds: &Pds, written: &Written) -> Outcome {
             "record {rkey} has another text"
         );
     }
+    Ok(())
+}
+
+async fn check_exports(pds: &Pds, written: &Written) -> Outcome {
     for (at, account) in written.accounts.iter().enumerate() {
         let path = format!("/xrpc/com.atproto.sync.getRepo?did={}", account.did);
         let answer = pds.api.get(&path).await?;
@@ -126,22 +167,6 @@ async fn check(pds: &Pds, written: &Written) -> Outcome {
             .find(|(of, _, cid, _)| *of == at && !found.contains_key(cid));
         ensure!(missing.is_none(), "getRepo lacks {missing:?}");
     }
-    let last = written.commits.last().context("nothing written")?;
-    let events = replay(&pds.url, 0, last, LIMIT).await?;
-    let commits: Vec<&str> = events
-        .iter()
-        .filter_map(|event| event.commit.as_deref())
-        .collect();
-    let ours: Vec<&str> = commits
-        .into_iter()
-        .filter(|commit| written.commits.iter().any(|ours| ours == commit))
-        .collect();
-    ensure!(
-        ours == written.commits,
-        "the firehose has {} of {} commits",
-        ours.len(),
-        written.commits.len()
-    );
     Ok(())
 }
 
@@ -338,6 +363,111 @@ async fn a_store_of_five_disk_budgets_serves_everything_before_and_after_the_dis
         ensure!(field(&record, "/cid")? == *cid, "record {rkey} has another CID");
     }
     pds.stop().await?;
+    verified(&["verify", "--replica", &url])?;
+    stack.stop().await
+}
+
+/// Waits until a server has the newest record.
+async fn arrived(pds: &Pds, written: &Written) -> Outcome {
+    let begun = Instant::now();
+    let (account, rkey, cid, _) = written.records.last().context("nothing written")?;
+    let did = &written.accounts[*account].did;
+    loop {
+        match pds.api.record(did, "com.example.thing", rkey).await {
+            Ok(record) if field(&record, "/cid")? == *cid => return Ok(()),
+            _ => ensure!(
+                begun.elapsed() < LIMIT,
+                "it does not arrive\n{}",
+                pds.process.tail()
+            ),
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_with_a_fifth_of_the_store_serves_it_over_a_compaction_and_is_promoted() -> Outcome {
+    let Some(stack) = Stack::start(ReplicaKind::Directory).await? else {
+        return tests::skip("no stack without an emulator");
+    };
+    let replica = stack.replica(ReplicaKind::Directory, "followed-replica").await?;
+    let url = replica.first().context("no replica")?.1.clone();
+    let settings = |data: &str| -> Settings {
+        stack
+            .settings(&stack.place(data))
+            .with_all(replica.clone())
+            .with("PDS_LOG_SEGMENT_BYTES", &SEGMENT_BYTES.to_string())
+            .with("PDS_CHECKPOINT_BYTES", "8388608")
+            .with("PDS_PITR_WINDOW_DAYS", "0")
+            .with("PDS_HANDOVER_TIMEOUT_MS", "15000")
+            .with("PDS_STANDBY_POLL_MS", "50")
+    };
+    let writer = Pds::start(&settings("wide")).await?;
+    let narrow = settings("narrow").with("PDS_DISK_BUDGET", &BUDGET.to_string());
+    let standby = Pds::start_standby(&narrow).await?;
+    let mut written = write(&writer).await?;
+    let remote = stack.place("followed-replica");
+    ensure!(
+        used(&remote) > 4 * BUDGET,
+        "the replica has {} bytes, packed",
+        used(&remote)
+    );
+    arrived(&standby, &written).await?;
+    until("the standby is within its budget", &standby, |data| {
+        used(data) <= BUDGET
+    })
+    .await?;
+    let watch = Watch::begin(&standby.data);
+    check_records(&standby, &written).await?;
+    check_events(&standby, &written).await?;
+    let most = watch.end().await?;
+    ensure!(most <= BUDGET + BETWEEN_LOOKS, "the standby had {most} bytes");
+    ensure!(metric(&standby, "pds_tier_away_bytes").await? > 4.0 * BUDGET as f64);
+
+    // The writer's log is compacted. What the standby has left in the replica goes from there.
+    let data = writer.data.display().to_string();
+    writer.stop().await?;
+    let compact = ["compact", &data, "--keep-hours", "0", "--min-dead-share", "0"];
+    verified(&[&compact[..], &["--replica", &url]].concat())?;
+    let writer = Pds::start(&settings("wide")).await?;
+    write_more(&writer, &mut written, 15).await?;
+    until("the standby takes the compacted log", &standby, |_| {
+        standby
+            .process
+            .output()
+            .contains("it is taken from the replica anew")
+    })
+    .await?;
+    arrived(&standby, &written).await?;
+    let watch = Watch::begin(&standby.data);
+    check_records(&standby, &written).await?;
+    let most = watch.end().await?;
+    ensure!(
+        most <= BUDGET + BETWEEN_LOOKS,
+        "behind the compaction the standby had {most} bytes"
+    );
+
+    let answer = standby
+        .api
+        .post_as_admin("/_peers/promote", ADMIN_PASSWORD)
+        .await?;
+    ensure!(answer.status == 202, "{}", answer.text());
+    let begun = Instant::now();
+    while let Err(error) = standby.api.post(&written.accounts[0], "promoted").await {
+        ensure!(begun.elapsed() < LIMIT, "{error:#}\n{}", standby.process.tail());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let mut writer = writer;
+    writer.process.terminate().await?;
+    for (account, rkey, cid, seed) in written.records.iter().step_by(37) {
+        let did = &written.accounts[*account].did;
+        let record = standby.api.record(did, "com.example.thing", rkey).await?;
+        ensure!(field(&record, "/cid")? == *cid, "record {rkey} has another CID");
+        ensure!(field(&record, "/value/text")? == text(*seed));
+    }
+    let data = standby.data.display().to_string();
+    standby.stop().await?;
+    verified(&["verify", &data])?;
     verified(&["verify", "--replica", &url])?;
     stack.stop().await
 }

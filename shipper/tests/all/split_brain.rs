@@ -232,6 +232,51 @@ async fn a_fence_under_the_name_of_a_chunk_that_was_deleted_is_void() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_claimant_does_not_follow_anothers_void_fence() {
+    let (store, a) = (faulty(9), TempDir::new().unwrap());
+    let old = Machine::start(as_store(&store), a.path()).await.unwrap();
+    let first = old.append(group(1, 1, 10)).await;
+    old.acknowledged(first).await;
+    let is_fence = |(verb, name): &(Verb, String)| *verb == Verb::Create && name.starts_with("wal/");
+    let fences = |before: usize| {
+        let calls = store.calls().into_iter().skip(before);
+        calls.filter(is_fence).map(|(_, name)| name).collect::<Vec<_>>()
+    };
+    let before = store.calls().len();
+    let mut claimants = Vec::new();
+    for n in 1..=2 {
+        let (gate, dir) = (Arc::new(Semaphore::new(0)), TempDir::new().unwrap());
+        store.add(
+            Rule::once(Fault::Hold(gate.clone()))
+                .on(Verb::Create)
+                .under("wal/"),
+        );
+        let (door, options) = (as_store(&store), patient(dir.path()));
+        let claiming = tokio::spawn(async move { shipper::start::begin(&door, &options).await });
+        eventually("a fence is on its way", || fences(before).len() == n).await;
+        claimants.push((gate, dir, claiming));
+    }
+    let place = fences(before)[0].clone();
+    assert_eq!(fences(before)[1], place);
+    let second = old.append(group(2, 1, 10)).await;
+    old.acknowledged(second).await;
+    old.log.seal_now().await.unwrap();
+    eventually("the chunk is covered", || !names(&store, "wal/").contains(&place)).await;
+    let mut reigns = Vec::new();
+    for (gate, _dir, claiming) in claimants {
+        gate.add_permits(1);
+        let started = claiming.await.unwrap().unwrap();
+        assert!(started.claim.ordinal.object_name() > place);
+        assert_eq!(started.recovered.last_lsn(), second);
+        reigns.push((started.claim.epoch, started.claim.ordinal));
+    }
+    assert!(reigns[0] < reigns[1], "{reigns:?}");
+    let state = shipper::fence::survey(&as_store(&store), SOON).await.unwrap();
+    assert_eq!(state.unwrap().end.epoch, reigns[1].0);
+    old.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_manifest_under_the_name_of_one_that_was_deleted_deletes_nothing() {
     let (store, a, b) = (faulty(6), TempDir::new().unwrap(), TempDir::new().unwrap());
     let config = ShipConfig {

@@ -8,7 +8,7 @@ use anyhow::{Context, ensure};
 use serde_json::{Value, json};
 use tests::Outcome;
 use tests::api::{Answer, field};
-use tests::stack::{ADMIN_PASSWORD, Pds, ReplicaKind, Settings, Stack};
+use tests::stack::{ADMIN_PASSWORD, Pds, ReplicaKind, SOON, Settings, Stack};
 
 async fn health(pds: &Pds, password: Option<&str>) -> anyhow::Result<Answer> {
     let path = "/_health/replication";
@@ -16,6 +16,39 @@ async fn health(pds: &Pds, password: Option<&str>) -> anyhow::Result<Answer> {
         None => pds.api.get(path).await,
         Some(password) => pds.api.get_as_admin(path, password).await,
     }
+}
+
+/// A replica that a store is given later has a checkpoint soon, also if nobody writes: a cold start would replay everything.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_replica_of_an_old_store_gets_a_checkpoint() -> Outcome {
+    let stack = Stack::start(ReplicaKind::Directory).await?.context("a stack")?;
+    let data = stack.place("data");
+    let alone = Pds::start(&stack.settings(&data)).await?;
+    let account = alone.api.create_account("alice").await?;
+    let written = alone.api.post(&account, "before there was a replica").await?;
+    alone.stop().await?;
+
+    let replica = stack.replica(ReplicaKind::Directory, "replica").await?;
+    let settings = stack.settings(&data).with_all(replica);
+    let pds = Pds::start(&settings).await?;
+    let begun = Instant::now();
+    while health(&pds, None).await?.ok()?["checkpoint"].is_null() {
+        ensure!(begun.elapsed() < 2 * SOON, "no checkpoint comes");
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    pds.stop().await?;
+    std::fs::remove_dir_all(&data)?;
+    let cold = Pds::start(&settings).await?;
+    let record = cold
+        .api
+        .record(&written.did, &written.collection, &written.rkey)
+        .await?;
+    ensure!(
+        record.pointer("/value/text").and_then(Value::as_str) == Some("before there was a replica"),
+        "{record}"
+    );
+    cold.stop().await?;
+    stack.stop().await
 }
 
 /// What was asked since the start, but for the lease and the hand-over.

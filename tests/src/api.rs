@@ -8,8 +8,10 @@ use serde_json::{Value, json};
 
 /// The password of every account that tests make.
 pub const PASSWORD: &str = "correct horse battery staple";
-/// How long one request may take.
-const REQUEST_LIMIT: Duration = Duration::from_secs(30);
+/// How long a server may say nothing during a request.
+const SILENCE_LIMIT: Duration = Duration::from_secs(30);
+/// How long one request may take: a large repo, on a machine that does other things.
+const REQUEST_LIMIT: Duration = Duration::from_secs(180);
 
 static PROVIDER: Once = Once::new();
 
@@ -102,6 +104,7 @@ impl Api {
             let _installed = rustls::crypto::ring::default_provider().install_default();
         });
         let http = reqwest::Client::builder()
+            .read_timeout(SILENCE_LIMIT)
             .timeout(REQUEST_LIMIT)
             .no_proxy()
             .build()?;

@@ -5,6 +5,7 @@
 //! `PDS_ROUNDS` = how many (3), `PDS_ROUND_SEED` = the first one's seed (1).
 
 use std::collections::HashSet;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -69,6 +70,19 @@ async fn write(api: Api, account: Account, number: usize, stop: Arc<AtomicBool>)
         }
     }
     acknowledged
+}
+
+/// Removes a directory in which a server makes files meanwhile.
+fn remove_under_a_writer(dir: &Path) -> std::io::Result<()> {
+    let mut tries = 0;
+    loop {
+        match std::fs::remove_dir_all(dir) {
+            Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty && tries < 1_000 => {
+                tries += 1
+            }
+            done => return done,
+        }
+    }
 }
 
 /// Starts a server, again if it ends: a store that refuses it for a moment (an expired token, say) ends a start with an error, and
@@ -184,7 +198,7 @@ impl World<'_> {
             }
             Trouble::DeleteTheDirectory => {
                 // It runs on with open files until it notices, or is ended; what it acknowledged is in the replica.
-                std::fs::remove_dir_all(&pds.data)?;
+                remove_under_a_writer(&pds.data)?;
                 tokio::time::sleep(Duration::from_millis(self.random.between(100, 800))).await;
                 pds.process.kill().await?;
                 drop(pds);

@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use tests::api::{Account, Api, Written, field};
@@ -70,6 +70,19 @@ async fn write(api: Api, account: Account, number: usize, stop: Arc<AtomicBool>)
         }
     }
     acknowledged
+}
+
+/// Posts, again while a request to the store that was struck before still hangs, and the server answers 503 for it.
+async fn posted(api: &Api, account: &Account, text: &str) -> Result<Written> {
+    let begun = Instant::now();
+    loop {
+        match api.post(account, text).await {
+            Err(error) if begun.elapsed() < SOON * 2 && error.to_string().contains("503") => {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+            answered => return answered,
+        }
+    }
 }
 
 /// Removes a directory in which a server makes files meanwhile.
@@ -288,7 +301,7 @@ async fn rounds(count: u64) -> Outcome {
         // One more of each, so that the next check has an end that everybody knows.
         let mut last = None;
         for account in &accounts {
-            let written = pds.api.post(account, &format!("after round {round}")).await;
+            let written = posted(&pds.api, account, &format!("after round {round}")).await;
             let written = written.with_context(|| format!("round {round}, {kind:?}, seed {seed}"))?;
             all.push(written.clone());
             last = Some(written);

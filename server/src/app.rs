@@ -18,6 +18,7 @@ use crate::service::replication::{Condition, LAG_MAX_SECONDS, Replication};
 use crate::service::repos::Repos;
 use crate::service::repos::export::Exports;
 use crate::service::repos::import::Imports;
+use crate::service::service_auth::ServiceAuth;
 use crate::service::succession::Peers;
 use crate::start::DiskUse;
 use crate::xrpc::room::BodyRoom;
@@ -42,6 +43,8 @@ pub struct App {
     pub mailer: Arc<Mailer>,
     /// Handles and DIDs.
     pub names: Names,
+    /// Tokens with which services call each other in the name of accounts.
+    pub service_auth: ServiceAuth,
     /// The event stream.
     pub firehose: Firehose,
     /// The bound of concurrent exports.

@@ -43,6 +43,7 @@ use crate::service::names::Names;
 use crate::service::repos::export::Exports;
 use crate::service::repos::import::Imports;
 use crate::service::repos::{Limits, Repos};
+use crate::service::service_auth::ServiceAuth;
 
 /// How long a write may take in a test before it is answered as unconfirmed.
 const WRITE_LIMIT: std::time::Duration = std::time::Duration::from_secs(30);
@@ -194,6 +195,8 @@ pub struct Server {
     pub plc: Arc<ScriptedPlc>,
     pub clock: Arc<ShiftedClock>,
     pub dir: Arc<tempfile::TempDir>,
+    /// The accounts' signing keys.
+    pub keys: SigningKeys,
     routes: Routes,
     stop: CancellationToken,
     firehose: tokio::task::JoinHandle<Result<(), engine::log::ReadError>>,
@@ -315,12 +318,18 @@ impl Server {
         let names = Names::new(&config, shared.clone(), clock.clone(), TaskTracker::new()).unwrap();
         let wrap = Arc::new(KeyWrap::from_config(None, Some(&config.plc_rotation_key)).unwrap());
         let keys = SigningKeys::new(core.clone(), wrap.clone());
+        let service_auth = ServiceAuth::new(
+            core.clone(),
+            keys.clone(),
+            &config.service_did,
+            names.issuer_keys(),
+        );
         let limits = Limits {
             tree_bytes: options.tree_bytes,
             actors: options.max_actors,
             waiting_bytes: 16 << 20,
         };
-        let repos = Repos::new(core.clone(), keys, limits, 7);
+        let repos = Repos::new(core.clone(), keys.clone(), limits, 7);
         let peers = Arc::new(crate::service::succession::Peers::new(&config.jwt_secret));
         let tokens = Arc::new(SessionTokens::new(&config.jwt_secret, &config.service_did));
         let mailer = Arc::new(Mailer::page());
@@ -361,6 +370,7 @@ impl Server {
             accounts,
             repos,
             names,
+            service_auth,
             shipper: std::sync::OnceLock::new(),
             replication: std::sync::OnceLock::new(),
             peers,
@@ -373,6 +383,7 @@ impl Server {
             plc,
             clock,
             dir,
+            keys,
             stop,
             firehose,
             options,

@@ -112,6 +112,10 @@ pub struct ServiceClaims {
     pub audience: String,
     /// The method that the token is good for.
     pub method: String,
+    /// End of validity, seconds since 1970, exclusive.
+    pub expires_at: u64,
+    /// The token's own name, by which a second use is found out.
+    pub id: Option<String>,
 }
 
 /// Why a token was refused. All are 401 on the wire.
@@ -147,6 +151,9 @@ pub enum ServiceJwtError {
     /// A good token of somebody whom the method does not trust.
     #[error("Untrusted issuer")]
     Untrusted,
+    /// Used before. The reference PDS does not look; see [`super::replay`].
+    #[error("jwt was used before")]
+    Replayed,
 }
 
 impl ServiceJwtError {
@@ -169,6 +176,7 @@ impl ServiceJwtError {
             ServiceJwtError::Signature => "BadJwtSignature",
             ServiceJwtError::Audience => "BadJwtAudience",
             ServiceJwtError::Untrusted => "UntrustedIss",
+            ServiceJwtError::Replayed => "JwtReplayed",
         }
     }
 }
@@ -185,6 +193,8 @@ struct FoundClaims {
     aud: String,
     exp: f64,
     lxm: Option<String>,
+    /// A text by the specification; whatever else it is names the token as well.
+    jti: Option<serde_json::Value>,
 }
 
 /// Whether `token` looks like a service token rather than a session token: its unverified claims hold a method. Says
@@ -276,6 +286,14 @@ impl<K: std::ops::Deref<Target: IssuerKeys> + Sync> ServiceJwtVerifier<K> {
             issuer_fragment,
             audience: claims.aud,
             method,
+            // A fraction of a second counts as a whole one; what is beyond the range is its end.
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "the conversion saturates, and it is after now"
+            )]
+            expires_at: claims.exp.ceil() as u64,
+            id: claims.jti.map(|id| id.to_string()),
         })
     }
 
@@ -412,6 +430,8 @@ mod tests {
             (found.issuer, found.issuer_fragment, found.method.as_str()),
             (alice(), None, METHOD)
         );
+        assert_eq!(found.expires_at, NOW + 60);
+        assert!(found.id.is_some_and(|id| id.len() == 34), "32 digits, quoted");
         assert_eq!(*keys.asked.lock(), [("atproto".to_owned(), false)]);
         let payload: Value = decode_part(token.split('.').nth(1).unwrap()).unwrap();
         let fields: Vec<&str> = payload.as_object().unwrap().keys().map(String::as_str).collect();

@@ -69,11 +69,6 @@ impl Scope {
             Scope::Refresh => "com.atproto.refresh",
         }
     }
-
-    /// The scopes that every ordinary authenticated method takes.
-    pub const STANDARD: &'static [Scope] = &[Scope::Access, Scope::AppPassPrivileged, Scope::AppPass];
-    /// The scope of methods that refuse app passwords.
-    pub const FULL: &'static [Scope] = &[Scope::Access];
 }
 
 impl fmt::Display for Scope {
@@ -144,20 +139,6 @@ pub struct AccessClaims {
     pub scope: Scope,
     /// End of validity, seconds since 1970, exclusive.
     pub expires_at: u64,
-}
-
-impl AccessClaims {
-    /// Checks that a method which takes `accepted` takes this token.
-    ///
-    /// # Errors
-    /// [`TokenError::Invalid`] ("Bad token scope").
-    pub fn require(&self, accepted: &[Scope]) -> Result<(), TokenError> {
-        if accepted.contains(&self.scope) {
-            Ok(())
-        } else {
-            Err(TokenError::Invalid("Bad token scope"))
-        }
-    }
 }
 
 /// A verified refresh token. Its row decides whether it may still be used.

@@ -5,3 +5,4 @@ pub mod document;
 pub mod handle;
 mod reserved;
 pub mod resolve;
+pub mod service_ref;

@@ -9,4 +9,5 @@ pub mod mail;
 pub mod names;
 pub mod replication;
 pub mod repos;
+pub mod service_auth;
 pub mod succession;

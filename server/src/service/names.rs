@@ -6,6 +6,7 @@ use engine::clock::Clock;
 use engine::repo::{Did, Handle};
 use tokio_util::task::TaskTracker;
 
+use crate::auth::service_jwt::IssuerKeys;
 use crate::client::did::{CACHED_DOCUMENTS, DidCacheTimes, DidError, DidResolver, DidResolverParts};
 use crate::client::dns::{Dns, DnsError, NameServers};
 use crate::client::http::{FetchError, FetchPolicy, Fetcher};
@@ -71,6 +72,12 @@ impl Names {
             handles: HandleResolver::new(dns, None, fetcher, timeout),
             policy: Arc::new(HandlePolicy::new(&config.handle_domains)),
         })
+    }
+
+    /// The keys in DID documents, for those who verify what other services send.
+    #[must_use]
+    pub fn issuer_keys(&self) -> Arc<dyn IssuerKeys> {
+        Arc::new(self.dids.clone())
     }
 
     /// The DID document; `fresh` goes past the cache.

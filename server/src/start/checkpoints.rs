@@ -31,10 +31,7 @@ struct Due {
 impl Due {
     /// What the replica has counts, not when this process began: servers that never live long enough would leave a tail that grows.
     fn from_now(app: &App) -> Due {
-        let newest = app
-            .shipper
-            .get()
-            .and_then(|shipper| shipper.named().checkpoint);
+        let newest = app.shipper.get().and_then(|shipper| shipper.named().checkpoint);
         Due {
             tried: Instant::now(),
             covered: newest.unwrap_or_else(|| app.engine.applied().get()),

@@ -48,6 +48,7 @@ use crate::service::names::Names;
 use crate::service::repos::export::Exports;
 use crate::service::repos::import::Imports;
 use crate::service::repos::{Limits, Repos};
+use crate::service::service_auth::ServiceAuth;
 use crate::service::succession::Peers;
 use crate::xrpc::room::BodyRoom;
 
@@ -365,6 +366,12 @@ pub(super) async fn compose(
     .map_err(|e| other(&e))?;
     let wrap = Arc::new(wrap);
     let keys = SigningKeys::new(core.clone(), wrap.clone());
+    let service_auth = ServiceAuth::new(
+        core.clone(),
+        keys.clone(),
+        &config.service_did,
+        names.issuer_keys(),
+    );
     let mut clock_id = [0u8; 1];
     doors
         .entropy
@@ -448,6 +455,7 @@ pub(super) async fn compose(
         accounts,
         repos,
         names,
+        service_auth,
         shipper: OnceLock::new(),
         replication: OnceLock::new(),
         peers,

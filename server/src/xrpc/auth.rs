@@ -6,40 +6,59 @@ use engine::repo::Did;
 use super::error::{XrpcError, XrpcResult};
 use crate::app::App;
 use crate::auth::header::{self, Authorization, HeaderError};
-use crate::auth::tokens::{AccessClaims, RefreshClaims, Scope, TokenError};
+use crate::auth::permission::{Access, Denied, Permission};
+use crate::auth::replay::Use;
+use crate::auth::service_jwt::{ServiceJwtError, looks_like_service_jwt};
+use crate::auth::tokens::{RefreshClaims, TokenError};
 
-/// The scopes that ordinary methods accept.
-pub const STANDARD: &[Scope] = &[Scope::Access, Scope::AppPassPrivileged, Scope::AppPass];
-/// The standard ones and accounts whose sign-up waits.
-pub const STANDARD_AND_QUEUED: &[Scope] = &[
-    Scope::Access,
-    Scope::AppPassPrivileged,
-    Scope::AppPass,
-    Scope::SignupQueued,
-];
-/// The standard ones and taken-down accounts that leave.
-pub const STANDARD_AND_TAKENDOWN: &[Scope] = &[
-    Scope::Access,
-    Scope::AppPassPrivileged,
-    Scope::AppPass,
-    Scope::Takendown,
-];
-
-/// Full access, also of taken-down accounts that leave.
-pub const FULL_AND_TAKENDOWN: &[Scope] = &[Scope::Access, Scope::Takendown];
+/// An account that calls, and what it may do.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// Who.
+    pub did: Did,
+    /// What.
+    pub permission: Permission,
+}
 
 /// The caller of a method that needs an access token.
 ///
 /// # Errors
 /// 401 `AuthMissing` without a header, 400 `InvalidToken` or `ExpiredToken` with a bad one.
-pub fn caller(app: &App, headers: &HeaderMap, scopes: &[Scope]) -> XrpcResult<AccessClaims> {
+pub fn caller(app: &App, headers: &HeaderMap, access: Access) -> XrpcResult<Caller> {
     let token = header::bearer(value(headers)).map_err(header_error)?;
     let claims = app
         .tokens
         .verify_access(token, app.now_seconds())
         .map_err(token_error)?;
-    claims.require(scopes).map_err(token_error)?;
-    Ok(claims)
+    let permission = Permission::of_session(claims.scope);
+    permission.admit(access)?;
+    Ok(Caller {
+        did: claims.did,
+        permission,
+    })
+}
+
+/// The account that calls `method` with an access token, or in whose name a service does. A service's token is used up when
+/// the [`Use`] is kept.
+///
+/// # Errors
+/// As [`caller`]; 401 for a service token that is not good.
+pub async fn caller_or_service(
+    app: &App,
+    headers: &HeaderMap,
+    access: Access,
+    method: &str,
+) -> XrpcResult<(Did, Option<Use>)> {
+    match header::parse(value(headers)).map_err(header_error)? {
+        Some(Authorization::Bearer(token)) if looks_like_service_jwt(token) => {
+            let (claims, used) = app.service_auth.verify(token, method).await?;
+            if claims.issuer_fragment.is_some() {
+                return Err(ServiceJwtError::Untrusted.into());
+            }
+            Ok((claims.issuer, used))
+        }
+        Some(_) | None => Ok((caller(app, headers, access)?.did, None)),
+    }
 }
 
 /// The refresh token of a request, whose row is not looked up yet.
@@ -80,12 +99,12 @@ impl Reader {
 ///
 /// # Errors
 /// A header that is there must be good: 400 or 401 otherwise.
-pub fn reader(app: &App, headers: &HeaderMap, scopes: &[Scope]) -> XrpcResult<Reader> {
+pub fn reader(app: &App, headers: &HeaderMap, access: Access) -> XrpcResult<Reader> {
     match header::parse(value(headers)).map_err(header_error)? {
         None => Ok(Reader::Anonymous),
         Some(Authorization::Basic(credential)) if app.admin.accepts(credential) => Ok(Reader::Admin),
         Some(Authorization::Basic(_)) => Err(denied()),
-        Some(_) => Ok(Reader::Account(caller(app, headers, scopes)?.did)),
+        Some(_) => Ok(Reader::Account(caller(app, headers, access)?.did)),
     }
 }
 
@@ -93,10 +112,10 @@ pub fn reader(app: &App, headers: &HeaderMap, scopes: &[Scope]) -> XrpcResult<Re
 ///
 /// # Errors
 /// As [`caller`], and 401 for a wrong password.
-pub fn writer(app: &App, headers: &HeaderMap, scopes: &[Scope]) -> XrpcResult<Option<Did>> {
+pub fn writer(app: &App, headers: &HeaderMap, access: Access) -> XrpcResult<Option<Did>> {
     match header::parse(value(headers)).map_err(header_error)? {
         Some(Authorization::Basic(_)) => admin(app, headers).map(|()| None),
-        Some(_) | None => caller(app, headers, scopes).map(|claims| Some(claims.did)),
+        Some(_) | None => caller(app, headers, access).map(|claims| Some(claims.did)),
     }
 }
 
@@ -144,5 +163,18 @@ fn token_error(error: TokenError) -> XrpcError {
     match error {
         TokenError::NotIssued => XrpcError::internal(error),
         TokenError::Expired | TokenError::Invalid(_) => XrpcError::bad(error.name(), error.to_string()),
+    }
+}
+
+impl From<Denied> for XrpcError {
+    fn from(error: Denied) -> XrpcError {
+        XrpcError::bad(error.name(), error.to_string())
+    }
+}
+
+impl From<ServiceJwtError> for XrpcError {
+    fn from(error: ServiceJwtError) -> XrpcError {
+        let status = StatusCode::from_u16(error.status()).unwrap_or(StatusCode::UNAUTHORIZED);
+        XrpcError::new(status, error.name(), error.to_string())
     }
 }

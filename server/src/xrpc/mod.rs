@@ -12,7 +12,9 @@ pub mod repo;
 pub mod request;
 pub mod room;
 pub mod server;
+pub mod service_auth;
 pub mod sync;
+pub mod temp;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -68,6 +70,7 @@ static METHODS: &[Row] = rows! {
     "com.atproto.server.refreshSession" Procedure private server::refresh_session;
     "com.atproto.server.getSession" Query private server::get_session;
     "com.atproto.server.deleteSession" Procedure private server::delete_session;
+    "com.atproto.server.getServiceAuth" Query private service_auth::get_service_auth;
     "com.atproto.server.requestPasswordReset" Procedure public server::request_password_reset;
     "com.atproto.server.resetPassword" Procedure public server::reset_password;
     "com.atproto.identity.resolveHandle" Query public identity::resolve_handle;
@@ -88,6 +91,7 @@ static METHODS: &[Row] = rows! {
     "com.atproto.sync.listRepos" Query public sync::list_repos;
     "com.atproto.sync.getBlob" Query private sync::get_blob;
     "com.atproto.sync.listBlobs" Query private sync::list_blobs;
+    "com.atproto.temp.checkSignupQueue" Query private temp::check_signup_queue;
 };
 
 impl Row {

@@ -9,12 +9,14 @@ use engine::repo::{AtIdentifier, Cid, Did, Nsid, RecordKey, RepoPath};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value, json};
 
-use super::auth::{FULL_AND_TAKENDOWN, STANDARD, caller, writer};
+use super::auth::{caller, caller_or_service, writer};
 use super::error::{XrpcError, XrpcResult};
 use super::request::{
     JSON_LIMIT, RECORD_JSON_LIMIT, Request, blocking, empty, json as json_answer, json_bytes,
 };
 use crate::app::App;
+use crate::auth::methods::UPLOAD_BLOB;
+use crate::auth::permission::Access;
 use crate::service::repos::prepare::{Validate, prepare};
 use crate::service::repos::{
     CommitMeta, MAX_WRITES, RecordSwap, Write, WriteError, WriteResult, Written, read,
@@ -32,7 +34,7 @@ pub async fn create_record(app: Arc<App>, mut request: Request) -> XrpcResult<Re
         record: FromJson,
         swap_commit: Option<Cid>,
     }
-    let claims = caller(&app, &request.headers, STANDARD)?;
+    let claims = caller(&app, &request.headers, Access::Standard)?;
     let input: Input = request.json(RECORD_JSON_LIMIT).await?;
     let did = own_repo(&app, &input.repo, &claims.did).await?;
     let validate = Validate::from(input.validate);
@@ -60,7 +62,7 @@ pub async fn put_record(app: Arc<App>, mut request: Request) -> XrpcResult<Respo
         swap_record: Option<Option<Cid>>,
         swap_commit: Option<Cid>,
     }
-    let claims = caller(&app, &request.headers, STANDARD)?;
+    let claims = caller(&app, &request.headers, Access::Standard)?;
     let input: Input = request.json(RECORD_JSON_LIMIT).await?;
     let did = own_repo(&app, &input.repo, &claims.did).await?;
     let validate = Validate::from(input.validate);
@@ -94,7 +96,7 @@ pub async fn delete_record(app: Arc<App>, mut request: Request) -> XrpcResult<Re
         swap_record: Option<Cid>,
         swap_commit: Option<Cid>,
     }
-    let claims = caller(&app, &request.headers, STANDARD)?;
+    let claims = caller(&app, &request.headers, Access::Standard)?;
     let input: Input = request.json(JSON_LIMIT).await?;
     let did = own_repo(&app, &input.repo, &claims.did).await?;
     let path = RepoPath::new(input.collection, input.rkey);
@@ -138,7 +140,7 @@ pub async fn apply_writes(app: Arc<App>, mut request: Request) -> XrpcResult<Res
         #[serde(rename = "com.atproto.repo.applyWrites#delete")]
         Delete,
     }
-    let caller = writer(&app, &request.headers, STANDARD)?;
+    let caller = writer(&app, &request.headers, Access::Standard)?;
     let input: Input = request.json(RECORD_JSON_LIMIT).await?;
     let did = repo_of(&app, &input.repo, caller.as_ref()).await?;
     if input.writes.len() > MAX_WRITES {
@@ -320,10 +322,10 @@ pub async fn describe_repo(app: Arc<App>, mut request: Request) -> XrpcResult<Re
     }))
 }
 
-/// `uploadBlob`.
+/// `uploadBlob`: by the account, or by a service that has a token of the account's for it.
 pub async fn upload_blob(app: Arc<App>, mut request: Request) -> XrpcResult<Response<Body>> {
-    let claims = caller(&app, &request.headers, STANDARD)?;
-    let account = app.accounts.by_did(&claims.did).await?.ok_or_else(|| {
+    let (did, used) = caller_or_service(&app, &request.headers, Access::Standard, UPLOAD_BLOB).await?;
+    let account = app.accounts.by_did(&did).await?.ok_or_else(|| {
         XrpcError::new(
             axum::http::StatusCode::FORBIDDEN,
             "AccountNotFound",
@@ -341,6 +343,9 @@ pub async fn upload_blob(app: Arc<App>, mut request: Request) -> XrpcResult<Resp
         .blobs
         .upload(&account.did, &declared, length, body.into_data_stream())
         .await?;
+    if let Some(used) = used {
+        used.keep();
+    }
     json_answer(&json!({ "blob": {
         "$type": "blob",
         "ref": { "$link": blob.cid },
@@ -351,7 +356,7 @@ pub async fn upload_blob(app: Arc<App>, mut request: Request) -> XrpcResult<Resp
 
 /// `importRepo`: active and deactivated accounts alike, as in the reference PDS.
 pub async fn import_repo(app: Arc<App>, mut request: Request) -> XrpcResult<Response<Body>> {
-    let claims = caller(&app, &request.headers, FULL_AND_TAKENDOWN)?;
+    let claims = caller(&app, &request.headers, Access::FullOrTakendown)?;
     let account = app.accounts.by_did(&claims.did).await?.ok_or_else(|| {
         XrpcError::new(
             axum::http::StatusCode::FORBIDDEN,

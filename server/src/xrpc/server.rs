@@ -8,10 +8,11 @@ use engine::repo::Did;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::auth::{STANDARD_AND_QUEUED, admin, caller, nobody, refresh};
+use super::auth::{admin, caller, nobody, refresh};
 use super::error::{XrpcError, XrpcResult};
 use super::request::{JSON_LIMIT, Request, empty, json as json_answer};
 use crate::app::App;
+use crate::auth::permission::Access;
 use crate::service::accounts::{
     Account, AccountsUnavailable, ChangeError, CreateAccount, CreateError, LoginError, RecoveryError,
     RefreshError, Session, StatusError,
@@ -134,7 +135,7 @@ pub async fn refresh_session(app: Arc<App>, mut request: Request) -> XrpcResult<
 
 /// `getSession`.
 pub async fn get_session(app: Arc<App>, mut request: Request) -> XrpcResult<Response<Body>> {
-    let claims = caller(&app, &request.headers, STANDARD_AND_QUEUED)?;
+    let claims = caller(&app, &request.headers, Access::StandardOrQueued)?;
     request.no_body().await?;
     let account =
         app.accounts.by_did(&claims.did).await?.ok_or_else(|| {

@@ -7,10 +7,11 @@ use axum::http::{HeaderValue, Response, header};
 use engine::repo::{Cid, Did, Nsid, RecordKey, RepoPath, Tid, datetime};
 use serde_json::{Map, Value, json};
 
-use super::auth::{Reader, STANDARD, STANDARD_AND_TAKENDOWN, reader};
+use super::auth::{Reader, reader};
 use super::error::{XrpcError, XrpcResult};
 use super::request::{Request, blocking, car, json as json_answer};
 use crate::app::App;
+use crate::auth::permission::Access;
 use crate::service::accounts::{Account, Status};
 use crate::service::repos::export;
 
@@ -21,7 +22,7 @@ const MAX_BLOCKS: usize = 500;
 pub async fn get_repo(app: Arc<App>, mut request: Request) -> XrpcResult<Response<Body>> {
     let did: Did = request.params.parsed("did")?;
     let since: Option<Tid> = request.params.parsed_optional("since")?;
-    let reader = reader(&app, &request.headers, STANDARD_AND_TAKENDOWN)?;
+    let reader = reader(&app, &request.headers, Access::StandardOrTakendown)?;
     request.no_body().await?;
     available(&app, &did, &reader).await?;
     let stream = export::repo(&app.engine, &app.exports, &did, since).await?;
@@ -42,7 +43,7 @@ pub async fn get_blocks(app: Arc<App>, mut request: Request) -> XrpcResult<Respo
             "Error: cids must not have more than {MAX_BLOCKS} elements"
         )));
     }
-    let reader = reader(&app, &request.headers, STANDARD)?;
+    let reader = reader(&app, &request.headers, Access::Standard)?;
     request.no_body().await?;
     available(&app, &did, &reader).await?;
     let stream = export::blocks(&app.engine, &app.exports, &did, cids).await?;
@@ -54,7 +55,7 @@ pub async fn get_record(app: Arc<App>, mut request: Request) -> XrpcResult<Respo
     let did: Did = request.params.parsed("did")?;
     let collection: Nsid = request.params.parsed("collection")?;
     let rkey: RecordKey = request.params.parsed("rkey")?;
-    let reader = reader(&app, &request.headers, STANDARD)?;
+    let reader = reader(&app, &request.headers, Access::Standard)?;
     request.no_body().await?;
     available(&app, &did, &reader).await?;
     let path = RepoPath::new(collection, rkey);
@@ -65,7 +66,7 @@ pub async fn get_record(app: Arc<App>, mut request: Request) -> XrpcResult<Respo
 /// `getLatestCommit`.
 pub async fn get_latest_commit(app: Arc<App>, mut request: Request) -> XrpcResult<Response<Body>> {
     let did: Did = request.params.parsed("did")?;
-    let reader = reader(&app, &request.headers, STANDARD)?;
+    let reader = reader(&app, &request.headers, Access::Standard)?;
     request.no_body().await?;
     available(&app, &did, &reader).await?;
     let head = export::head(&app.engine, &did)?.ok_or_else(|| repo_not_found(&did))?;
@@ -125,7 +126,7 @@ pub async fn list_repos(app: Arc<App>, mut request: Request) -> XrpcResult<Respo
 pub async fn get_blob(app: Arc<App>, mut request: Request) -> XrpcResult<Response<Body>> {
     let did: Did = request.params.parsed("did")?;
     let cid: Cid = request.params.parsed("cid")?;
-    let reader = reader(&app, &request.headers, STANDARD_AND_TAKENDOWN)?;
+    let reader = reader(&app, &request.headers, Access::StandardOrTakendown)?;
     request.no_body().await?;
     available(&app, &did, &reader).await?;
     let blob = app.blobs.open(&did, &cid).await?;
@@ -155,7 +156,7 @@ pub async fn list_blobs(app: Arc<App>, mut request: Request) -> XrpcResult<Respo
     let since: Option<Tid> = request.params.parsed_optional("since")?;
     let limit = request.params.integer("limit", 1..=1000, 500)?;
     let cursor: Option<Cid> = request.params.parsed_optional("cursor")?;
-    let reader = reader(&app, &request.headers, STANDARD_AND_TAKENDOWN)?;
+    let reader = reader(&app, &request.headers, Access::StandardOrTakendown)?;
     request.no_body().await?;
     available(&app, &did, &reader).await?;
     let blobs = app.blobs.clone();

@@ -321,20 +321,6 @@ fn access_and_refresh_tokens_do_not_pass_for_each_other() {
 }
 
 #[test]
-fn a_scope_outside_the_methods_set_is_refused() {
-    let claims = AccessClaims {
-        did: alice(),
-        scope: Scope::AppPass,
-        expires_at: NOW,
-    };
-    assert!(claims.require(Scope::STANDARD).is_ok());
-    assert_eq!(
-        claims.require(Scope::FULL),
-        Err(TokenError::Invalid("Bad token scope"))
-    );
-}
-
-#[test]
 fn the_next_refresh_id_depends_on_the_id_and_on_the_secret_alone() {
     let id = new_refresh_id(&SeededEntropy::new(1)).unwrap();
     assert_eq!(id.len(), 43);

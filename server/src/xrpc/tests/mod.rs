@@ -3,4 +3,5 @@
 mod accounts;
 mod protocol;
 mod records;
+mod service_auth;
 mod sync;

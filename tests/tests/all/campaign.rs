@@ -91,7 +91,7 @@ fn remove_under_a_writer(dir: &Path) -> std::io::Result<()> {
     loop {
         match std::fs::remove_dir_all(dir) {
             Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty && tries < 1_000 => {
-                tries += 1
+                tries += 1;
             }
             done => return done,
         }

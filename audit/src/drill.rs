@@ -212,7 +212,7 @@ fn needs(state: &ReplicaState) -> u64 {
     let chunks: u64 = state.chain.iter().map(|chunk| u64::from(chunk.raw_len)).sum();
     let packed = segments.iter().map(|segment| segment.stored_bytes).max();
     let views = match state.manifest.checkpoints.first() {
-        Some(newest) => newest.files.iter().map(|file| file.size).sum::<u64>() * COPIES_OF_VIEWS,
+        Some(newest) => newest.raw_bytes().saturating_mul(COPIES_OF_VIEWS),
         // They are folded from the log, and are not larger.
         None => raw + chunks,
     };

@@ -1,7 +1,6 @@
 //! A replica: every live object by its own checksums, the chain of chunks, and then all of it restored and checked as a
 //! data directory. Only reads.
 
-use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +10,7 @@ use engine::clock::SystemClock;
 use engine::log::{LogId, Lsn};
 use engine::storage::OsStorage;
 use engine::views::checkpoint::Checkpoints;
-use sha2::{Digest, Sha256};
+use shipper::checkpoint::{UnpackError, check_object};
 use shipper::chunk::{self, ChunkHeader, ChunkKind, HEADER_BYTES, MAX_IN_FLIGHT, MAX_RAW_BYTES};
 use shipper::fence::ReplicaError;
 use shipper::log_object::LogObject;
@@ -455,14 +454,18 @@ impl Walk<'_, '_> {
 
     async fn checkpoint_file(&mut self, file: &FileEntry) -> anyhow::Result<()> {
         let path = self.temp.join("checkpoint-file");
-        let Some(size) = self.fetch(&file.object, &path, DISPENSABLE).await? else {
+        if self.fetch(&file.object, &path, DISPENSABLE).await?.is_none() {
             return Ok(());
-        };
-        let hash = path.clone();
-        let digest = tokio::task::spawn_blocking(move || sha256_of(&hash)).await?;
-        if (size, digest.context("reading a temporary file")?) != (file.size, file.sha256) {
-            self.report
-                .finding(&file.object, "its SHA-256 is not the manifest's", DISPENSABLE);
+        }
+        let (unpack, entry) = (path.clone(), file.clone());
+        let checked = tokio::task::spawn_blocking(move || {
+            let mut object = std::fs::File::open(&unpack)?;
+            check_object(&entry, &mut object)
+        });
+        match checked.await? {
+            Ok(()) => {}
+            Err(UnpackError::Io(error)) => return Err(error).context("unpacking a file of a checkpoint"),
+            Err(error) => self.report.finding(&file.object, error, DISPENSABLE),
         }
         std::fs::remove_file(&path).context("removing a temporary file")
     }
@@ -483,7 +486,7 @@ pub async fn next_object(
     let segments = manifest.segments.iter();
     let segments = segments.map(|segment| (segment.object.as_str(), segment.stored_bytes));
     let files = manifest.checkpoints.iter().flat_map(|c| &c.files);
-    let files = files.map(|file| (file.object.as_str(), file.size));
+    let files = files.map(|file| (file.object.as_str(), file.stored_bytes));
     let next = segments.chain(files).filter(|(object, _)| *object > after).min();
     let Some((object, size)) = next else {
         return Ok(None);
@@ -525,16 +528,4 @@ fn newest(listed: &[ObjectMeta]) -> Generation {
         .iter()
         .filter_map(|object| Generation::from_object_name(object.name.as_str()));
     generations.max().unwrap_or(Generation::NONE)
-}
-
-fn sha256_of(path: &Path) -> std::io::Result<[u8; 32]> {
-    let (mut file, mut sha256) = (std::fs::File::open(path)?, Sha256::new());
-    let mut piece = vec![0; 1 << 20];
-    loop {
-        let len = file.read(&mut piece)?;
-        if len == 0 {
-            return Ok(sha256.finalize().into());
-        }
-        sha256.update(piece.get(..len).unwrap_or_default());
-    }
 }

@@ -5,13 +5,20 @@
 //! | some files | objects that no manifest names | the sweep after the next start's first manifest deletes them |
 //! | all files | the same | the same |
 //! | the manifest | the checkpoint | the ones it displaced are swept likewise |
+//!
+//! Large files are packed first, each into a temporary file, which a crash leaves to whoever empties the shipper's directory for those
+//! at the next start.
 
-use std::io::Read;
+pub(crate) mod fetch;
+pub(crate) mod object;
+
 use std::path::{Path, PathBuf};
 
 use engine::log::Lsn;
-use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
+
+use object::{PrepareError, Prepared};
+pub use object::{UnpackError, Unpacker, check_object};
 
 use crate::manifest::MAX_CHECKPOINT_FILES;
 use crate::names::is_plain_file_name;
@@ -76,15 +83,16 @@ pub(crate) struct CheckpointRequest {
     pub(crate) reply: oneshot::Sender<Result<(), CheckpointError>>,
 }
 
-/// A file and what it holds.
+/// How much the thread that packs stands back behind those of commits, as a Unix niceness.
+const NICENESS: i32 = 19;
+
+/// A file of a checkpoint's directory.
 pub(crate) struct LocalFile {
     pub(crate) name: String,
     pub(crate) path: PathBuf,
-    pub(crate) size: u64,
-    pub(crate) sha256: [u8; 32],
 }
 
-/// The files of a checkpoint's directory, by name. Blocks; reads every file.
+/// The files of a checkpoint's directory, by name. Blocks.
 pub(crate) fn read_dir(dir: &Path) -> Result<Vec<LocalFile>, CheckpointError> {
     let local = |path: &Path| {
         let path = path.to_owned();
@@ -107,13 +115,7 @@ pub(crate) fn read_dir(dir: &Path) -> Result<Vec<LocalFile>, CheckpointError> {
             .ok()
             .filter(|name| is_plain_file_name(name));
         let name = name.ok_or_else(|| unsuitable("not a plain file name"))?;
-        let (size, sha256) = digest_file(&path).map_err(local(&path))?;
-        files.push(LocalFile {
-            name,
-            path,
-            size,
-            sha256,
-        });
+        files.push(LocalFile { name, path });
         if files.len() > MAX_CHECKPOINT_FILES {
             return Err(CheckpointError::Unsuitable {
                 path: dir.to_owned(),
@@ -125,20 +127,31 @@ pub(crate) fn read_dir(dir: &Path) -> Result<Vec<LocalFile>, CheckpointError> {
     Ok(files)
 }
 
-/// Size and sha-256 of a file. Blocks.
-pub(crate) fn digest_file(path: &Path) -> std::io::Result<(u64, [u8; 32])> {
-    let mut file = std::fs::File::open(path)?;
-    let mut digest = Sha256::new();
-    let mut buffer = vec![0; 256 << 10];
-    let mut size = 0u64;
-    loop {
-        let read = match file.read(&mut buffer) {
-            Ok(0) => return Ok((size, digest.finalize().into())),
-            Ok(read) => read,
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(error),
-        };
-        digest.update(buffer.get(..read).unwrap_or_default());
-        size += read as u64;
-    }
+/// Packs a file for shipping if that is worth it. What is large is packed by a thread that stands back behind commits; blocks for as
+/// long.
+pub(crate) fn prepare(path: &Path, temp_dir: &Path) -> Result<Prepared, CheckpointError> {
+    let local = |path: &Path, source| CheckpointError::Local {
+        path: path.to_owned(),
+        source,
+    };
+    let prepared = match object::is_large(path).map_err(|error| local(path, error))? {
+        false => object::plain(path),
+        true => std::thread::scope(|scope| {
+            let packing = std::thread::Builder::new().name("pack".to_owned());
+            let packing = packing.spawn_scoped(scope, || {
+                // Without it the work is done all the same.
+                let _evenly = rustix::process::setpriority_process(None, NICENESS);
+                object::prepare(path, temp_dir)
+            });
+            match packing.map(std::thread::ScopedJoinHandle::join) {
+                Ok(Ok(prepared)) => prepared,
+                Ok(Err(_)) => Err(PrepareError::File(std::io::Error::other("packing panicked"))),
+                Err(error) => Err(PrepareError::Temp(error)),
+            }
+        }),
+    };
+    prepared.map_err(|error| match error {
+        PrepareError::File(error) => local(path, error),
+        PrepareError::Temp(error) => local(temp_dir, error),
+    })
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::ageing::Cooled;
 use crate::ledger::Day;
-use crate::manifest::Manifest;
+use crate::manifest::{CheckpointEntry, Manifest};
 use crate::store::counted::Class;
 
 /// A month as bills have it: a twelfth of 8,760 hours.
@@ -186,8 +186,8 @@ pub fn stored_bytes(manifest: &Manifest) -> u64 {
     let segments = manifest.segments.iter().chain(kept);
     let kept = displaced.checkpoints.iter().map(|checkpoint| &checkpoint.entry);
     let checkpoints = manifest.checkpoints.iter().chain(kept);
-    let files = checkpoints.flat_map(|checkpoint| &checkpoint.files);
-    segments.map(|segment| segment.stored_bytes).sum::<u64>() + files.map(|file| file.size).sum::<u64>()
+    segments.map(|segment| segment.stored_bytes).sum::<u64>()
+        + checkpoints.map(CheckpointEntry::stored_bytes).sum::<u64>()
 }
 
 #[expect(clippy::cast_precision_loss, reason = "dollars need no 53 bits")]

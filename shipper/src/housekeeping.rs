@@ -25,6 +25,7 @@ use std::sync::atomic::Ordering;
 use engine::log::{Epoch, LogId, Lsn, SegmentInfo};
 use tokio::sync::mpsc;
 
+use crate::checkpoint::object::{PACKED_SUFFIX, digest_file};
 use crate::checkpoint::{self, CheckpointError, CheckpointRequest, LocalFile};
 use crate::chunk::{ChunkHeader, ChunkKind};
 use crate::compacted;
@@ -375,11 +376,15 @@ impl Housekeeper {
     }
 
     async fn ship_file(&self, lsn: Lsn, file: LocalFile) -> Result<FileEntry, CheckpointError> {
+        let (path, temp_dir) = (file.path.clone(), self.shared.config.temp_dir.clone());
+        let prepared = tokio::task::spawn_blocking(move || checkpoint::prepare(&path, &temp_dir)).await;
+        let prepared = prepared.map_err(|_| CheckpointError::Stopped)??;
+        let suffix = prepared.packed.as_ref().map_or("", |_| PACKED_SUFFIX);
         let object = names::checkpoint_object(
             lsn,
             self.shared.claim.epoch,
             self.shared.log.reader().compaction(),
-            &file.name,
+            &format!("{}{suffix}", file.name),
         );
         let failed = |source| CheckpointError::Store {
             object: object.clone(),
@@ -387,20 +392,19 @@ impl Housekeeper {
         };
         let requests = &self.shared.requests;
         let name = ObjectName::new(object.clone()).map_err(|error| failed(error.into()))?;
-        if requests
-            .create_from_file(&name, &file.path)
-            .await
-            .map_err(failed)?
-            == Created::Exists
-        {
+        let from = prepared
+            .packed
+            .as_ref()
+            .map_or(file.path.as_path(), |temp| temp.path());
+        if requests.create_from_file(&name, from).await.map_err(failed)? == Created::Exists {
             // Ours from an earlier try of this process, since the epoch is in the name; but is it the same file?
             let (path, dir) = (file.path.clone(), self.shared.config.temp_dir.clone());
             let local = |source| CheckpointError::Local { path, source };
             let temp = tempfile::NamedTempFile::new_in(dir).map_err(local.clone())?;
             requests.get_to_file(&name, temp.path()).await.map_err(failed)?;
-            let digest = tokio::task::spawn_blocking(move || checkpoint::digest_file(temp.path())).await;
-            let digest = digest.map_err(|_| CheckpointError::Stopped)?.map_err(local)?;
-            if digest != (file.size, file.sha256) {
+            let there = tokio::task::spawn_blocking(move || digest_file(temp.path())).await;
+            let there = there.map_err(|_| CheckpointError::Stopped)?.map_err(local)?;
+            if there != prepared.stored {
                 let what = "the replica has another file of this name and LSN; take a newer checkpoint";
                 return Err(CheckpointError::Unsuitable {
                     path: file.path,
@@ -408,12 +412,14 @@ impl Housekeeper {
                 });
             }
         }
-        metrics::counter!("pds_ship_bytes_total").increment(file.size);
+        metrics::counter!("pds_ship_bytes_total").increment(prepared.stored.bytes);
         Ok(FileEntry {
             name: file.name,
             object,
-            size: file.size,
-            sha256: file.sha256,
+            raw_bytes: prepared.raw_bytes,
+            stored_bytes: prepared.stored.bytes,
+            sha256: prepared.stored.sha256,
+            packed: prepared.packed.is_some(),
         })
     }
 

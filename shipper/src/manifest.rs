@@ -4,7 +4,7 @@
 //! ```text
 //! little-endian
 //!   0  [u8; 8]  magic "PDSMANIF"
-//!   8  u16      format version, 2 (1 is read)
+//!   8  u16      format version, 3 (1 and 2 are read)
 //!  10  u16      zero
 //!  12  u32      bytes of body
 //!  16  body     wincode of `Manifest` (bincode-1 layout: u64 lengths, integers little-endian, fields in order)
@@ -14,6 +14,7 @@
 //! A manifest is published before anything that it no longer names is deleted.
 
 mod format1;
+mod format2;
 
 use std::collections::HashSet;
 
@@ -29,7 +30,7 @@ pub const MAX_MANIFEST_BYTES: usize = 64 << 20;
 pub const MAX_CHECKPOINT_FILES: usize = 64;
 
 const MAGIC: [u8; 8] = *b"PDSMANIF";
-const VERSION: u16 = 2;
+const VERSION: u16 = 3;
 const HEADER_BYTES: usize = 16;
 const CRC_BYTES: usize = 4;
 
@@ -66,10 +67,14 @@ pub struct FileEntry {
     pub name: String,
     /// Name of the object.
     pub object: String,
-    /// Bytes.
-    pub size: u64,
-    /// sha-256 of the file.
+    /// Bytes of the file.
+    pub raw_bytes: u64,
+    /// Bytes of the object.
+    pub stored_bytes: u64,
+    /// sha-256 of the object.
     pub sha256: [u8; 32],
+    /// Whether the object is one zstd frame, with a checksum, of the file. Else it is the file.
+    pub packed: bool,
 }
 
 /// Copies of the views at one LSN.
@@ -81,6 +86,24 @@ pub struct CheckpointEntry {
     pub files: Vec<FileEntry>,
     /// When it was read back, opened and counted, in microseconds since 1970; zero if it was not.
     pub verified_at_micros: u64,
+}
+
+impl CheckpointEntry {
+    /// Bytes of the files.
+    #[must_use]
+    pub fn raw_bytes(&self) -> u64 {
+        self.files
+            .iter()
+            .fold(0, |sum, file| sum.saturating_add(file.raw_bytes))
+    }
+
+    /// Bytes of the objects.
+    #[must_use]
+    pub fn stored_bytes(&self) -> u64 {
+        self.files
+            .iter()
+            .fold(0, |sum, file| sum.saturating_add(file.stored_bytes))
+    }
 }
 
 /// A segment that the log does not need any more, kept for points in time.
@@ -157,7 +180,7 @@ pub enum ManifestError {
     NotAManifest,
     /// A format that this program does not know.
     #[error(
-        "manifest format version {0} is not known to this program (it knows 1 and {VERSION}); use a newer one"
+        "manifest format version {0} is not known to this program (it knows 1 to {VERSION}); use a newer one"
     )]
     UnknownVersion(u16),
     /// The checksum does not match.
@@ -281,7 +304,7 @@ impl Manifest {
             return Err(ManifestError::NotAManifest);
         }
         let version = fields.u16();
-        if version != VERSION && version != format1::VERSION {
+        if ![format1::VERSION, format2::VERSION, VERSION].contains(&version) {
             return Err(ManifestError::UnknownVersion(version));
         }
         let zero = fields.u16();
@@ -301,6 +324,7 @@ impl Manifest {
             .unwrap_or_default();
         let manifest = match version {
             format1::VERSION => format1::decode(body),
+            format2::VERSION => format2::decode(body),
             _ => wincode::deserialize_exact(body).ok(),
         };
         let manifest = manifest.ok_or(ManifestError::Body("not a manifest's fields"))?;
@@ -384,7 +408,9 @@ fn check_checkpoint(checkpoint: &CheckpointEntry) -> Result<(), ManifestError> {
     rule(
         checkpoint.files.iter().all(|f| is_plain_file_name(&f.name)),
         "checkpoint file's name",
-    )
+    )?;
+    let is_whole = |file: &FileEntry| file.packed || file.raw_bytes == file.stored_bytes;
+    rule(checkpoint.files.iter().all(is_whole), "checkpoint file's bytes")
 }
 
 #[cfg(test)]

@@ -130,6 +130,14 @@ impl Requests {
         bounded(WHOLE_FILE, self.store.get_to_file(name, path)).await
     }
 
+    /// What fetches a whole file by ranges, bounded.
+    pub(crate) async fn whole_file<T>(
+        &self,
+        request: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        bounded(WHOLE_FILE, request).await
+    }
+
     pub(crate) async fn set_tier(&self, name: &ObjectName, tier: Tier) -> Result<TierSet, StoreError> {
         retry(&self.policy, || self.once(self.store.set_tier(name, tier))).await
     }

@@ -101,6 +101,9 @@ pub struct Restored {
     pub last_epoch: Epoch,
     /// The directory of the newest usable checkpoint, and its LSN.
     pub checkpoint: Option<(PathBuf, Lsn)>,
+    /// That LSN, if each file of the checkpoint was found to be what the checkpoint itself says: nobody needs to read them for that
+    /// again.
+    pub sound: Option<Lsn>,
     /// Segments that were left in the replica.
     pub away: usize,
     /// Their bytes.
@@ -134,6 +137,14 @@ pub enum RestoreError {
     NotAsNamed {
         /// The object.
         object: String,
+    },
+    /// A checkpoint's objects are whole, but it says of its files something else than what they are.
+    #[error("the checkpoint {lsn} of the replica was damaged before it was shipped: {what}")]
+    Unsound {
+        /// The checkpoint's.
+        lsn: Lsn,
+        /// What differs.
+        what: String,
     },
     /// The frames in an object do not fit.
     #[error("{object} of the replica cannot be installed")]

@@ -76,6 +76,7 @@ pub fn compact_offline(
         target: reach,
         end: recovered.last_lsn(),
         log_id,
+        fetched: None,
     };
     let (mut index, mut accounts) = open_views(config, &checkpoints, &bounds)?;
     {

@@ -50,6 +50,9 @@ pub struct StartOptions {
     /// Follow another writer: see [`Engine::feed`]. `epoch` and `lsn_floor` are not used then, and `remote` must be what is
     /// here.
     pub follow: bool,
+    /// The checkpoint in the data directory that was fetched from the replica just now, and whose files have the digests that it says:
+    /// it becomes the views, instead of being read once more and copied.
+    pub fetched: Option<Lsn>,
     /// Is told about the replay after each batch.
     pub on_replay: Box<dyn FnMut(ReplayProgress) + Send>,
 }
@@ -77,6 +80,7 @@ impl StartOptions {
             log_id: None,
             remote: None,
             follow: false,
+            fetched: None,
             on_replay: Box::new(|_| {}),
         }
     }
@@ -182,6 +186,7 @@ impl EnginePrelude {
             target,
             end,
             log_id,
+            fetched: options.fetched,
         };
         let (mut index, mut accounts) = open_views(&config, &checkpoints, &bounds)?;
         let (source, handle) = (index.source(), accounts.handle());
@@ -293,6 +298,8 @@ pub(crate) struct Bounds {
     /// The last entry: a view ahead of it is of another history.
     pub(crate) end: Lsn,
     pub(crate) log_id: LogId,
+    /// See [`StartOptions::fetched`].
+    pub(crate) fetched: Option<Lsn>,
 }
 
 impl Bounds {
@@ -332,6 +339,21 @@ fn open_either(
         return Ok(views);
     }
     // At least one has to start over: both take the checkpoint, which is of one LSN, if there is one.
+    if let Some(lsn) = bounds
+        .fetched
+        .filter(|lsn| *lsn <= bounds.target && bounds.admit(*lsn))
+    {
+        tracing::info!(%lsn, "the views start from the checkpoint that was fetched");
+        let moved = checkpoints
+            .open(lsn)
+            .and_then(|checkpoint| checkpoint.become_views(&config.dir));
+        if let Err(error) = moved {
+            tracing::warn!(%lsn, %error, "the checkpoint that was fetched is not in the place of the views");
+        }
+        if let Some(views) = open_both(config, bounds, IfMissing::Leave)? {
+            return Ok(views);
+        }
+    }
     let newest = checkpoints
         .newest_valid(bounds.target)
         .map_err(EngineError::Checkpoint)?;

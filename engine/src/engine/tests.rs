@@ -229,6 +229,45 @@ fn a_start_from_a_checkpoint_replays_only_the_rest() {
 }
 
 #[test]
+fn a_checkpoint_that_was_fetched_becomes_the_views_if_there_are_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut repo = TestRepo::new("fetched");
+    let engine = start(dir.path());
+    post_and_wait(&engine, &mut repo, 0..40);
+    let taken = wait(engine.checkpoint()).unwrap();
+    post_and_wait(&engine, &mut repo, 40..43);
+    let before = answers(&engine);
+    stop(engine);
+
+    let start_fetched = |fetched| {
+        let config = config(dir.path(), Durability::Local);
+        let prelude = EnginePrelude::recover(config, Arc::new(OsStorage)).unwrap();
+        let replayed = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&replayed);
+        let options = StartOptions {
+            fetched,
+            on_replay: Box::new(move |progress| count.store(progress.entries, Ordering::SeqCst)),
+            ..StartOptions::local(prelude.last_epoch().next())
+        };
+        let engine = prelude.start(Arc::new(SystemClock), &SeededEntropy::new(1), options);
+        let engine = engine.unwrap();
+        assert_eq!(answers(&engine), before);
+        repo.check(&engine.reader().unwrap());
+        stop(engine);
+        replayed.load(Ordering::SeqCst)
+    };
+    // There are views: the checkpoint stays.
+    assert_eq!(start_fetched(Some(taken.lsn())), 0);
+    assert!(taken.verify().is_ok());
+    remove_views(dir.path());
+    assert_eq!(start_fetched(Some(taken.lsn())), 3);
+    assert!(!taken.dir.exists());
+    // It is not there: the log has everything.
+    remove_views(dir.path());
+    assert!(start_fetched(Some(taken.lsn())) >= 43);
+}
+
+#[test]
 fn a_damaged_checkpoint_costs_a_longer_replay_and_nothing_else() {
     let dir = tempfile::tempdir().unwrap();
     let mut repo = TestRepo::new("damaged");

@@ -252,6 +252,7 @@ impl World {
             target: last,
             end: last,
             log_id: LOG_ID,
+            fetched: None,
         };
         let (mut index, mut accounts) = open_views(&config, &checkpoints, &bounds).unwrap();
         self.judge.lied_before = true;

@@ -354,6 +354,7 @@ impl World {
             target: mark,
             end: last,
             log_id: LOG_ID,
+            fetched: None,
         };
         let (index, accounts) = open_views(&config, &checkpoints, &bounds).map_err(|error| {
             assert!(

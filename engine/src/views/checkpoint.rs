@@ -10,6 +10,8 @@
 //! | writing `checkpoint.bin` | perhaps a `.tmp` beside the copies   | the same                                          |
 //! | deleting                | a directory without `checkpoint.bin` | the same: it goes first                            |
 //! | installing              | some view files of this checkpoint   | views behind the log, to be installed or replayed  |
+//! | becoming the views, before the largest file is moved | the checkpoint, and some views of it | the same |
+//! | becoming the views, after that | the views, and a directory that lacks a file | a start with these views; no use as a checkpoint, which whoever reads it finds, until `prune` |
 
 mod format;
 #[cfg(test)]
@@ -361,45 +363,79 @@ impl Checkpoint {
     /// A copy is damaged or the disk fails. Views that were installed before that stay; they are whole, and behind.
     pub fn install(&self, views_dir: &Path) -> Result<(), CheckpointError> {
         fs::create_dir_all(views_dir).map_err(at(views_dir))?;
-        for file in &self.manifest.files {
-            let staged = views_dir.join(format!("{}.tmp", file.name));
-            let mut out = File::create(&staged).map_err(at(&staged))?;
-            let copied = file
-                .check(&self.dir, &mut out)
-                .and_then(|()| out.sync_all().map_err(at(&staged)));
-            if let Err(error) = copied {
-                // Best effort: the next install overwrites it.
-                let _ = fs::remove_file(&staged);
-                return Err(error);
-            }
-            let name = views_dir.join(&file.name);
-            // An old write-ahead file must never meet the new database: it goes first, durably.
-            for suffix in ["-wal", "-shm", "-journal", ""] {
-                let path = views_dir.join(format!("{}{suffix}", file.name));
-                match fs::remove_file(&path) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(&path)(error)),
-                    _ => {}
-                }
-            }
-            sync_dir(views_dir)?;
-            fs::rename(&staged, &name).map_err(at(&name))?;
-            sync_dir(views_dir)?;
+        let mut files = self.manifest.files.iter();
+        files.try_for_each(|file| self.copy(file, views_dir))
+    }
+
+    /// Puts the files themselves in place of the views in `views_dir`, which nobody has open: the largest is moved there, the others
+    /// are copied first, and then this is no checkpoint any more. For one of which others have a copy, and whose files were compared with
+    /// their digests: the one that is moved is not read.
+    ///
+    /// # Errors
+    /// A file is missing or damaged, or the disk fails. This is still a checkpoint then, unless the move was made.
+    pub fn become_views(self, views_dir: &Path) -> Result<(), CheckpointError> {
+        fs::create_dir_all(views_dir).map_err(at(views_dir))?;
+        let files = &self.manifest.files;
+        let largest = files
+            .iter()
+            .max_by_key(|file| file.size)
+            .ok_or(CheckpointError::Empty)?;
+        for file in files.iter().filter(|file| file.name != largest.name) {
+            self.copy(file, views_dir)?;
         }
-        Ok(())
+        largest.has_its_size(&self.dir)?;
+        replace(&self.dir.join(&largest.name), views_dir, &largest.name)?;
+        // Without it `checkpoint.bin` promises too much, which is found by whoever believes it.
+        remove(&self.dir)
+    }
+
+    fn copy(&self, file: &CheckpointFile, views_dir: &Path) -> Result<(), CheckpointError> {
+        let staged = views_dir.join(format!("{}.tmp", file.name));
+        let mut out = File::create(&staged).map_err(at(&staged))?;
+        let copied = file
+            .check(&self.dir, &mut out)
+            .and_then(|()| out.sync_all().map_err(at(&staged)));
+        if let Err(error) = copied {
+            // Best effort: the next install overwrites it.
+            let _ = fs::remove_file(&staged);
+            return Err(error);
+        }
+        replace(&staged, views_dir, &file.name)
     }
 }
 
+/// Makes `from`, which is synced, the view `name`.
+fn replace(from: &Path, views_dir: &Path, name: &str) -> Result<(), CheckpointError> {
+    // An old write-ahead file must never meet the new database: it goes first, durably.
+    for suffix in ["-wal", "-shm", "-journal", ""] {
+        let path = views_dir.join(format!("{name}{suffix}"));
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(&path)(error)),
+            _ => {}
+        }
+    }
+    sync_dir(views_dir)?;
+    let to = views_dir.join(name);
+    fs::rename(from, &to).map_err(at(&to))?;
+    sync_dir(views_dir)
+}
+
 impl CheckpointFile {
+    /// Where it is in `dir`, if it has the size that is said of it.
+    fn has_its_size(&self, dir: &Path) -> Result<PathBuf, CheckpointError> {
+        let path = dir.join(&self.name);
+        if fs::metadata(&path).map_err(at(&path))?.len() == self.size {
+            return Ok(path);
+        }
+        Err(CheckpointError::Damaged {
+            path,
+            what: "its size is not the recorded one",
+        })
+    }
+
     /// Compares this file in `dir` with what is said of it, writing what it reads to `out`.
     fn check(&self, dir: &Path, out: &mut dyn Write) -> Result<(), CheckpointError> {
-        let path = dir.join(&self.name);
-        let size = fs::metadata(&path).map_err(at(&path))?.len();
-        if size != self.size {
-            return Err(CheckpointError::Damaged {
-                path,
-                what: "its size is not the recorded one",
-            });
-        }
+        let path = self.has_its_size(dir)?;
         let (_, sha256) = digest(&path, out)?;
         if sha256 != self.sha256 {
             return Err(CheckpointError::Damaged {

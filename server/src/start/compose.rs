@@ -220,13 +220,18 @@ pub(super) async fn open_engine(
     engine_config.log.mapped_bytes = config.memory.mapped_log;
     engine_config.index_cache_bytes = bytes(config.memory.index_cache);
     engine_config.backlog_bytes_max = config.unshipped_bytes;
-    let (claim, recovered, followed) = match beginning {
-        Beginning::Alone => (None, None, None),
-        Beginning::Claimed(started) => (Some(started.claim), Some(started.recovered), None),
+    let (claim, recovered, followed, restored) = match beginning {
+        Beginning::Alone => (None, None, None, None),
+        Beginning::Claimed(started) => {
+            let recovered = Some(started.recovered);
+            (Some(started.claim), recovered, None, started.restored)
+        }
         Beginning::Following(standby, lease) => {
-            (None, Some(standby.recovered), Some((standby.tracker, lease)))
+            let recovered = Some(standby.recovered);
+            (None, recovered, Some((standby.tracker, lease)), standby.restored)
         }
     };
+    let fetched = restored.and_then(|restored| restored.sound);
     let (clock, entropy, storage) = (doors.clock.clone(), doors.entropy.clone(), doors.storage.clone());
     let options = claim.as_ref().map(|claim| {
         (
@@ -267,6 +272,7 @@ pub(super) async fn open_engine(
             start.log_id = Some(log_id);
             start.remote = Some(prelude.last_lsn());
         }
+        start.fetched = fetched;
         start.on_replay = Box::new(move |replay| progress.replaying(&replay));
         Ok(prelude.start(clock, &*entropy, start)?)
     });

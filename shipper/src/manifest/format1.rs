@@ -3,7 +3,8 @@
 
 use wincode::SchemaRead;
 
-use super::{CheckpointEntry, Displaced, FileEntry, Manifest, SegmentEntry};
+use super::format2::File;
+use super::{CheckpointEntry, Displaced, Manifest, SegmentEntry};
 
 /// The version in the header.
 pub(super) const VERSION: u16 = 1;
@@ -22,7 +23,7 @@ struct Segment {
 #[derive(SchemaRead)]
 struct Checkpoint {
     lsn: u64,
-    files: Vec<FileEntry>,
+    files: Vec<File>,
 }
 
 #[derive(SchemaRead)]
@@ -57,7 +58,7 @@ pub(super) fn decode(body: &[u8]) -> Option<Manifest> {
     });
     let checkpoints = body.checkpoints.into_iter().map(|checkpoint| CheckpointEntry {
         lsn: checkpoint.lsn,
-        files: checkpoint.files,
+        files: checkpoint.files.into_iter().map(File::into_entry).collect(),
         verified_at_micros: 0,
     });
     Some(Manifest {

@@ -42,8 +42,10 @@ fn example() -> Manifest {
             files: vec![FileEntry {
                 name: "index.redb".into(),
                 object: "ckpt/00000000000000fa/3-index.redb".into(),
-                size: 77,
+                raw_bytes: 77,
+                stored_bytes: 44,
                 sha256: [0x55; 32],
+                packed: true,
             }],
             verified_at_micros: 1_699_999_999_000_000,
         }],
@@ -72,8 +74,10 @@ fn example() -> Manifest {
                     files: vec![FileEntry {
                         name: "index.redb".into(),
                         object: "ckpt/000000000000006e/1-index.redb".into(),
-                        size: 66,
+                        raw_bytes: 66,
+                        stored_bytes: 66,
                         sha256: [0x77; 32],
+                        packed: false,
                     }],
                     verified_at_micros: 0,
                 },
@@ -91,9 +95,17 @@ fn a_manifest_has_the_bytes_of_the_golden_file_and_comes_back() {
     assert_eq!(example().covered_lsn().get(), 300);
 }
 
-/// What a program before format 2 wrote of [`example`].
-fn example_of_format1() -> Manifest {
+/// What a program of format 2 wrote of [`example`].
+fn example_of_format2() -> Manifest {
     let mut manifest = example();
+    let file = &mut manifest.checkpoints[0].files[0];
+    (file.stored_bytes, file.packed) = (file.raw_bytes, false);
+    manifest
+}
+
+/// What a program of format 1 wrote of [`example`].
+fn example_of_format1() -> Manifest {
+    let mut manifest = example_of_format2();
     manifest.displaced = Displaced::default();
     for segment in &mut manifest.segments {
         (segment.epoch, segment.frames, segment.compaction) = (0, 0, 0);
@@ -105,19 +117,26 @@ fn example_of_format1() -> Manifest {
 }
 
 #[test]
-fn a_manifest_of_format_1_is_read_and_a_later_one_is_not() {
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/manifest-1.bin");
-    let mut bytes = std::fs::read(path).unwrap();
-    assert_eq!(Manifest::decode(&bytes).unwrap(), example_of_format1());
-    bytes[8] = 3;
-    assert_eq!(Manifest::decode(&bytes), Err(ManifestError::UnknownVersion(3)));
-    // The fields of one format under the number of the other are no manifest.
+fn manifests_of_earlier_formats_are_read_and_a_later_one_is_not() {
+    let testdata = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata");
+    for (version, expected) in [(1, example_of_format1()), (2, example_of_format2())] {
+        let bytes = std::fs::read(testdata.join(format!("manifest-{version}.bin"))).unwrap();
+        assert_eq!(bytes[8], version);
+        assert_eq!(Manifest::decode(&bytes).unwrap(), expected);
+        // What is read is written in the present format.
+        assert_eq!(Manifest::decode(&expected.encode().unwrap()).unwrap(), expected);
+    }
     let mut bytes = example().encode().unwrap();
-    bytes[8] = 1;
-    let end = bytes.len() - CRC_BYTES;
-    let crc = crc32fast::hash(&bytes[..end]).to_le_bytes();
-    bytes[end..].copy_from_slice(&crc);
-    assert!(matches!(Manifest::decode(&bytes), Err(ManifestError::Body(_))));
+    bytes[8] = 4;
+    assert_eq!(Manifest::decode(&bytes), Err(ManifestError::UnknownVersion(4)));
+    // The fields of one format under the number of another are no manifest.
+    for version in [1, 2] {
+        bytes[8] = version;
+        let end = bytes.len() - CRC_BYTES;
+        let crc = crc32fast::hash(&bytes[..end]).to_le_bytes();
+        bytes[end..].copy_from_slice(&crc);
+        assert!(matches!(Manifest::decode(&bytes), Err(ManifestError::Body(_))));
+    }
 }
 
 #[test]
@@ -130,6 +149,9 @@ fn manifests_that_break_a_rule_are_neither_written_nor_read() {
         ("LSN over 2^53", |m| m.segments[1].last = 1 << 53),
         ("path in a checkpoint", |m| {
             m.checkpoints[0].files[0].name = "../../etc/passwd".into();
+        }),
+        ("a file that is no file's size", |m| {
+            m.checkpoints[0].files[0].packed = false;
         }),
         ("floor over 2^53", |m| m.lsn_floor = u64::MAX),
         ("covered epoch", |m| m.covered_epoch = 4),

@@ -1,17 +1,21 @@
 //! One round of a restore: what a manifest names is fetched.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use engine::log::{AwaySegment, Lsn, SegmentInstaller};
+use engine::log::{AwaySegment, LogId, Lsn, SegmentInstaller};
+use engine::views::checkpoint::{CheckpointManifest, MANIFEST_BYTES_MAX, MANIFEST_NAME};
 use futures_util::{StreamExt, TryStreamExt};
 
 use super::install::{install_chunk, install_segment};
 use super::place::{TEMP_DIR, blocking, clean, create_dir, local, remove_dir, sync_dir};
 use super::{CHECKPOINT_DIR, LOG_DIR, Progress, RestoreError, RestoreOptions, RestoreTimings, Restored};
-use crate::checkpoint::digest_file;
+use crate::checkpoint::fetch::{FetchError, fetch};
+use crate::checkpoint::object::Stored;
 use crate::fence::ReplicaError;
+use crate::handle::with_sources;
 use crate::manifest::{CheckpointEntry, Manifest, SegmentEntry};
 use crate::names::{Ordinal, WAL_PREFIX};
 use crate::plan::ChainEnd;
@@ -50,16 +54,51 @@ struct LogPart {
     chunks: Duration,
 }
 
+/// A checkpoint that was fetched.
+struct Views {
+    dir: PathBuf,
+    lsn: Lsn,
+    sound: bool,
+}
+
 /// The newest usable checkpoint, what was wrong with newer ones, and how long it took.
-type ViewsPart = (Option<(PathBuf, Lsn)>, Vec<String>, Duration);
+type ViewsPart = (Option<Views>, Vec<String>, Duration);
 
 /// Whether a checkpoint is damaged or not there, so that another one may do.
 fn is_unusable(error: &RestoreError) -> bool {
     matches!(
         error,
         RestoreError::NotAsNamed { .. }
+            | RestoreError::Unsound { .. }
             | RestoreError::Replica(ReplicaError::Store(StoreError::NotFound { .. }))
     )
+}
+
+/// Compares the files of a checkpoint with what it says of them itself; false if it says nothing.
+fn is_sound(dir: &Path, log_id: LogId, lsn: Lsn, files: &[(String, Stored)]) -> Result<bool, RestoreError> {
+    if files.iter().all(|(name, _)| name != MANIFEST_NAME) {
+        return Ok(false);
+    }
+    let unsound = |what: String| RestoreError::Unsound { lsn, what };
+    let path = dir.join(MANIFEST_NAME);
+    let mut bytes = Vec::new();
+    std::fs::File::open(&path)
+        .and_then(|file| file.take(MANIFEST_BYTES_MAX as u64 + 1).read_to_end(&mut bytes))
+        .map_err(local(&path))?;
+    let said = CheckpointManifest::from_bytes(&bytes).map_err(|error| unsound(error.to_string()))?;
+    if (said.lsn, said.log_id) != (lsn, log_id) {
+        return Err(unsound("it is of another LSN or log".to_owned()));
+    }
+    for file in &said.files {
+        let expected = Stored {
+            bytes: file.size,
+            sha256: file.sha256,
+        };
+        if !files.contains(&(file.name.clone(), expected)) {
+            return Err(unsound(format!("{} is another", file.name)));
+        }
+    }
+    Ok(true)
 }
 
 impl<'a> Work<'a> {
@@ -72,7 +111,7 @@ impl<'a> Work<'a> {
     ) -> Work<'a> {
         let mut total: u64 = manifest.segments.iter().map(|segment| segment.stored_bytes).sum();
         if let Some(newest) = manifest.checkpoints.first().filter(|_| options.with_checkpoint) {
-            total += newest.files.iter().map(|file| file.size).sum::<u64>();
+            total += newest.stored_bytes();
         }
         Work {
             requests,
@@ -127,13 +166,15 @@ impl<'a> Work<'a> {
                 // Both to their ends: what is installed holds the log's lock.
                 let (fetched, log) = tokio::join!(fetch, log);
                 match fetched.and_then(|fetched| Ok((fetched, log?))) {
-                    Ok(((dir, time), log)) => {
-                        let found = Some((dir, Lsn::saturating(checkpoint.lsn)));
-                        return Ok(self.restored(log, (found, warnings, time), &away));
+                    Ok(((views, time), log)) => {
+                        return Ok(self.restored(log, (Some(views), warnings, time), &away));
                     }
                     Err((true, error)) => {
-                        tracing::error!("a checkpoint in the replica is of no use: {error}");
-                        warnings.push(error.to_string());
+                        tracing::error!(
+                            "a checkpoint in the replica is of no use: {}",
+                            with_sources(&error)
+                        );
+                        warnings.push(with_sources(&error));
                         // Another checkpoint needs other segments.
                         self.total.fetch_add(left, Ordering::Relaxed);
                         clean(self.dest, self.options)?;
@@ -160,17 +201,13 @@ impl<'a> Work<'a> {
             .collect()
     }
 
-    fn restored(
-        &self,
-        log: LogPart,
-        (checkpoint, warnings, time): ViewsPart,
-        away: &[AwaySegment],
-    ) -> Restored {
+    fn restored(&self, log: LogPart, (views, warnings, time): ViewsPart, away: &[AwaySegment]) -> Restored {
         Restored {
             log_id: self.manifest.log_id(),
             last_lsn: log.last_lsn,
             last_epoch: log.end.epoch,
-            checkpoint,
+            sound: views.as_ref().filter(|views| views.sound).map(|views| views.lsn),
+            checkpoint: views.map(|views| (views.dir, views.lsn)),
             away: away.len(),
             away_bytes: away.iter().map(|away| away.info.bytes).sum(),
             warnings,
@@ -190,13 +227,13 @@ impl<'a> Work<'a> {
         if self.options.with_checkpoint {
             for checkpoint in &self.manifest.checkpoints {
                 match self.checkpoint(checkpoint).await {
-                    Ok(dir) => {
-                        let found = Some((dir, Lsn::saturating(checkpoint.lsn)));
-                        return Ok((found, warnings, begun.elapsed()));
-                    }
+                    Ok(views) => return Ok((Some(views), warnings, begun.elapsed())),
                     Err(error) if is_unusable(&error) => {
-                        tracing::error!("a checkpoint in the replica is of no use: {error}");
-                        warnings.push(error.to_string());
+                        tracing::error!(
+                            "a checkpoint in the replica is of no use: {}",
+                            with_sources(&error)
+                        );
+                        warnings.push(with_sources(&error));
                     }
                     Err(error) => return Err(error),
                 }
@@ -205,7 +242,7 @@ impl<'a> Work<'a> {
         Ok((None, warnings, begun.elapsed()))
     }
 
-    async fn checkpoint(&self, checkpoint: &CheckpointEntry) -> Result<PathBuf, RestoreError> {
+    async fn checkpoint(&self, checkpoint: &CheckpointEntry) -> Result<Views, RestoreError> {
         let parent = self.dest.join(CHECKPOINT_DIR);
         let name = Lsn::saturating(checkpoint.lsn).hex();
         let (unfinished, finished) = (parent.join(format!("{name}.tmp")), parent.join(name));
@@ -214,27 +251,38 @@ impl<'a> Work<'a> {
         let fetched = files.map(|file| {
             let path = unfinished.join(&file.name);
             async move {
-                let object = ObjectName::new(file.object.clone()).map_err(StoreError::from)?;
-                self.requests.get_to_file(&object, &path).await?;
-                let digest = blocking(move || digest_file(&path).map_err(local(&path))).await?;
-                if digest != (file.size, file.sha256) {
-                    return Err(RestoreError::NotAsNamed {
-                        object: file.object.clone(),
-                    });
-                }
-                self.progress(file.size);
-                Ok(())
+                let raw = fetch(self.requests, &file, &path)
+                    .await
+                    .map_err(|error| match error {
+                        FetchError::Store(error) => error.into(),
+                        FetchError::NotAsNamed { object, what } => {
+                            tracing::warn!(object, what, "a file of a checkpoint is damaged");
+                            RestoreError::NotAsNamed { object }
+                        }
+                        FetchError::Local(error) => local(&path)(error),
+                    })?;
+                self.progress(file.stored_bytes);
+                Ok((file.name, raw))
             }
         });
         // All of them end before anything is removed: a file that is being made would be in the way.
-        let ended: Vec<Result<(), RestoreError>> = fetched.buffer_unordered(FILES_AT_A_TIME).collect().await;
-        if let Err(error) = ended.into_iter().collect::<Result<(), _>>() {
-            remove_dir(&unfinished)?;
-            return Err(error);
-        }
+        let ended: Vec<Result<_, RestoreError>> = fetched.buffer_unordered(FILES_AT_A_TIME).collect().await;
+        let lsn = Lsn::saturating(checkpoint.lsn);
+        let ended = ended.into_iter().collect::<Result<Vec<_>, _>>();
+        let sound = match ended.and_then(|files| is_sound(&unfinished, self.manifest.log_id(), lsn, &files)) {
+            Ok(sound) => sound,
+            Err(error) => {
+                remove_dir(&unfinished)?;
+                return Err(error);
+            }
+        };
         std::fs::rename(&unfinished, &finished).map_err(local(&finished))?;
         sync_dir(&parent)?;
-        Ok(finished)
+        Ok(Views {
+            dir: finished,
+            lsn,
+            sound,
+        })
     }
 
     /// All segments but those that are away, and the chunks.

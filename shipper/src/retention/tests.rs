@@ -37,8 +37,10 @@ fn checkpoint_of(lsn: u64, verified_at_micros: u64, compaction: u32) -> Checkpoi
         files: vec![FileEntry {
             name: "index.redb".into(),
             object: format!("ckpt/{lsn:016x}/1-c{compaction}-index.redb"),
-            size: 1,
+            raw_bytes: 1,
+            stored_bytes: 1,
             sha256: [0; 32],
+            packed: false,
         }],
         verified_at_micros,
     }

@@ -9,9 +9,10 @@ use engine::views::accounts::{AccountsView, queries};
 use engine::views::checkpoint::Checkpoints;
 use engine::views::index::{FILE_NAME, IndexView};
 
+use crate::checkpoint::fetch::{FetchError, fetch};
 use crate::manifest::CheckpointEntry;
 use crate::requests::Requests;
-use crate::store::{ObjectName, StoreError};
+use crate::store::StoreError;
 
 /// Memory for pages of the index while repos are counted.
 const INDEX_CACHE_BYTES: usize = 4 << 20;
@@ -47,7 +48,7 @@ pub(crate) async fn verify(
     temp_dir: &Path,
 ) -> Result<Counted, VerifyError> {
     let lsn = Lsn::saturating(checkpoint.lsn);
-    let bytes: u64 = checkpoint.files.iter().map(|file| file.size).sum();
+    let bytes = checkpoint.raw_bytes();
     let disk = rustix::fs::statvfs(temp_dir).map_err(|error| VerifyError::Local(error.into()))?;
     // As much again stays free for the log, which goes on meanwhile.
     if disk.f_bavail.saturating_mul(disk.f_frsize) < bytes.saturating_mul(2) {
@@ -57,14 +58,18 @@ pub(crate) async fn verify(
     let dir = temp.path().join(lsn.hex());
     std::fs::create_dir(&dir).map_err(VerifyError::Local)?;
     for file in &checkpoint.files {
-        let object = ObjectName::new(file.object.clone()).map_err(StoreError::from)?;
-        match requests.get_to_file(&object, &dir.join(&file.name)).await {
+        match fetch(requests, file, &dir.join(&file.name)).await {
             Ok(_) => {}
-            Err(StoreError::NotFound { object }) => {
+            Err(FetchError::Store(StoreError::NotFound { object })) => {
                 let what = format!("{object} is missing");
                 return Err(VerifyError::Damaged { lsn, what });
             }
-            Err(error) => return Err(error.into()),
+            Err(error @ FetchError::NotAsNamed { .. }) => {
+                let what = error.to_string();
+                return Err(VerifyError::Damaged { lsn, what });
+            }
+            Err(FetchError::Store(error)) => return Err(error.into()),
+            Err(FetchError::Local(error)) => return Err(VerifyError::Local(error)),
         }
     }
     let look = tokio::task::spawn_blocking(move || count(temp.path(), lsn, log_id));

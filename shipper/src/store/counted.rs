@@ -15,7 +15,7 @@ use bytes::Bytes;
 
 use super::{
     Created, DOWNLOAD_PIECES_IN_FLIGHT, ObjectMeta, ObjectName, ReplicaStore, StoreError, Swap, Tag, Tier,
-    TierSet, download, local_file,
+    TierSet, local_file,
 };
 use crate::ageing::TIERS_OBJECT;
 use crate::ledger::Ledger;
@@ -394,13 +394,12 @@ impl ReplicaStore for CountedStore {
         METER.scope(meter, self.inner.prove()).await
     }
 
-    /// Its requests pass through here one by one. Those that nobody waits for are made one at a time, which takes less memory.
-    async fn get_to_file(&self, name: &ObjectName, path: &Path) -> Result<u64, StoreError> {
-        let in_flight = match self.purpose {
+    /// Those that nobody waits for are made one at a time, which takes less memory.
+    fn pieces_in_flight(&self) -> usize {
+        match self.purpose {
             Some(Purpose::Drill | Purpose::Scrub) => 1,
             _ => DOWNLOAD_PIECES_IN_FLIGHT,
-        };
-        download(self, name, path, in_flight).await
+        }
     }
 
     fn reports_requests(&self) -> bool {

@@ -36,7 +36,7 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::{Stream, StreamExt, TryStreamExt};
 use tokio::io::AsyncWriteExt;
 
 use self::counted::Purpose;
@@ -227,7 +227,12 @@ pub trait ReplicaStore: Send + Sync + 'static {
     /// # Errors
     /// As [`ReplicaStore::get_range`], and [`StoreError::Invalid`] if the file cannot be written.
     async fn get_to_file(&self, name: &ObjectName, path: &Path) -> Result<u64, StoreError> {
-        download(self, name, path, DOWNLOAD_PIECES_IN_FLIGHT).await
+        download(self, name, path).await
+    }
+
+    /// How many pieces of [`DOWNLOAD_PIECE_BYTES`] are fetched at a time of an object that is fetched whole.
+    fn pieces_in_flight(&self) -> usize {
+        DOWNLOAD_PIECES_IN_FLIGHT
     }
 }
 
@@ -241,7 +246,6 @@ async fn download<S: ReplicaStore + ?Sized>(
     store: &S,
     name: &ObjectName,
     path: &Path,
-    in_flight: usize,
 ) -> Result<u64, StoreError> {
     let policy = RetryPolicy::default();
     let size = retry(&policy, || store.size(name)).await?;
@@ -251,13 +255,7 @@ async fn download<S: ReplicaStore + ?Sized>(
     let mut file = tokio::fs::File::create(path)
         .await
         .map_err(|error| local_file(path, &error))?;
-    let pieces = (0..size.div_ceil(DOWNLOAD_PIECE_BYTES)).map(|piece| {
-        let start = piece * DOWNLOAD_PIECE_BYTES;
-        let range = start..size.min(start + DOWNLOAD_PIECE_BYTES);
-        let policy = &policy;
-        async move { retry(policy, || store.get_range(name, range.clone())).await }
-    });
-    let mut pieces = futures_util::stream::iter(pieces).buffered(in_flight);
+    let mut pieces = std::pin::pin!(pieces(store, name, size, store.pieces_in_flight()));
     while let Some(bytes) = pieces.try_next().await? {
         file.write_all(&bytes)
             .await
@@ -266,6 +264,21 @@ async fn download<S: ReplicaStore + ?Sized>(
     file.flush().await.map_err(|error| local_file(path, &error))?;
     file.sync_all().await.map_err(|error| local_file(path, &error))?;
     Ok(size)
+}
+
+/// The first `size` bytes of an object in order, fetched by ranges, `in_flight` of them at a time. A range that fails is asked for again.
+pub(crate) fn pieces<'a, S: ReplicaStore + ?Sized>(
+    store: &'a S,
+    name: &'a ObjectName,
+    size: u64,
+    in_flight: usize,
+) -> impl Stream<Item = Result<Bytes, StoreError>> + 'a {
+    let pieces = (0..size.div_ceil(DOWNLOAD_PIECE_BYTES)).map(move |piece| {
+        let start = piece * DOWNLOAD_PIECE_BYTES;
+        let range = start..size.min(start + DOWNLOAD_PIECE_BYTES);
+        async move { retry(&RetryPolicy::default(), || store.get_range(name, range.clone())).await }
+    });
+    futures_util::stream::iter(pieces).buffered(in_flight)
 }
 
 /// A file on our side that cannot be read or written.
@@ -382,6 +395,10 @@ impl<S: ReplicaStore + ?Sized> ReplicaStore for Arc<S> {
 
     async fn get_to_file(&self, name: &ObjectName, path: &Path) -> Result<u64, StoreError> {
         (**self).get_to_file(name, path).await
+    }
+
+    fn pieces_in_flight(&self) -> usize {
+        (**self).pieces_in_flight()
     }
 }
 

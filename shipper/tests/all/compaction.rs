@@ -76,6 +76,7 @@ impl Server {
             log_id: Some(claim.log_id),
             remote: Some(claim.before.last_lsn),
             follow: false,
+            fetched: restored.as_ref().and_then(|restored| restored.sound),
             on_replay: Box::new(|_| {}),
         };
         let engine = tokio::task::spawn_blocking(move || {

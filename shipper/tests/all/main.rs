@@ -8,6 +8,7 @@
 )]
 
 mod ageing;
+mod checkpoints;
 mod common;
 mod compaction;
 mod cost;

@@ -157,7 +157,7 @@ async fn without_a_usable_checkpoint_everything_is_fetched() {
     let newest = checkpoints
         .iter()
         .rev()
-        .find(|name| name.ends_with("redb"))
+        .find(|name| name.contains("index.redb"))
         .unwrap();
     store.add(Rule::always(Fault::Before(Answer::NotFound)).under(newest.clone()));
     let dir = TempDir::new().unwrap();
@@ -266,6 +266,7 @@ impl Standby {
             log_id: Some(tracker.end().log_id),
             remote: Some(recovered.last_lsn()),
             follow: true,
+            fetched: begun.restored.as_ref().and_then(|restored| restored.sound),
             on_replay: Box::new(|_| {}),
         };
         let config = small(dir);

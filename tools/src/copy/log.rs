@@ -118,9 +118,13 @@ fn objects(state: &ReplicaState) -> anyhow::Result<Vec<Object>> {
     });
     let checkpoints = manifest.checkpoints.iter();
     let checkpoints = checkpoints.chain(displaced.checkpoints.iter().map(|displaced| &displaced.entry));
-    let files = checkpoints
-        .flat_map(|checkpoint| &checkpoint.files)
-        .map(|file| (file.object.clone(), file.size, Content::File(file.clone())));
+    let files = checkpoints.flat_map(|checkpoint| &checkpoint.files).map(|file| {
+        (
+            file.object.clone(),
+            file.stored_bytes,
+            Content::File(file.clone()),
+        )
+    });
     let chunks = state.chain.iter().map(|header| {
         let size = u64::from(header.body_len) + HEADER_BYTES as u64;
         let name = header.ordinal.object_name();

@@ -237,7 +237,7 @@ fn check_blocking(content: &Content, path: &Path) -> anyhow::Result<Result<(), S
         Content::File(entry) => {
             let mut digest = Sha256::new();
             pass(&mut file, |bytes| digest.update(bytes))?;
-            let same = <[u8; 32]>::from(digest.finalize()) == entry.sha256 && size == entry.size;
+            let same = <[u8; 32]>::from(digest.finalize()) == entry.sha256 && size == entry.stored_bytes;
             sound(same, "its digest is not what the manifest says")
         }
         Content::Chunk(header) => {

@@ -70,6 +70,7 @@ impl Running {
         how.lsn_floor = claim.lsn_floor;
         how.log_id = Some(claim.log_id);
         how.remote = Some(claim.replica.end.last_lsn);
+        how.fetched = agreed.restored.and_then(|restored| restored.sound);
         let engine = prelude
             .start(Arc::new(SystemClock), &SeededEntropy::new(1), how)
             .unwrap();

@@ -1,5 +1,6 @@
 //! Checkpoints as a whole: of one LSN while writing goes on, and never trusted without their digests (I4, I7).
 
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -171,6 +172,92 @@ fn an_installed_checkpoint_goes_on_from_its_lsn_and_old_write_ahead_files_are_go
             .active,
         0
     );
+}
+
+fn names_in(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).unwrap();
+    let mut names: Vec<_> = entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_checkpoint_becomes_the_views_and_is_none_any_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut view = open(dir.path());
+    let first = changeset(10, &step(&view.handle(), 10));
+    view.apply(&[first]).unwrap();
+    let checkpoints = Checkpoints::new(dir.path().join("ckpt"), LOG);
+    let checkpoint = take(&checkpoints, &view);
+    let files = checkpoint.manifest.files.clone();
+    let views = dir.path().join("views");
+    fs::create_dir(&views).unwrap();
+    fs::write(views.join(format!("{FILE_NAME}-wal")), b"of another database").unwrap();
+    let (largest, at) = (FILE_NAME, checkpoint.dir.clone());
+    assert!(files.iter().all(|file| file.name == largest || file.size < 4_096));
+    let moved = fs::metadata(at.join(largest)).unwrap().ino();
+    checkpoint.become_views(&views).unwrap();
+    assert_eq!(names_in(&views), [FILE_NAME, "other.bin"]);
+    assert_eq!(
+        fs::metadata(views.join(largest)).unwrap().ino(),
+        moved,
+        "it was not copied"
+    );
+    for file in &files {
+        file.check(&views, &mut io::sink()).unwrap();
+    }
+    assert!(!at.exists());
+    assert!(checkpoints.newest_valid(Lsn::MAX).unwrap().checkpoint.is_none());
+    assert_eq!(AccountsView::open(&views, LOG).unwrap().applied(), lsn(10));
+}
+
+#[test]
+fn what_is_left_of_a_move_that_crashed_is_no_checkpoint_and_what_cannot_be_moved_stays_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut view = open(dir.path());
+    let first = changeset(10, &step(&view.handle(), 10));
+    view.apply(&[first]).unwrap();
+    let checkpoints = Checkpoints::new(dir.path().join("ckpt"), LOG);
+    let checkpoint = take(&checkpoints, &view);
+    let views = dir.path().join("views");
+
+    // One whose small file is damaged: nothing is moved.
+    let other = checkpoint.dir.join("other.bin");
+    let whole = fs::read(&other).unwrap();
+    fs::write(&other, vec![0; whole.len()]).unwrap();
+    let refused = checkpoint.clone().become_views(&views);
+    assert!(
+        matches!(refused, Err(CheckpointError::Damaged { .. })),
+        "{refused:?}"
+    );
+    assert!(checkpoint.dir.join(FILE_NAME).exists());
+    fs::write(&other, whole).unwrap();
+    checkpoint.verify().unwrap();
+    // One whose large file is short.
+    let large = checkpoint.dir.join(FILE_NAME);
+    let whole = fs::read(&large).unwrap();
+    fs::write(&large, &whole[1..]).unwrap();
+    let refused = checkpoint.clone().become_views(&views);
+    assert!(
+        matches!(refused, Err(CheckpointError::Damaged { .. })),
+        "{refused:?}"
+    );
+    fs::write(&large, whole).unwrap();
+
+    // A crash after the move: the directory claims more than it has.
+    fs::rename(&large, views.join(FILE_NAME)).unwrap();
+    let newest = checkpoints.newest_valid(Lsn::MAX).unwrap();
+    assert!(newest.checkpoint.is_none());
+    assert_eq!(newest.rejected.len(), 1);
+    assert_eq!(AccountsView::open(&views, LOG).unwrap().applied(), lsn(10));
+    assert_eq!(
+        take(&checkpoints, &view).lsn(),
+        lsn(10),
+        "another one takes its place"
+    );
+    assert!(checkpoints.newest_valid(Lsn::MAX).unwrap().checkpoint.is_some());
 }
 
 #[test]

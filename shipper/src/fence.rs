@@ -7,7 +7,8 @@
 //! | another process meanwhile | what claim sees | what it does |
 //! |---|---|---|
 //! | ships a chunk at our ordinal | `Exists`, not ours | walks on from there |
-//! | claims at our ordinal | `Exists`, a fence | walks on behind it and fences that one; starts over if the newest manifest says that it is void |
+//! | claims at our ordinal | `Exists`, a fence | walks on behind it and fences that one |
+//! | the same too late, or ships a chunk too late | `Exists`, and the newest manifest covers it: void | starts over |
 //! | publishes a manifest and deletes the chunks that it covers | a gap that is no end | the newest manifest, read again *after* the fence, covers the fence's ordinal: the fence is void, starts over |
 //! | nothing, but our answer was lost | `Exists`, ours | has claimed |
 //!
@@ -425,15 +426,12 @@ pub async fn claim(store: &Arc<dyn ReplicaStore>, options: &ClaimOptions) -> Res
     let requests = Requests::new(store.clone(), options.request_timeout);
     ensure_log_object(&requests, options).await?;
     let (mut rounds, mut known) = (0, None);
-    // The first fence that was stepped over since the chain was walked.
-    let mut stepped: Option<Ordinal> = None;
     for _ in 0..MAX_STEPS {
         let mut state = match known.take() {
             Some(state) => state,
             None if rounds == MAX_ROUNDS => break,
             None => {
                 rounds += 1;
-                stepped = None;
                 read_state(&requests, options.log_id).await?
             }
         };
@@ -449,7 +447,15 @@ pub async fn claim(store: &Arc<dyn ReplicaStore>, options: &ClaimOptions) -> Res
         let (fence, object) = chunk::encode_mark(ChunkKind::Fence, &draft).map_err(ClaimError::Build)?;
         let name = ObjectName::new(fence.ordinal.object_name()).map_err(StoreError::from)?;
         if requests.create(&name, object).await? == Created::Exists {
-            let Some(there) = read_header(&requests, fence.ordinal).await? else {
+            // What is there may be void: of a claimant or a writer that came too late under the name of a chunk that was covered
+            // and deleted. Then a manifest that covers it is older than it is. Nobody may follow it: what stood behind it
+            // might stand in the way of the chain, where nothing would lead past it.
+            let (there, newest) = tokio::join!(
+                read_header(&requests, fence.ordinal),
+                newest_manifest(&requests, options.log_id)
+            );
+            let is_live = newest?.covered_through < fence.ordinal.0;
+            let Some(there) = there?.filter(|_| is_live) else {
                 continue;
             };
             match plan::on_chunk_exists(&fence, there) {
@@ -461,9 +467,6 @@ pub async fn claim(store: &Arc<dyn ReplicaStore>, options: &ClaimOptions) -> Res
                     {
                         state.end = end;
                         state.chain.push(there);
-                        if there.kind == ChunkKind::Fence {
-                            stepped.get_or_insert(there.ordinal);
-                        }
                         known = Some(state);
                     }
                     continue;
@@ -476,10 +479,9 @@ pub async fn claim(store: &Arc<dyn ReplicaStore>, options: &ClaimOptions) -> Res
                 }
             }
         }
-        // The end that we saw may have been a chunk that was deleted because a newer manifest covers it; and so may that have been
-        // which another claimant saw, whose void fence leads nowhere.
+        // The end that we saw may have been a chunk that was deleted because a newer manifest covers it.
         let newest = newest_manifest(&requests, options.log_id).await?;
-        if newest.covered_through >= stepped.unwrap_or(fence.ordinal).0 {
+        if newest.covered_through >= fence.ordinal.0 {
             continue;
         }
         let before = state.end;

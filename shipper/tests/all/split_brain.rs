@@ -271,8 +271,24 @@ async fn a_claimant_does_not_follow_anothers_void_fence() {
         reigns.push((started.claim.epoch, started.claim.ordinal));
     }
     assert!(reigns[0] < reigns[1], "{reigns:?}");
-    let state = shipper::fence::survey(&as_store(&store), SOON).await.unwrap();
-    assert_eq!(state.unwrap().end.epoch, reigns[1].0);
+    let state = shipper::fence::survey(&as_store(&store), SOON)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(state.end.epoch, reigns[1].0);
+    // Nor does anything of theirs stand where the chain may come by.
+    let chain: Vec<String> = state
+        .chain
+        .iter()
+        .map(|chunk| chunk.ordinal.object_name())
+        .collect();
+    let covered = shipper::names::Ordinal(state.manifest.covered_through).object_name();
+    for name in names(&store, "wal/") {
+        assert!(
+            name <= covered || chain.contains(&name),
+            "{name} is not of {chain:?}, covered {covered}"
+        );
+    }
     old.kill().await;
 }
 

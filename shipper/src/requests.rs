@@ -40,6 +40,11 @@ impl Requests {
         &self.store
     }
 
+    /// How long one request is tried again.
+    pub(crate) fn policy(&self) -> &RetryPolicy {
+        &self.policy
+    }
+
     /// One try of anything, bounded.
     pub(crate) async fn once<T>(
         &self,

@@ -35,12 +35,8 @@ pub(crate) async fn fetch(requests: &Requests, entry: &FileEntry, path: &Path) -
     let store = requests.store();
     let (waiting, mut arrived) = mpsc::channel(PIECES_WAITING);
     let fetching = requests.whole_file(async move {
-        let mut pieces = std::pin::pin!(pieces(
-            &**store,
-            &name,
-            entry.stored_bytes,
-            store.pieces_in_flight()
-        ));
+        let policy = requests.policy();
+        let mut pieces = std::pin::pin!(pieces(&**store, &name, entry.stored_bytes, policy));
         while let Some(piece) = pieces.try_next().await? {
             if waiting.send(piece).await.is_err() {
                 break;

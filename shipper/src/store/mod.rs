@@ -255,7 +255,7 @@ async fn download<S: ReplicaStore + ?Sized>(
     let mut file = tokio::fs::File::create(path)
         .await
         .map_err(|error| local_file(path, &error))?;
-    let mut pieces = std::pin::pin!(pieces(store, name, size, store.pieces_in_flight()));
+    let mut pieces = std::pin::pin!(pieces(store, name, size, &policy));
     while let Some(bytes) = pieces.try_next().await? {
         file.write_all(&bytes)
             .await
@@ -266,19 +266,19 @@ async fn download<S: ReplicaStore + ?Sized>(
     Ok(size)
 }
 
-/// The first `size` bytes of an object in order, fetched by ranges, `in_flight` of them at a time. A range that fails is asked for again.
+/// The first `size` bytes of an object in order, fetched by ranges, several at a time. A range that fails is asked for again.
 pub(crate) fn pieces<'a, S: ReplicaStore + ?Sized>(
     store: &'a S,
     name: &'a ObjectName,
     size: u64,
-    in_flight: usize,
+    policy: &'a RetryPolicy,
 ) -> impl Stream<Item = Result<Bytes, StoreError>> + 'a {
     let pieces = (0..size.div_ceil(DOWNLOAD_PIECE_BYTES)).map(move |piece| {
         let start = piece * DOWNLOAD_PIECE_BYTES;
         let range = start..size.min(start + DOWNLOAD_PIECE_BYTES);
-        async move { retry(&RetryPolicy::default(), || store.get_range(name, range.clone())).await }
+        async move { retry(policy, || store.get_range(name, range.clone())).await }
     });
-    futures_util::stream::iter(pieces).buffered(in_flight)
+    futures_util::stream::iter(pieces).buffered(store.pieces_in_flight())
 }
 
 /// A file on our side that cannot be read or written.

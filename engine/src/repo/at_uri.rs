@@ -49,13 +49,31 @@ impl AtIdentifier {
             AtIdentifier::Handle(_) => None,
         }
     }
+
+    /// Whether `raw` is one, without making one.
+    ///
+    /// # Errors
+    /// Why it is none.
+    pub fn check(raw: &str) -> Result<(), AtIdentifierError> {
+        if is_did(raw) {
+            Did::check(raw)?;
+        } else {
+            Handle::check(raw)?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether it can only be a DID.
+fn is_did(raw: &str) -> bool {
+    raw.starts_with("did:")
 }
 
 impl FromStr for AtIdentifier {
     type Err = AtIdentifierError;
 
     fn from_str(raw: &str) -> Result<AtIdentifier, AtIdentifierError> {
-        Ok(if raw.starts_with("did:") {
+        Ok(if is_did(raw) {
             AtIdentifier::Did(raw.parse()?)
         } else {
             AtIdentifier::Handle(raw.parse()?)
@@ -170,24 +188,41 @@ impl AtUri {
             rkey: self.rkey.clone()?,
         })
     }
+
+    /// Whether `raw` is one, without making one.
+    ///
+    /// # Errors
+    /// Why it is none.
+    pub fn check(raw: &str) -> Result<(), AtUriError> {
+        let (authority, collection, rkey) = parts(raw)?;
+        AtIdentifier::check(authority)?;
+        collection.map(Nsid::check).transpose()?;
+        rkey.map(RecordKey::check).transpose()?;
+        Ok(())
+    }
+}
+
+/// Authority, collection and record key of text that has the shape of an `at://` URI.
+fn parts(raw: &str) -> Result<(&str, Option<&str>, Option<&str>), AtUriError> {
+    if raw.len() > MAX_AT_URI_BYTES {
+        return Err(AtUriError::TooLong);
+    }
+    let mut parts = raw.strip_prefix("at://").ok_or(AtUriError::Scheme)?.split('/');
+    let authority = parts.next().unwrap_or_default();
+    let (collection, rkey) = (parts.next(), parts.next());
+    if parts.next().is_some() || collection == Some("") || rkey == Some("") {
+        return Err(AtUriError::Shape);
+    }
+    Ok((authority, collection, rkey))
 }
 
 impl FromStr for AtUri {
     type Err = AtUriError;
 
     fn from_str(raw: &str) -> Result<AtUri, AtUriError> {
-        if raw.len() > MAX_AT_URI_BYTES {
-            return Err(AtUriError::TooLong);
-        }
-        let mut parts = raw.strip_prefix("at://").ok_or(AtUriError::Scheme)?.split('/');
-        let authority = parts.next().unwrap_or_default().parse()?;
-        let collection = parts.next();
-        let rkey = parts.next();
-        if parts.next().is_some() || collection == Some("") || rkey == Some("") {
-            return Err(AtUriError::Shape);
-        }
+        let (authority, collection, rkey) = parts(raw)?;
         Ok(AtUri {
-            authority,
+            authority: authority.parse()?,
             collection: collection.map(str::parse).transpose()?,
             rkey: rkey.map(str::parse).transpose()?,
         })

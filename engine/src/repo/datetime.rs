@@ -120,40 +120,51 @@ pub fn check_datetime_syntax(text: &str) -> bool {
     })
 }
 
+impl Fields {
+    /// Seconds since 1970, if there is such an hour in a month of so many days.
+    fn seconds(&self, days_in_month: i64) -> Result<i64, DatetimeError> {
+        let is_there = (1..=12).contains(&self.month)
+            && (1..=days_in_month).contains(&self.day)
+            && self.hour <= 23
+            && self.minute <= 59
+            && self.second <= 59;
+        if !is_there {
+            return Err(DatetimeError::Range);
+        }
+        let seconds = days_since_1970(self.year, self.month, self.day) * SECONDS_PER_DAY
+            + self.hour * 3_600
+            + (self.minute - self.offset_minutes) * 60
+            + self.second;
+        if seconds < days_since_1970(0, 1, 1) * SECONDS_PER_DAY {
+            return Err(DatetimeError::TooEarly);
+        }
+        Ok(seconds)
+    }
+}
+
+/// Whether `text` is a datetime by the rule of Lexicon's `datetime` format, as implementations agree on it: of any month
+/// 31 days are taken, because many clients' libraries count on into the next month. For the time itself, use
+/// [`parse_datetime`].
+#[must_use]
+pub fn check_datetime(text: &str) -> bool {
+    split_fields(text).is_some_and(|fields| fields.seconds(31).is_ok())
+}
+
 /// Microseconds since 1970 (negative before); digits beyond the sixth are cut off.
 ///
 /// # Errors
 /// Not a datetime, or none that exists.
 pub fn parse_datetime(text: &str) -> Result<i64, DatetimeError> {
-    let Fields {
-        year,
-        month,
-        day,
-        hour,
-        minute,
-        second,
-        micros,
-        offset_minutes,
-    } = split_fields(text).ok_or(DatetimeError::Syntax)?;
+    let fields = split_fields(text).ok_or(DatetimeError::Syntax)?;
+    let year = fields.year;
     let is_leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
-    let days = match month {
-        1 | 3 | 5 | 7 | 8 | 10 | 12 => 31,
+    let days = match fields.month {
         4 | 6 | 9 | 11 => 30,
         2 if is_leap => 29,
         2 => 28,
-        _ => return Err(DatetimeError::Range),
+        _ => 31,
     };
-    if !(1..=days).contains(&day) || hour > 23 || minute > 59 || second > 59 {
-        return Err(DatetimeError::Range);
-    }
-    let seconds = days_since_1970(year, month, day) * SECONDS_PER_DAY
-        + hour * 3_600
-        + (minute - offset_minutes) * 60
-        + second;
-    if seconds < days_since_1970(0, 1, 1) * SECONDS_PER_DAY {
-        return Err(DatetimeError::TooEarly);
-    }
-    Ok(seconds * MICROS_PER_SECOND + micros)
+    Ok(fields.seconds(days)? * MICROS_PER_SECOND + fields.micros)
 }
 
 /// `YYYY-MM-DDTHH:MM:SS.mmmZ` of a time in microseconds since 1970; what is below a millisecond is cut off. Times past
@@ -229,6 +240,9 @@ mod tests {
         ] {
             assert_eq!(parse_datetime(text), Err(DatetimeError::Range), "{text}");
         }
+        assert!(check_datetime("2023-02-30T00:00:00Z"), "as lexicons see it");
+        assert!(!check_datetime("2023-02-32T00:00:00Z"));
+        assert!(!check_datetime("2024-01-01T24:00:00Z"));
         assert!(parse_datetime("2024-02-29T00:00:00Z").is_ok());
     }
 

@@ -44,14 +44,20 @@ fn at_identifiers_follow_the_vectors() {
     syntax(
         Some("atidentifier_syntax_valid"),
         "atidentifier_syntax_invalid",
-        |s| s.parse::<AtIdentifier>().is_ok(),
+        |s| {
+            let is_one = s.parse::<AtIdentifier>().is_ok();
+            assert_eq!(AtIdentifier::check(s).is_ok(), is_one, "{s:?}");
+            is_one
+        },
     );
 }
 
 #[test]
 fn at_uris_follow_the_vectors() {
     syntax(Some("aturi_syntax_valid"), "aturi_syntax_invalid", |s| {
-        s.parse::<AtUri>().is_ok()
+        let is_one = s.parse::<AtUri>().is_ok();
+        assert_eq!(AtUri::check(s).is_ok(), is_one, "{s:?}");
+        is_one
     });
 }
 
@@ -79,6 +85,9 @@ fn datetimes_follow_the_vectors() {
     syntax(None, "datetime_syntax_invalid", |s| {
         datetime::parse_datetime(s).is_ok()
     });
+    for invalid in ["datetime_syntax_invalid", "datetime_parse_invalid"] {
+        syntax(Some("datetime_syntax_valid"), invalid, datetime::check_datetime);
+    }
 }
 
 #[test]

@@ -15,13 +15,21 @@ macro_rules! checked_text {
             pub fn as_str(&self) -> &str {
                 &self.0
             }
+
+            /// Whether `raw` is one, without making one.
+            ///
+            /// # Errors
+            /// Why it is none.
+            pub fn check(raw: &str) -> Result<(), $error> {
+                $check(raw)
+            }
         }
 
         impl std::str::FromStr for $name {
             type Err = $error;
 
             fn from_str(raw: &str) -> Result<$name, $error> {
-                $check(raw)?;
+                $name::check(raw)?;
                 let normalise: fn(&str) -> Box<str> = $normalise;
                 Ok($name(normalise(raw)))
             }

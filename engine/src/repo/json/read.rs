@@ -1,8 +1,9 @@
 //! JSON that comes in: from a deserialiser straight to a value, without a tree of JSON between.
 
 use std::fmt;
+use std::sync::LazyLock;
 
-use data_encoding::BASE64_NOPAD;
+use data_encoding::{BASE64_NOPAD, Encoding};
 use serde::de::{Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value as Json;
 
@@ -363,6 +364,14 @@ fn whole(value: f64) -> Result<i64, DataModelErrorKind> {
     Ok(value as i64)
 }
 
+/// The alphabet that byte strings are written in. Bits of the last digit that belong to no byte may be set: other
+/// implementations take such text, and the published vectors have it.
+static STANDARD: LazyLock<Encoding> = LazyLock::new(|| {
+    let mut alphabet = BASE64_NOPAD.specification();
+    alphabet.check_trailing_bits = false;
+    alphabet.encoding().unwrap_or(BASE64_NOPAD)
+});
+
 /// Base64 in the standard alphabet, with or without padding.
 fn decode_base64(text: &str) -> Option<Vec<u8>> {
     let unpadded = if text.len().is_multiple_of(4) {
@@ -372,7 +381,7 @@ fn decode_base64(text: &str) -> Option<Vec<u8>> {
     } else {
         text
     };
-    BASE64_NOPAD.decode(unpadded.as_bytes()).ok()
+    STANDARD.decode(unpadded.as_bytes()).ok()
 }
 
 #[cfg(test)]
@@ -420,6 +429,26 @@ mod tests {
             );
         }
         assert_eq!(of(r#"{"$bytes": 1}"#), Err(DataModelErrorKind::BytesShape));
+    }
+
+    #[test]
+    fn bits_that_belong_to_no_byte_are_cut_off() {
+        let bytes = |bytes: &[u8]| Ok(Value::Bytes(bytes.to_vec()));
+        for text in ["12", "13", "1w", "12=="] {
+            assert_eq!(
+                of(&format!(r#"{{"$bytes": "{text}"}}"#)),
+                bytes(&[0xd7]),
+                "{text}"
+            );
+        }
+        assert_eq!(of(r#"{"$bytes": "123"}"#), bytes(&[0xd7, 0x6d]));
+        for text in ["1", "1==", "12=", "1-", "1 2"] {
+            assert_eq!(
+                of(&format!(r#"{{"$bytes": "{text}"}}"#)),
+                Err(DataModelErrorKind::Base64),
+                "{text}"
+            );
+        }
     }
 
     #[test]

@@ -21,6 +21,7 @@ pub mod firehose;
 pub mod gate;
 pub mod http;
 pub mod identity;
+pub mod lexicon;
 pub mod listen;
 pub mod pages;
 pub mod plc;

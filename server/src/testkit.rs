@@ -497,7 +497,7 @@ impl Server {
 
     /// A new post; its URI, CID and commit.
     pub async fn post(&self, user: &User, text: &str) -> Value {
-        let input = json!({"repo": user.did, "collection": POST, "record": {"text": text}});
+        let input = json!({"repo": user.did, "collection": NOTE, "record": {"text": text}});
         self.call_as(&user.access, "com.atproto.repo.createRecord", &input)
             .await
             .ok()
@@ -544,8 +544,8 @@ impl Server {
     }
 }
 
-/// Collection of [`Server::post`].
-pub const POST: &str = "app.bsky.feed.post";
+/// Collection of [`Server::post`]. No lexicon says what its records are.
+pub const NOTE: &str = "com.example.note";
 
 /// A repo out of a CAR.
 pub struct ExportedRepo {

@@ -268,10 +268,21 @@ impl Api {
     }
 }
 
-/// A post.
+/// A post. What is longer than a post's text may be is in a field that posts do not have.
 #[must_use]
 pub fn post(text: &str) -> Value {
-    json!({ "$type": "app.bsky.feed.post", "text": text, "createdAt": "2024-05-06T07:08:09.000Z" })
+    const MAX_GRAPHEMES: usize = 300;
+    let end = text
+        .char_indices()
+        .nth(MAX_GRAPHEMES)
+        .map_or(text.len(), |(at, _)| at);
+    let (text, rest) = text.split_at(end);
+    let mut post =
+        json!({ "$type": "app.bsky.feed.post", "text": text, "createdAt": "2024-05-06T07:08:09.000Z" });
+    if !rest.is_empty() {
+        post["rest"] = rest.into();
+    }
+    post
 }
 
 /// The text of a field.

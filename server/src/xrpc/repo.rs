@@ -17,7 +17,7 @@ use super::request::{
 use crate::app::App;
 use crate::auth::methods::UPLOAD_BLOB;
 use crate::auth::permission::Access;
-use crate::service::repos::prepare::{Validate, prepare};
+use crate::service::repos::prepare::{Validate, Validation, prepare};
 use crate::service::repos::{
     CommitMeta, MAX_WRITES, RecordSwap, Write, WriteError, WriteResult, Written, read,
 };
@@ -37,15 +37,14 @@ pub async fn create_record(app: Arc<App>, mut request: Request) -> XrpcResult<Re
     let claims = caller(&app, &request.headers, Access::Standard)?;
     let input: Input = request.json(RECORD_JSON_LIMIT).await?;
     let did = own_repo(&app, &input.repo, &claims.did).await?;
-    let validate = Validate::from(input.validate);
-    let record = prepare(&input.collection, input.record, validate)?;
     let path = new_path(&app, input.collection, input.rkey);
-    let cid = record.cid;
+    let record = prepare(&path, input.record, Validate::from(input.validate))?;
+    let (cid, validation) = (record.cid, record.validation);
     let written = app
         .repos
         .write(&did, vec![Write::Create(path.clone(), record)], input.swap_commit)
         .await?;
-    json_answer(&receipt(&did, &path, cid, written.commit.as_ref(), validate))
+    json_answer(&receipt(&did, &path, cid, written.commit.as_ref(), validation))
 }
 
 /// `putRecord`.
@@ -65,15 +64,14 @@ pub async fn put_record(app: Arc<App>, mut request: Request) -> XrpcResult<Respo
     let claims = caller(&app, &request.headers, Access::Standard)?;
     let input: Input = request.json(RECORD_JSON_LIMIT).await?;
     let did = own_repo(&app, &input.repo, &claims.did).await?;
-    let validate = Validate::from(input.validate);
-    let record = prepare(&input.collection, input.record, validate)?;
     let path = RepoPath::new(input.collection, input.rkey);
+    let record = prepare(&path, input.record, Validate::from(input.validate))?;
     let swap = match input.swap_record {
         None => RecordSwap::Any,
         Some(None) => RecordSwap::Absent,
         Some(Some(cid)) => RecordSwap::Is(cid),
     };
-    let cid = record.cid;
+    let (cid, validation) = (record.cid, record.validation);
     let written = app
         .repos
         .write(
@@ -82,7 +80,7 @@ pub async fn put_record(app: Arc<App>, mut request: Request) -> XrpcResult<Respo
             input.swap_commit,
         )
         .await?;
-    json_answer(&receipt(&did, &path, cid, written.commit.as_ref(), validate))
+    json_answer(&receipt(&did, &path, cid, written.commit.as_ref(), validation))
 }
 
 /// `deleteRecord`.
@@ -148,7 +146,7 @@ pub async fn apply_writes(app: Arc<App>, mut request: Request) -> XrpcResult<Res
     }
     let validate = Validate::from(input.validate);
     let mut writes = Vec::with_capacity(input.writes.len());
-    let mut paths = Vec::with_capacity(input.writes.len());
+    let mut asked = Vec::with_capacity(input.writes.len());
     for write in input.writes {
         let InputWrite {
             action,
@@ -158,33 +156,37 @@ pub async fn apply_writes(app: Arc<App>, mut request: Request) -> XrpcResult<Res
         } = write;
         let missing =
             |field: &str| XrpcError::invalid(format!("Invalid request body: missing field `{field}`"));
-        let record = || {
-            prepare(&collection, value.ok_or_else(|| missing("value"))?, validate).map_err(XrpcError::from)
-        };
-        let write = match (action, rkey) {
-            (Action::Create, rkey) => {
+        if rkey.is_none() && !matches!(action, Action::Create) {
+            return Err(missing("rkey"));
+        }
+        let path = new_path(&app, collection, rkey);
+        let record =
+            || prepare(&path, value.ok_or_else(|| missing("value"))?, validate).map_err(XrpcError::from);
+        let (write, validation) = match action {
+            Action::Create => {
                 let record = record()?;
-                Write::Create(new_path(&app, collection, rkey), record)
+                let validation = record.validation;
+                (Write::Create(path.clone(), record), validation)
             }
-            (Action::Update, Some(rkey)) => {
+            Action::Update => {
                 let record = record()?;
-                Write::Update(RepoPath::new(collection, rkey), record)
+                let validation = record.validation;
+                (Write::Update(path.clone(), record), validation)
             }
-            (Action::Delete, Some(rkey)) => Write::Delete(RepoPath::new(collection, rkey)),
-            (Action::Update | Action::Delete, None) => return Err(missing("rkey")),
+            Action::Delete => (Write::Delete(path.clone()), Validation::Skipped),
         };
-        paths.push(write.path().clone());
+        asked.push((path, validation));
         writes.push(write);
     }
     let written = app.repos.write(&did, writes, input.swap_commit).await?;
-    json_answer(&apply_writes_answer(&did, &paths, &written, validate))
+    json_answer(&apply_writes_answer(&did, &asked, &written))
 }
 
-fn apply_writes_answer(did: &Did, paths: &[RepoPath], written: &Written, validate: Validate) -> Value {
-    let results: Vec<Value> = paths
+fn apply_writes_answer(did: &Did, asked: &[(RepoPath, Validation)], written: &Written) -> Value {
+    let results: Vec<Value> = asked
         .iter()
         .zip(&written.results)
-        .map(|(path, result)| {
+        .map(|((path, validation), result)| {
             let (kind, cid) = match result {
                 WriteResult::Created(cid) => ("createResult", Some(cid)),
                 WriteResult::Updated(cid) => ("updateResult", Some(cid)),
@@ -198,7 +200,7 @@ fn apply_writes_answer(did: &Did, paths: &[RepoPath], written: &Written, validat
             if let Some(cid) = cid {
                 object.insert("uri".into(), uri(did, path).into());
                 object.insert("cid".into(), cid.to_string().into());
-                if let Some(status) = validate.status() {
+                if let Some(status) = validation.status() {
                     object.insert("validationStatus".into(), status.into());
                 }
             }
@@ -425,14 +427,20 @@ fn commit_json(commit: &CommitMeta) -> Value {
     json!({ "cid": commit.cid, "rev": commit.rev.to_string() })
 }
 
-fn receipt(did: &Did, path: &RepoPath, cid: Cid, commit: Option<&CommitMeta>, validate: Validate) -> Value {
+fn receipt(
+    did: &Did,
+    path: &RepoPath,
+    cid: Cid,
+    commit: Option<&CommitMeta>,
+    validation: Validation,
+) -> Value {
     let mut answer = Map::new();
     answer.insert("uri".into(), uri(did, path).into());
     answer.insert("cid".into(), cid.to_string().into());
     if let Some(commit) = commit {
         answer.insert("commit".into(), commit_json(commit));
     }
-    if let Some(status) = validate.status() {
+    if let Some(status) = validation.status() {
         answer.insert("validationStatus".into(), status.into());
     }
     Value::Object(answer)

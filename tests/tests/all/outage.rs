@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use engine::repo::Tid;
 use serde_json::{Value, json};
 use tests::api::{Account, Api, field, post};
 use tests::events::{Follower, as_replayed, in_order, replay};
@@ -18,6 +19,8 @@ use tokio::task::JoinSet;
 
 /// How long a write may wait, in milliseconds.
 const WRITE_LIMIT_MS: u64 = 1500;
+/// Record key of the post that is written while the store is away.
+const DURING: &str = "3kznmn7xqxl22";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hanging_store_costs_writers_a_bounded_wait_and_nothing_is_lost_or_doubled() -> Outcome {
@@ -36,7 +39,7 @@ async fn a_hanging_store_costs_writers_a_bounded_wait_and_nothing_is_lost_or_dou
 
     stack.signal_emulator("STOP").await?;
     let began = Instant::now();
-    let body = json!({ "repo": account.did, "collection": "app.bsky.feed.post", "rkey": "during", "record": post("during the outage") });
+    let body = json!({ "repo": account.did, "collection": "app.bsky.feed.post", "rkey": DURING, "record": post("during the outage") });
     let refused = pds
         .api
         .procedure("com.atproto.repo.createRecord", &body, Some(&account.access))
@@ -53,7 +56,7 @@ async fn a_hanging_store_costs_writers_a_bounded_wait_and_nothing_is_lost_or_dou
     let params = [
         ("repo", account.did.as_str()),
         ("collection", "app.bsky.feed.post"),
-        ("rkey", "during"),
+        ("rkey", DURING),
     ];
     let unseen = pds.api.query("com.atproto.repo.getRecord", &params, None).await?;
     ensure!(unseen.status == 400, "a write that is not durable is visible");
@@ -78,10 +81,7 @@ async fn a_hanging_store_costs_writers_a_bounded_wait_and_nothing_is_lost_or_dou
             .await
             .context("the outage does not end")?,
     };
-    let found = pds
-        .api
-        .record(&account.did, "app.bsky.feed.post", "during")
-        .await?;
+    let found = pds.api.record(&account.did, "app.bsky.feed.post", DURING).await?;
     ensure!(field(&found, "/value/text")? == "during the outage", "{found}");
     let events = replay(&pds.url, 0, &after.commit, SOON).await?;
     in_order(&events)?;
@@ -130,7 +130,7 @@ async fn write(
         if stop.load(Ordering::Acquire) {
             break;
         }
-        let rkey = format!("w{writer}-{n}");
+        let rkey = Tid::from_micros(n, u16::try_from(writer)?).to_string();
         let record = post(&format!("{rkey} {}", "x".repeat(2_500)));
         let body = json!({ "repo": account.did, "collection": "app.bsky.feed.post", "rkey": rkey, "record": record });
         let began = Instant::now();

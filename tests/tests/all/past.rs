@@ -11,7 +11,7 @@ use tests::events::replay;
 use tests::process::program;
 use tests::stack::{ADMIN_PASSWORD, Pds, ReplicaKind, SOON, Stack};
 
-const POST: &str = "app.bsky.feed.post";
+const NOTE: &str = "com.example.note";
 const THING: &str = "com.example.thing";
 
 /// Runs `pds-tools`; what it printed, and whether it went well.
@@ -41,7 +41,7 @@ async fn put(api: &Api, who: &Account, collection: &str, rkey: &str, text: &str)
 /// Path and CID of every record.
 async fn records(api: &Api, did: &str) -> Result<BTreeMap<String, String>> {
     let mut found = BTreeMap::new();
-    for collection in [POST, THING] {
+    for collection in [NOTE, THING] {
         let path = format!("/xrpc/com.atproto.repo.listRecords?repo={did}&collection={collection}&limit=100");
         let answer = api.get(&path).await?.ok()?;
         for record in answer["records"].as_array().context("no list")? {
@@ -83,8 +83,8 @@ async fn a_record_an_account_and_a_server_come_back_as_they_were() -> Outcome {
         pds.api.create_account("bob").await?,
     );
     for n in 0..5 {
-        put(&pds.api, &alice, POST, &format!("post{n}"), "then").await?;
-        put(&pds.api, &bob, POST, &format!("post{n}"), "then").await?;
+        put(&pds.api, &alice, NOTE, &format!("post{n}"), "then").await?;
+        put(&pds.api, &bob, NOTE, &format!("post{n}"), "then").await?;
     }
     put(&pds.api, &alice, THING, "one", "as it was then").await?;
     let then = records(&pds.api, &alice.did).await?;
@@ -97,8 +97,8 @@ async fn a_record_an_account_and_a_server_come_back_as_they_were() -> Outcome {
     let cut = created[0]["lsn"].to_string();
 
     put(&pds.api, &alice, THING, "one", "changed").await?;
-    put(&pds.api, &alice, POST, "post5", "came later").await?;
-    let gone = json!({ "repo": alice.did, "collection": POST, "rkey": "post1" });
+    put(&pds.api, &alice, NOTE, "post5", "came later").await?;
+    let gone = json!({ "repo": alice.did, "collection": NOTE, "rkey": "post1" });
     pds.api
         .procedure("com.atproto.repo.deleteRecord", &gone, Some(&alice.access))
         .await?
@@ -163,7 +163,7 @@ async fn a_record_an_account_and_a_server_come_back_as_they_were() -> Outcome {
         records(&pds.api, &alice.did).await? == then,
         "the account is not what it was"
     );
-    put(&pds.api, &alice, POST, "post6", "goes on").await?;
+    put(&pds.api, &alice, NOTE, "post6", "goes on").await?;
 
     // The whole server, elsewhere.
     let last = rev(&pds.api, &alice.did).await?;
@@ -188,7 +188,7 @@ async fn a_record_an_account_and_a_server_come_back_as_they_were() -> Outcome {
         "{announced} is not above {last}, which consumers have seen"
     );
     let alice = pds.api.login(&alice.handle).await?;
-    put(&pds.api, &alice, POST, "post7", "goes on here").await?;
+    put(&pds.api, &alice, NOTE, "post7", "goes on here").await?;
     let commit = format!("/xrpc/com.atproto.sync.getLatestCommit?did={}", alice.did);
     let commit = field(&pds.api.get(&commit).await?.ok()?, "/cid")?;
     // A consumer that was connected to the old server goes on with its cursor, and hears of the repo first that it is elsewhere.

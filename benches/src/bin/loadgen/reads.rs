@@ -172,6 +172,8 @@ async fn referenced_blob(api: &Api, account: &Account, bytes: u64) -> Result<Str
         "repo": account.did(),
         "collection": COLLECTION,
         "rkey": format!("media-{bytes}"),
+        // Posts have other keys.
+        "validate": false,
         "record": record,
     });
     account

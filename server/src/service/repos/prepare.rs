@@ -1,11 +1,11 @@
-//! From a request's JSON to a checked record block: `$type`, data model, blob references, CID.
+//! From a request's JSON to a checked record block: `$type`, data model, lexicon, blob references, CID.
 
-use engine::repo::Cid;
-use engine::repo::Nsid;
 use engine::repo::cbor::{BlobRef, Value};
 use engine::repo::json::FromJson;
+use engine::repo::{Cid, RepoPath};
 
 use super::WriteError;
+use crate::lexicon;
 
 /// A record ready to be written.
 #[derive(Clone, Debug)]
@@ -16,6 +16,31 @@ pub struct PreparedRecord {
     pub block: bytes::Bytes,
     /// The media blobs that it references.
     pub blobs: Vec<BlobRef>,
+    /// Whether its lexicon was asked.
+    pub validation: Validation,
+}
+
+/// What came of lexicon validation for a record that is accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Validation {
+    /// It is what its schema says.
+    Valid,
+    /// No schema of its type is known.
+    Unknown,
+    /// It was not asked for.
+    Skipped,
+}
+
+impl Validation {
+    /// Value of `validationStatus` in the answer.
+    #[must_use]
+    pub fn status(self) -> Option<&'static str> {
+        match self {
+            Validation::Valid => Some("valid"),
+            Validation::Unknown => Some("unknown"),
+            Validation::Skipped => None,
+        }
+    }
 }
 
 /// What the caller asked of lexicon validation.
@@ -39,28 +64,17 @@ impl From<Option<bool>> for Validate {
     }
 }
 
-impl Validate {
-    /// Value of `validationStatus` in the answer. No schema is compiled into this version, so a record that passes is
-    /// honestly `unknown`.
-    #[must_use]
-    pub fn status(self) -> Option<&'static str> {
-        match self {
-            Validate::Required | Validate::IfKnown => Some("unknown"),
-            Validate::Off => None,
-        }
-    }
-}
-
-/// Checks a record and encodes it.
+/// Checks the record that is to be at `path`, and encodes it.
 ///
 /// # Errors
 /// [`WriteError::InvalidRecord`] with what is wrong with it.
 pub fn prepare(
-    collection: &Nsid,
+    path: &RepoPath,
     record: impl Into<FromJson>,
     validate: Validate,
 ) -> Result<PreparedRecord, WriteError> {
     let invalid = |message: String| WriteError::InvalidRecord(message);
+    let collection = &path.collection;
     let mut record = record
         .into()
         .into_record()
@@ -78,17 +92,41 @@ pub fn prepare(
             )));
         }
     }
-    if validate == Validate::Required {
-        return Err(invalid(format!("Unknown lexicon type: {}", collection.as_str())));
-    }
     let value = Value::Map(record);
+    let validation = check_lexicon(path, &value, validate)?;
     let blobs = blob_refs(&value)?;
     let block = value.encode();
     Ok(PreparedRecord {
         cid: Cid::for_dag_cbor(&block),
         block: block.into(),
         blobs,
+        validation,
     })
+}
+
+/// Asks the lexicon of the record's type, key and all, unless that is off.
+fn check_lexicon(path: &RepoPath, record: &Value, validate: Validate) -> Result<Validation, WriteError> {
+    if validate == Validate::Off {
+        return Ok(Validation::Skipped);
+    }
+    let collection = &path.collection;
+    let invalid = |message: String| Err(WriteError::InvalidRecord(message));
+    let Some(schema) = lexicon::known().record(collection) else {
+        return match validate {
+            Validate::Required => invalid(format!("Unknown lexicon type: {collection}")),
+            Validate::IfKnown | Validate::Off => Ok(Validation::Unknown),
+        };
+    };
+    if !schema.takes_key(&path.rkey) {
+        return invalid(format!(
+            "Invalid {collection} record: the record key must be {}",
+            schema.key()
+        ));
+    }
+    match schema.check(record) {
+        Ok(()) => Ok(Validation::Valid),
+        Err(fault) => invalid(format!("Invalid {collection} record: {fault}")),
+    }
 }
 
 fn blob_refs(value: &Value) -> Result<Vec<BlobRef>, WriteError> {
@@ -106,20 +144,23 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn post() -> Nsid {
-        "app.bsky.feed.post".parse().unwrap()
+    const POST: &str = "app.bsky.feed.post/3kznmn7xqxl22";
+    const THING: &str = "com.example.thing/one";
+
+    fn prepare(path: &str, record: serde_json::Value, validate: Validate) -> Result<PreparedRecord, String> {
+        super::prepare(&path.parse().unwrap(), record, validate).map_err(|error| error.to_string())
     }
 
     #[test]
     fn a_missing_type_is_filled_and_a_wrong_one_refused() {
-        let prepared = prepare(&post(), json!({"text": "hi"}), Validate::IfKnown).unwrap();
+        let prepared = prepare(THING, json!({"text": "hi"}), Validate::IfKnown).unwrap();
         let value = Value::decode(&prepared.block).unwrap();
         assert_eq!(
             value.as_map().unwrap().get_text("$type"),
-            Some("app.bsky.feed.post")
+            Some("com.example.thing")
         );
-        assert!(prepare(&post(), json!({"$type": "app.bsky.feed.like"}), Validate::IfKnown).is_err());
-        assert!(prepare(&post(), json!({"$type": 5}), Validate::Off).is_err());
+        assert!(prepare(THING, json!({"$type": "app.bsky.feed.like"}), Validate::IfKnown).is_err());
+        assert!(prepare(THING, json!({"$type": 5}), Validate::Off).is_err());
     }
 
     #[test]
@@ -132,10 +173,10 @@ mod tests {
             json!({"avatar": {"cid": cid, "mimeType": "image/png"}}),
             json!({"link": {"$link": "not-a-cid"}}),
         ] {
-            assert!(
-                prepare(&post(), record.clone(), Validate::Off).is_err(),
-                "{record}"
-            );
+            for path in [POST, THING] {
+                let prepared = prepare(path, record.clone(), Validate::Off);
+                assert!(prepared.is_err(), "{record}");
+            }
         }
     }
 
@@ -144,18 +185,37 @@ mod tests {
         let cid = Cid::for_raw(b"x");
         let blob =
             json!({"$type": "blob", "ref": {"$link": cid.to_string()}, "mimeType": "image/png", "size": 1});
-        let prepared = prepare(
-            &post(),
-            json!({"embed": {"images": [{"image": blob}]}}),
-            Validate::IfKnown,
-        )
-        .unwrap();
+        let record = json!({"embed": {"images": [{"image": blob}]}});
+        let prepared = prepare(THING, record, Validate::IfKnown).unwrap();
         assert_eq!(prepared.blobs.len(), 1);
         assert_eq!(prepared.blobs[0].cid, cid);
     }
 
     #[test]
-    fn required_validation_is_refused_as_no_schema_is_known() {
-        assert!(prepare(&post(), json!({"text": "hi"}), Validate::Required).is_err());
+    fn what_validation_means_depends_on_what_is_asked_and_known() {
+        let good = json!({"text": "hi", "createdAt": "2026-11-20T08:30:15.250Z"});
+        let bad = json!({"text": "hi"});
+        let validation = |path, record: &serde_json::Value, flag: Option<bool>| {
+            prepare(path, record.clone(), Validate::from(flag)).map(|prepared| prepared.validation)
+        };
+        let missing = "Invalid app.bsky.feed.post record: Record must have the property \"createdAt\"";
+        for flag in [None, Some(true)] {
+            assert_eq!(validation(POST, &good, flag), Ok(Validation::Valid));
+            assert_eq!(validation(POST, &bad, flag), Err(missing.to_owned()));
+            assert_eq!(
+                validation("app.bsky.feed.post/one", &good, flag),
+                Err("Invalid app.bsky.feed.post record: the record key must be a TID".to_owned())
+            );
+        }
+        assert_eq!(
+            validation("app.bsky.feed.post/one", &bad, Some(false)),
+            Ok(Validation::Skipped)
+        );
+        assert_eq!(validation(THING, &bad, None), Ok(Validation::Unknown));
+        assert_eq!(validation(THING, &bad, Some(false)), Ok(Validation::Skipped));
+        assert_eq!(
+            validation(THING, &bad, Some(true)),
+            Err("Unknown lexicon type: com.example.thing".to_owned())
+        );
     }
 }

@@ -14,15 +14,12 @@ use serde_json::json;
 
 use super::prepare::{Validate, prepare};
 use super::{Write, WriteError, build};
-use crate::testkit::{Options, PATIENCE, POST, Server, User, bearer};
+use crate::testkit::{NOTE, Options, PATIENCE, Server, User, bearer};
 
 fn create(rkey: &str) -> Vec<Write> {
-    let path = format!("{POST}/{rkey}");
-    let record = prepare(&POST.parse().unwrap(), json!({"text": rkey}), Validate::Off).unwrap();
-    vec![Write::Create(
-        engine::repo::RepoPath::from_bytes(path.as_bytes()).unwrap(),
-        record,
-    )]
+    let path = format!("{NOTE}/{rkey}").parse().unwrap();
+    let record = prepare(&path, json!({"text": rkey}), Validate::Off).unwrap();
+    vec![Write::Create(path, record)]
 }
 
 /// What the log says of a repo, in order.
@@ -178,7 +175,7 @@ async fn a_removed_repo_answers_so_over_http_and_a_rebuild_agrees() {
     server.post(&alice, "soon gone").await;
     server.app.repos.remove(&alice.did, Vec::new()).await.unwrap();
     for server in [&server] {
-        let input = json!({"repo": alice.did, "collection": POST, "record": {"text": "late"}});
+        let input = json!({"repo": alice.did, "collection": NOTE, "record": {"text": "late"}});
         let late = server
             .call_as(&alice.access, "com.atproto.repo.createRecord", &input)
             .await;

@@ -5,3 +5,4 @@ mod protocol;
 mod records;
 mod service_auth;
 mod sync;
+mod validation;

@@ -4,7 +4,7 @@ use axum::body::Body;
 use axum::http::Method;
 use serde_json::{Value, json};
 
-use crate::testkit::{POST, Server, User, basic};
+use crate::testkit::{NOTE, Server, User, basic};
 
 const CREATE: &str = "com.atproto.repo.createRecord";
 const PUT: &str = "com.atproto.repo.putRecord";
@@ -33,19 +33,19 @@ fn rkey(uri: &Value) -> &str {
 async fn a_created_record_can_be_read_as_soon_as_it_is_answered() {
     let server = Server::start().await;
     let alice = server.sign_up("alice").await;
-    let input = json!({"repo": "Alice.test", "collection": POST, "record": {"text": "hi", "n": 1.0, "big": -9007199254740991i64}});
+    let input = json!({"repo": "Alice.test", "collection": NOTE, "record": {"text": "hi", "n": 1.0, "big": -9007199254740991i64}});
     let created = server.call_as(&alice.access, CREATE, &input).await.ok();
     assert_eq!(created["validationStatus"], "unknown");
     let uri = created["uri"].as_str().unwrap();
-    assert!(uri.starts_with(&format!("at://{}/{POST}/", alice.did)), "{uri}");
+    assert!(uri.starts_with(&format!("at://{}/{NOTE}/", alice.did)), "{uri}");
     assert_eq!(head(&server, &alice).await, created["commit"]);
     for repo in ["alice.test", alice.did.as_str()] {
-        let query = format!("repo={repo}&collection={POST}&rkey={}", rkey(&created["uri"]));
+        let query = format!("repo={repo}&collection={NOTE}&rkey={}", rkey(&created["uri"]));
         let found = server.query(GET, &query).await.ok();
         assert_eq!((&found["uri"], &found["cid"]), (&created["uri"], &created["cid"]));
         assert_eq!(
             found["value"],
-            json!({"$type": POST, "text": "hi", "n": 1, "big": -9007199254740991i64})
+            json!({"$type": NOTE, "text": "hi", "n": 1, "big": -9007199254740991i64})
         );
         let with_cid = format!("{query}&cid={}", created["cid"].as_str().unwrap());
         server.query(GET, &with_cid).await.ok();
@@ -65,7 +65,7 @@ async fn records_and_names_that_cannot_be_are_refused_and_change_nothing() {
     let alice = server.sign_up("alice").await;
     let before = head(&server, &alice).await;
     let with = |field: &str, value: Value| {
-        let mut input = json!({"repo": alice.did, "collection": POST, "record": {"text": "hi"}});
+        let mut input = json!({"repo": alice.did, "collection": NOTE, "record": {"text": "hi"}});
         input[field] = value;
         input
     };
@@ -92,7 +92,7 @@ async fn records_and_names_that_cannot_be_are_refused_and_change_nothing() {
         with("rkey", json!("")),
         with("swapCommit", json!("nope")),
         with("repo", json!("not a name")),
-        json!({"repo": alice.did, "collection": POST}),
+        json!({"repo": alice.did, "collection": NOTE}),
     ] {
         let answer = server.call_as(&alice.access, CREATE, &input).await;
         assert_eq!(answer.error(), invalid(), "{input}");
@@ -111,13 +111,13 @@ async fn the_deepest_record_that_is_taken_can_be_read_and_exported() {
     let mut taken = 0;
     for depth in 50..130 {
         let deep = (0..depth).fold(json!(1), |inner, _| json!({"a": inner}));
-        let input = json!({"repo": alice.did, "collection": POST, "rkey": "deep", "record": {"a": deep}});
+        let input = json!({"repo": alice.did, "collection": NOTE, "rkey": "deep", "record": {"a": deep}});
         let answer = server.call_as(&alice.access, PUT, &input).await;
         if answer.status == 400 {
             break;
         }
         answer.ok();
-        let query = format!("repo={}&collection={POST}&rkey=deep", alice.did);
+        let query = format!("repo={}&collection={NOTE}&rkey=deep", alice.did);
         assert_eq!(server.query(GET, &query).await.ok()["value"]["a"], deep);
         taken = depth;
     }
@@ -130,7 +130,7 @@ async fn only_the_owner_of_an_active_account_writes() {
     let server = Server::start().await;
     let (alice, bob) = (server.sign_up("alice").await, server.sign_up("bob").await);
     let input =
-        |repo: &str| json!({"repo": repo, "collection": POST, "rkey": "x", "record": {}, "writes": []});
+        |repo: &str| json!({"repo": repo, "collection": NOTE, "rkey": "x", "record": {}, "writes": []});
     for nsid in [CREATE, PUT, DELETE, APPLY] {
         let answer = server
             .call_as(&alice.access, nsid, &input(bob.did.as_str()))
@@ -170,7 +170,7 @@ async fn only_the_owner_of_an_active_account_writes() {
 async fn a_put_that_changes_nothing_is_no_commit_whatever_the_swaps_say() {
     let server = Server::start().await;
     let alice = server.sign_up("alice").await;
-    let mut input = json!({"repo": alice.did, "collection": POST, "rkey": "one", "record": {"text": "a"}});
+    let mut input = json!({"repo": alice.did, "collection": NOTE, "rkey": "one", "record": {"text": "a"}});
     let first = server.call_as(&alice.access, PUT, &input).await.ok();
     let again = server.call_as(&alice.access, PUT, &input).await.ok();
     assert_eq!((&again["uri"], &again["cid"]), (&first["uri"], &first["cid"]));
@@ -194,7 +194,7 @@ async fn swaps_are_kept_and_say_what_is_there() {
     let alice = server.sign_up("alice").await;
     let first = server.post(&alice, "one").await;
     let put = |text: &str, more: Value| {
-        let mut input = json!({"repo": alice.did, "collection": POST, "rkey": "k", "record": {"text": text}});
+        let mut input = json!({"repo": alice.did, "collection": NOTE, "rkey": "k", "record": {"text": text}});
         input
             .as_object_mut()
             .unwrap()
@@ -245,7 +245,7 @@ async fn swaps_are_kept_and_say_what_is_there() {
         .ok();
     // The head is asked before the record, on every method.
     let stale =
-        json!({"repo": alice.did, "collection": POST, "rkey": "k", "record": {}, "swapCommit": commit});
+        json!({"repo": alice.did, "collection": NOTE, "rkey": "k", "record": {}, "swapCommit": commit});
     assert_eq!(
         server.call_as(&alice.access, CREATE, &stale).await.error(),
         swap()
@@ -259,7 +259,7 @@ async fn swaps_are_kept_and_say_what_is_there() {
         server.call_as(&alice.access, APPLY, &writes).await.error(),
         swap()
     );
-    let input = json!({"repo": alice.did, "collection": POST, "rkey": "k", "swapRecord": made["cid"]});
+    let input = json!({"repo": alice.did, "collection": NOTE, "rkey": "k", "swapRecord": made["cid"]});
     assert_eq!(
         server.call_as(&alice.access, DELETE, &input).await.error(),
         swap()
@@ -271,7 +271,7 @@ async fn deleting_what_is_not_there_is_no_commit() {
     let server = Server::start().await;
     let alice = server.sign_up("alice").await;
     let post = server.post(&alice, "one").await;
-    let mut input = json!({"repo": alice.did, "collection": POST, "rkey": rkey(&post["uri"])});
+    let mut input = json!({"repo": alice.did, "collection": NOTE, "rkey": rkey(&post["uri"])});
     let deleted = server.call_as(&alice.access, DELETE, &input).await.ok();
     assert_eq!(head(&server, &alice).await, deleted["commit"]);
     let again = server.call_as(&alice.access, DELETE, &input).await.ok();
@@ -282,7 +282,7 @@ async fn deleting_what_is_not_there_is_no_commit() {
         server.call_as(&alice.access, DELETE, &input).await.ok(),
         json!({})
     );
-    let query = format!("repo={}&collection={POST}&rkey={}", alice.did, rkey(&post["uri"]));
+    let query = format!("repo={}&collection={NOTE}&rkey={}", alice.did, rkey(&post["uri"]));
     assert_eq!(
         server.query(GET, &query).await.error(),
         (400, "RecordNotFound".into())
@@ -293,7 +293,7 @@ async fn deleting_what_is_not_there_is_no_commit() {
 async fn creating_over_a_record_is_refused_by_name() {
     let server = Server::start().await;
     let alice = server.sign_up("alice").await;
-    let input = json!({"repo": alice.did, "collection": POST, "rkey": "one", "record": {"text": "a"}});
+    let input = json!({"repo": alice.did, "collection": NOTE, "rkey": "one", "record": {"text": "a"}});
     server.call_as(&alice.access, CREATE, &input).await.ok();
     let before = head(&server, &alice).await;
     assert_eq!(
@@ -307,7 +307,7 @@ async fn creating_over_a_record_is_refused_by_name() {
 async fn a_batch_is_one_commit_or_nothing() {
     let server = Server::start().await;
     let alice = server.sign_up("alice").await;
-    let write = |kind: &str, rkey: &str, text: &str| json!({"$type": format!("{APPLY}#{kind}"), "collection": POST, "rkey": rkey, "value": {"text": text}});
+    let write = |kind: &str, rkey: &str, text: &str| json!({"$type": format!("{APPLY}#{kind}"), "collection": NOTE, "rkey": rkey, "value": {"text": text}});
     let apply = |writes: Vec<Value>| json!({"repo": alice.did, "writes": writes});
     let made = server
         .call_as(
@@ -321,7 +321,7 @@ async fn a_batch_is_one_commit_or_nothing() {
         made["results"][0]["$type"],
         "com.atproto.repo.applyWrites#createResult"
     );
-    assert_eq!(made["results"][1]["uri"], format!("at://{}/{POST}/b", alice.did));
+    assert_eq!(made["results"][1]["uri"], format!("at://{}/{NOTE}/b", alice.did));
     assert_eq!(head(&server, &alice).await, made["commit"]);
     let mixed = server
         .call_as(
@@ -353,7 +353,7 @@ async fn a_batch_is_one_commit_or_nothing() {
         vec![write("create", "d", "5"), write("delete", "nope", "")],
         vec![write("create", "d", "5"), write("update", "d", "6")],
         vec![write("create", "d", "5"), json!({"$type": "x#y"})],
-        vec![write("create", "d", "5"), json!({"collection": POST})],
+        vec![write("create", "d", "5"), json!({"collection": NOTE})],
         (0..201).map(|n| write("create", &format!("n{n}"), "x")).collect(),
     ] {
         let answer = server.call_as(&alice.access, APPLY, &apply(writes)).await;
@@ -386,7 +386,7 @@ async fn a_commit_larger_than_an_event_may_be_is_refused_and_the_repo_goes_on() 
     let alice = server.sign_up("alice").await;
     // The body is bounded below an event's size, so only pieces of it can be tried: two halves fit.
     let text = "x".repeat(900_000);
-    let input = json!({"repo": alice.did, "collection": POST, "record": {"text": text}});
+    let input = json!({"repo": alice.did, "collection": NOTE, "record": {"text": text}});
     server.call_as(&alice.access, CREATE, &input).await.ok();
     server.post(&alice, "after").await;
     server.repo(&alice.did).await;
@@ -397,16 +397,16 @@ async fn records_are_listed_page_by_page_in_both_directions() {
     let server = Server::start().await;
     let alice = server.sign_up("alice").await;
     for rkey in ["b", "a", "d", "c", "e"] {
-        let input = json!({"repo": alice.did, "collection": POST, "rkey": rkey, "record": {}});
+        let input = json!({"repo": alice.did, "collection": NOTE, "rkey": rkey, "record": {}});
         server.call_as(&alice.access, CREATE, &input).await.ok();
     }
-    let input = json!({"repo": alice.did, "collection": "app.bsky.feed.postgate", "record": {}});
+    let input = json!({"repo": alice.did, "collection": "com.example.notebook", "record": {}});
     server.call_as(&alice.access, CREATE, &input).await.ok();
     let all = async |more: &str| {
         let (mut found, mut cursor) = (Vec::new(), String::new());
         loop {
             let query = format!(
-                "repo={}&collection={POST}&limit=2&cursor={cursor}{more}",
+                "repo={}&collection={NOTE}&limit=2&cursor={cursor}{more}",
                 alice.did
             );
             let page = server.query(LIST, &query).await.ok();
@@ -423,7 +423,7 @@ async fn records_are_listed_page_by_page_in_both_directions() {
     assert_eq!(all("").await, "edcba");
     assert_eq!(all("&reverse=true").await, "abcde");
     assert_eq!(all("&reverse=").await, "edcba");
-    let query = format!("repo=alice.test&collection={POST}");
+    let query = format!("repo=alice.test&collection={NOTE}");
     assert_eq!(
         server.query(LIST, &query).await.ok()["records"]
             .as_array()
@@ -446,7 +446,7 @@ async fn records_are_listed_page_by_page_in_both_directions() {
         );
     }
     let answer = server
-        .query(LIST, &format!("repo=nobody.test&collection={POST}"))
+        .query(LIST, &format!("repo=nobody.test&collection={NOTE}"))
         .await;
     assert_eq!(answer.error(), invalid());
     server
@@ -461,10 +461,10 @@ async fn a_page_of_large_records_ends_early_and_the_cursor_goes_on() {
     let alice = server.sign_up("alice").await;
     for n in 0..12 {
         let text = format!("{n}{}", "x".repeat(900_000));
-        let input = json!({"repo": alice.did, "collection": POST, "record": {"text": text}});
+        let input = json!({"repo": alice.did, "collection": NOTE, "record": {"text": text}});
         server.call_as(&alice.access, CREATE, &input).await.ok();
     }
-    let query = format!("repo={}&collection={POST}&limit=100", alice.did);
+    let query = format!("repo={}&collection={NOTE}&limit=100", alice.did);
     let first = server.query(LIST, &query).await.ok();
     let count = first["records"].as_array().unwrap().len();
     assert_eq!(count, 9);
@@ -488,7 +488,7 @@ async fn a_repo_is_described_unless_its_identity_cannot_be_resolved() {
     assert_eq!(described["did"], alice.did.as_str());
     assert_eq!(described["handle"], alice.handle);
     assert_eq!(described["handleIsCorrect"], true);
-    assert_eq!(described["collections"], json!([POST]));
+    assert_eq!(described["collections"], json!([NOTE]));
     assert_eq!(described["didDoc"]["id"], alice.did.as_str());
     assert_eq!(
         server.query(DESCRIBE, "repo=bob.test").await.error(),
@@ -523,7 +523,7 @@ async fn the_administrator_writes_to_any_active_repo_and_nobody_else_does() {
         "validate": false,
         "writes": [{
             "$type": "com.atproto.repo.applyWrites#create",
-            "collection": POST,
+            "collection": NOTE,
             "rkey": "back",
             "value": {"text": "was there before"},
         }],

@@ -11,7 +11,7 @@ use engine::repo::mst::Tree;
 use futures_util::stream;
 use serde_json::{Value, json};
 
-use crate::testkit::{Answer, ExportedRepo, POST, Server, User, basic, bearer, files};
+use crate::testkit::{Answer, ExportedRepo, NOTE, Server, User, basic, bearer, files};
 
 const BLOB: &str = "com.atproto.sync.getBlob";
 const BLOBS: &str = "com.atproto.sync.listBlobs";
@@ -31,7 +31,7 @@ fn blocks(answer: &Answer) -> (Vec<Cid>, HashMap<Cid, Bytes>) {
 }
 
 async fn put(server: &Server, user: &User, rkey: &str, record: Value) -> Answer {
-    let input = json!({"repo": user.did, "collection": POST, "rkey": rkey, "record": record});
+    let input = json!({"repo": user.did, "collection": NOTE, "rkey": rkey, "record": record});
     server
         .call_as(&user.access, "com.atproto.repo.putRecord", &input)
         .await
@@ -44,7 +44,7 @@ async fn an_unknown_an_inactive_and_an_own_repo_are_told_apart() {
     let methods = [
         ("getRepo", String::new()),
         ("getLatestCommit", String::new()),
-        ("getRecord", format!("&collection={POST}&rkey=x")),
+        ("getRecord", format!("&collection={NOTE}&rkey=x")),
         ("listBlobs", String::new()),
     ];
     let states = [
@@ -226,10 +226,10 @@ async fn a_record_is_proven_to_be_there_and_an_absent_one_to_be_absent() {
             .ok();
     }
     for (rkey, there) in [("key17", true), ("key17x", false), ("zzz", false)] {
-        let query = format!("did={}&collection={POST}&rkey={rkey}", alice.did);
+        let query = format!("did={}&collection={NOTE}&rkey={rkey}", alice.did);
         let (roots, found) = blocks(&server.query("com.atproto.sync.getRecord", &query).await);
         let commit = Commit::decode(found[&roots[0]].clone()).unwrap();
-        let key = format!("{POST}/{rkey}");
+        let key = format!("{NOTE}/{rkey}");
         let cid = Tree::open(commit.data()).get(&key, &found).unwrap();
         assert_eq!(cid.is_some(), there, "{rkey}");
         if let Some(cid) = cid {

@@ -16,7 +16,7 @@ use serde_json::json;
 use super::ImportError;
 use super::room::{Room, RoomLimits};
 use super::spool::Spool;
-use crate::testkit::{Answer, ExportedRepo, Options, PATIENCE, POST, Server, User, bearer};
+use crate::testkit::{Answer, ExportedRepo, NOTE, Options, PATIENCE, Server, User, bearer};
 
 const CAR: &str = "application/vnd.ipld.car";
 
@@ -71,13 +71,13 @@ fn foreign(did: &Did, records: &[(String, Vec<u8>)]) -> Vec<(Cid, Bytes)> {
 fn record(text: &str) -> Vec<u8> {
     let mut out = Vec::new();
     let mut writer = engine::repo::cbor::Writer::new(&mut out);
-    writer.map(2).text("text").text(text).text("$type").text(POST);
+    writer.map(2).text("text").text(text).text("$type").text(NOTE);
     out
 }
 
 fn records(count: usize) -> Vec<(String, Vec<u8>)> {
     (0..count)
-        .map(|n| (format!("{POST}/{n:06}"), record(&format!("moved {n}"))))
+        .map(|n| (format!("{NOTE}/{n:06}"), record(&format!("moved {n}"))))
         .collect()
 }
 
@@ -141,7 +141,7 @@ async fn an_import_replaces_the_repo_whatever_the_order_of_its_blocks() {
         let repo = server.repo(&alice.did).await;
         assert_eq!(repo.records.len(), count + 1);
         if count > 0 {
-            let query = format!("repo={}&collection={POST}&rkey=000007", alice.did);
+            let query = format!("repo={}&collection={NOTE}&rkey=000007", alice.did);
             let found = server.query("com.atproto.repo.getRecord", &query).await.ok();
             assert_eq!(found["value"]["text"], "moved 7");
         }
@@ -156,7 +156,7 @@ async fn an_export_comes_back_as_it_was_and_a_deactivated_account_imports_in_sil
         .upload(&alice, "image/png", &b"\x89PNG\r\n\x1a\n picture"[..])
         .await;
     let blob = blob.ok()["blob"].clone();
-    let input = json!({"repo": alice.did, "collection": POST, "rkey": "withblob", "record": {"text": "x", "pic": blob}});
+    let input = json!({"repo": alice.did, "collection": NOTE, "rkey": "withblob", "record": {"text": "x", "pic": blob}});
     let put = "com.atproto.repo.putRecord";
     server.call_as(&alice.access, put, &input).await.ok();
     for n in 0..20 {
@@ -164,7 +164,7 @@ async fn an_export_comes_back_as_it_was_and_a_deactivated_account_imports_in_sil
     }
     let kept = export(&server, &alice.did).await;
     let before = ExportedRepo::read(&kept);
-    let input = json!({"repo": alice.did, "collection": POST, "rkey": "withblob"});
+    let input = json!({"repo": alice.did, "collection": NOTE, "rkey": "withblob"});
     let delete = "com.atproto.repo.deleteRecord";
     server.call_as(&alice.access, delete, &input).await.ok();
     server.post(&alice, "one too many").await;
@@ -331,7 +331,7 @@ async fn a_repo_that_is_being_replaced_takes_no_writes_and_then_takes_them_again
     let repos = &server.app.repos;
     let closed = repos.close_to_writes(&alice.did).await.unwrap();
     assert!(repos.close_to_writes(&alice.did).await.is_err(), "one at a time");
-    let input = json!({"repo": alice.did, "collection": POST, "record": {"text": "meanwhile"}});
+    let input = json!({"repo": alice.did, "collection": NOTE, "record": {"text": "meanwhile"}});
     let create = "com.atproto.repo.createRecord";
     let answer = server.call_as(&alice.access, create, &input).await;
     assert_eq!(answer.status, 503);
@@ -427,7 +427,7 @@ async fn what_one_server_exports_another_imports_with_the_same_records_and_root(
             "com.atproto.repo.{}",
             if n % 2 == 0 { "deleteRecord" } else { "putRecord" }
         );
-        let input = json!({"repo": alice.did, "collection": POST, "rkey": format!("{:06}", n * 97), "record": {"text": n}});
+        let input = json!({"repo": alice.did, "collection": NOTE, "rkey": format!("{:06}", n * 97), "record": {"text": n}});
         assert_eq!(here.call_as(&alice.access, &name, &input).await.status, 200);
     }
     let exported = export(&here, &alice.did).await;

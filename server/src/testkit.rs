@@ -281,7 +281,7 @@ impl Server {
             checkpoint: false,
         };
         engine.shutdown(drain).await.unwrap();
-        drop((engine, self.routes, self.app));
+        drop((engine, self.routes, self.app, self.keys));
         change(&self.dir.path().join("data"));
         Server::open(self.options, self.clock, self.plc, self.dir).await
     }

@@ -9,6 +9,7 @@ use crate::auth::admin::AdminAuth;
 use crate::auth::tokens::SessionTokens;
 use crate::config::{Config, Durability};
 use crate::firehose::Firehose;
+use crate::proxy::Proxy;
 use crate::service::accounts::Accounts;
 use crate::service::blobs::Blobs;
 use crate::service::core::Core;
@@ -45,6 +46,8 @@ pub struct App {
     pub names: Names,
     /// Tokens with which services call each other in the name of accounts.
     pub service_auth: ServiceAuth,
+    /// Requests for other services.
+    pub proxy: Proxy,
     /// The event stream.
     pub firehose: Firehose,
     /// The bound of concurrent exports.

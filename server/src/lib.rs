@@ -25,6 +25,7 @@ pub mod lexicon;
 pub mod listen;
 pub mod pages;
 pub mod plc;
+pub mod proxy;
 pub mod secrets;
 pub mod service;
 pub mod start;

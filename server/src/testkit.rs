@@ -33,6 +33,7 @@ use crate::firehose::{Firehose, FirehoseSettings};
 use crate::http::Routes;
 use crate::plc::directory::PlcDirectory;
 use crate::plc::op::{Operation, PlcState};
+use crate::proxy::Proxy;
 use crate::secrets::KeyWrap;
 use crate::service::accounts::{Accounts, Parts};
 use crate::service::blobs::Blobs;
@@ -344,6 +345,7 @@ impl Server {
             names: names.clone(),
             repos: repos.clone(),
         });
+        let proxy = Proxy::new(&config, names.dns()).unwrap();
         let stop = CancellationToken::new();
         let store = Arc::new(DiskBlobs::open(dir.path().join("blobs")).unwrap());
         let app = Arc::new(App {
@@ -371,6 +373,7 @@ impl Server {
             repos,
             names,
             service_auth,
+            proxy,
             shipper: std::sync::OnceLock::new(),
             replication: std::sync::OnceLock::new(),
             peers,
@@ -388,6 +391,11 @@ impl Server {
             firehose,
             options,
         }
+    }
+
+    /// Sends any request and does not read the answer's body.
+    pub async fn raw(&self, request: Request<Body>) -> axum::http::Response<Body> {
+        self.routes.answer(request).await
     }
 
     /// Sends any request.

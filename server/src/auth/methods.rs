@@ -3,6 +3,8 @@
 
 /// Takes an account over, or makes one.
 pub const CREATE_ACCOUNT: &str = "com.atproto.server.createAccount";
+/// Reports somebody or something to moderators.
+pub const CREATE_REPORT: &str = "com.atproto.moderation.createReport";
 /// Uploads media.
 pub const UPLOAD_BLOB: &str = "com.atproto.repo.uploadBlob";
 

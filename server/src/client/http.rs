@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use reqwest::{Client, Url, redirect};
+use reqwest::{Client, ClientBuilder, Url, redirect};
 
 use super::dns::Dns;
 
@@ -90,20 +90,11 @@ impl Fetcher {
     /// # Errors
     /// [`FetchError::Setup`] if TLS is not to be had.
     pub fn new(policy: FetchPolicy, dns: Arc<dyn Dns>) -> Result<Fetcher, FetchError> {
-        super::ensure_tls_provider();
-        let client = Client::builder()
-            .https_only(!policy.allow_local)
-            .no_proxy()
-            .redirect(redirect::Policy::none())
-            .referer(false)
+        let client = guarded(policy.allow_local, dns)
             .connect_timeout(policy.connect_timeout)
             .timeout(policy.timeout)
             .pool_max_idle_per_host(1)
             .user_agent(concat!("azure-pds/", env!("CARGO_PKG_VERSION")))
-            .dns_resolver(Arc::new(PublicOnly {
-                dns,
-                allow_local: policy.allow_local,
-            }))
             .build()
             .map_err(|error| FetchError::Setup(error.to_string()))?;
         Ok(Fetcher {
@@ -124,6 +115,22 @@ impl Fetcher {
         }
         read_body(response, limit).await
     }
+}
+
+/// The beginning of every client: it goes where it is sent and nowhere else.
+pub(crate) fn closed() -> ClientBuilder {
+    super::ensure_tls_provider();
+    Client::builder()
+        .no_proxy()
+        .redirect(redirect::Policy::none())
+        .referer(false)
+}
+
+/// The beginning of a client for what strangers name, whose URLs [`check_url`] must have seen.
+pub(crate) fn guarded(allow_local: bool, dns: Arc<dyn Dns>) -> ClientBuilder {
+    closed()
+        .https_only(!allow_local)
+        .dns_resolver(Arc::new(PublicOnly { dns, allow_local }))
 }
 
 /// An error without the URL, which may hold what a stranger wrote; with its cause, which tells a refusal from a timeout.
@@ -156,7 +163,8 @@ pub(crate) async fn read_body(mut response: reqwest::Response, limit: usize) -> 
     Ok(body.freeze())
 }
 
-fn check_url(url: &str, allow_local: bool) -> Result<Url, FetchError> {
+/// Whether a stranger's URL may be asked at all, as far as can be told before its name is resolved.
+pub(crate) fn check_url(url: &str, allow_local: bool) -> Result<Url, FetchError> {
     let refused = |reason| FetchError::Refused {
         url: url.chars().take(200).collect(),
         reason,

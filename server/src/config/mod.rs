@@ -17,6 +17,7 @@ use axum::http::HeaderName;
 use engine::repo::Did;
 use memory::MemoryPlan;
 use reader::Reader;
+use reqwest::Url;
 use shipper::ageing::Ageing;
 use shipper::cost::Prices;
 use shipper::store::s3::{S3Auth, S3Config};
@@ -198,6 +199,10 @@ pub struct Config {
     pub firehose_max_subscribers: usize,
     /// `PDS_FIREHOSE_MAX_PER_ADDRESS`.
     pub firehose_max_per_address: usize,
+    /// The services that answer what this server does not.
+    pub upstreams: Upstreams,
+    /// `PDS_PROXY_*`.
+    pub proxy: ProxySettings,
     /// `PDS_HTTP_MAX_CONNECTIONS` and the other settings of the listener.
     pub http: Limits,
     /// `PDS_CLIENT_ADDRESS_HEADER`, lower-case.
@@ -206,6 +211,45 @@ pub struct Config {
     pub port_file: Option<PathBuf>,
     /// `LOG_ENABLED`, `LOG_LEVEL`, `PDS_LOG_FORMAT`.
     pub logging: Logging,
+}
+
+/// Another service that answers methods which this server does not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Upstream {
+    /// Where it is; the path does not count.
+    pub url: Url,
+    /// Who it is.
+    pub did: Did,
+}
+
+/// The services to which methods go unless a client names another.
+#[derive(Clone, Debug, Default)]
+pub struct Upstreams {
+    /// `PDS_BSKY_APP_VIEW_URL`, `PDS_BSKY_APP_VIEW_DID`.
+    pub app_view: Option<Upstream>,
+    /// `PDS_MOD_SERVICE_URL`, `PDS_MOD_SERVICE_DID`.
+    pub moderation: Option<Upstream>,
+    /// `PDS_REPORT_SERVICE_URL`, `PDS_REPORT_SERVICE_DID`; else the moderation service.
+    pub reports: Option<Upstream>,
+}
+
+/// How requests for other services are bounded: `PDS_PROXY_*`.
+#[derive(Clone, Copy, Debug)]
+pub struct ProxySettings {
+    /// `PDS_PROXY_ALLOW_HTTP2`.
+    pub allow_http2: bool,
+    /// `PDS_PROXY_HEADERS_TIMEOUT`.
+    pub headers_timeout: Duration,
+    /// `PDS_PROXY_BODY_TIMEOUT`.
+    pub body_timeout: Duration,
+    /// `PDS_PROXY_MAX_RESPONSE_SIZE`, bytes.
+    pub max_response_bytes: u64,
+    /// `PDS_PROXY_MAX_RETRIES`.
+    pub max_retries: u32,
+    /// `PDS_PROXY_MAX_REQUESTS`.
+    pub max_requests: usize,
+    /// `PDS_PROXY_MAX_PER_ACCOUNT`.
+    pub max_per_account: usize,
 }
 
 /// How the servers on one replica come after each other.
@@ -410,6 +454,15 @@ impl Config {
                 self.import_disk.keep_free
             ),
         });
+        for (what, upstream) in [
+            ("appview            ", &self.upstreams.app_view),
+            ("moderation service ", &self.upstreams.moderation),
+            ("report service     ", &self.upstreams.reports),
+        ] {
+            if let Some(Upstream { url, did }) = upstream {
+                lines.push(format!("{what}= {did} at {url}"));
+            }
+        }
         lines.push(format!(
             "key encryption key = {}",
             if self.key_encryption_key.is_some() {

@@ -1,6 +1,7 @@
 //! Reads every setting out of name/value pairs, and collects all that is wrong with them.
 
 mod ageing;
+mod services;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -390,6 +391,8 @@ impl Reader {
                 firehose_max_subscribers,
                 1..=1_000_000,
             ),
+            upstreams: self.upstreams(),
+            proxy: self.proxy(),
             http: Limits {
                 connections: self.number("PDS_HTTP_MAX_CONNECTIONS", 10_000, 1..=1_000_000),
                 per_address: self.number("PDS_HTTP_MAX_CONNECTIONS_PER_ADDRESS", 10_000, 1..=1_000_000),

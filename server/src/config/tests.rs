@@ -257,3 +257,49 @@ fn prices_follow_the_kind_of_store_and_what_the_operator_knows_better() {
     let error = read(&[azure, ("PDS_REPLICA_PRICES", "writes=6")]).unwrap_err();
     assert!(error.problems[0].starts_with("PDS_REPLICA_PRICES"), "{error}");
 }
+
+#[test]
+fn a_service_needs_a_url_and_a_did_and_reports_go_to_the_moderators_by_default() {
+    let url = "https://api.example.com/path?x=1";
+    let (config, _) = read(&[
+        ("PDS_BSKY_APP_VIEW_URL", url),
+        ("PDS_BSKY_APP_VIEW_DID", "did:web:api.example.com"),
+        ("PDS_MOD_SERVICE_URL", "http://mod.internal:8080"),
+        ("PDS_MOD_SERVICE_DID", "did:plc:ar7c4by46qjdydhdevvrndac"),
+    ])
+    .unwrap();
+    let upstreams = config.upstreams;
+    assert_eq!(
+        upstreams.app_view.unwrap().url.as_str(),
+        "https://api.example.com/"
+    );
+    assert!(upstreams.reports.is_some() && upstreams.reports == upstreams.moderation);
+    assert_eq!(config.proxy.max_response_bytes, 10_485_760);
+    assert_eq!((config.proxy.max_retries, config.proxy.allow_http2), (0, false));
+
+    for (extra, part) in [
+        (
+            vec![("PDS_BSKY_APP_VIEW_URL", url)],
+            "PDS_BSKY_APP_VIEW_URL needs PDS_BSKY_APP_VIEW_DID",
+        ),
+        (
+            vec![("PDS_MOD_SERVICE_URL", url), ("PDS_MOD_SERVICE_DID", "nobody")],
+            "PDS_MOD_SERVICE_DID: 'nobody' is not a DID",
+        ),
+        (
+            vec![
+                ("PDS_REPORT_SERVICE_URL", "https://a:b@x.example"),
+                ("PDS_REPORT_SERVICE_DID", "did:web:x.example"),
+            ],
+            "PDS_REPORT_SERVICE_URL must be",
+        ),
+    ] {
+        let error = read(&extra).unwrap_err().to_string();
+        assert!(error.contains(part) && !error.contains("a:b"), "{error}");
+    }
+    let (_, warnings) = read(&[("PDS_BSKY_APP_VIEW_DID", "did:web:api.example.com")]).unwrap();
+    assert_eq!(
+        warnings,
+        ["PDS_BSKY_APP_VIEW_DID has no effect without PDS_BSKY_APP_VIEW_URL"]
+    );
+}

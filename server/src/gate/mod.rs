@@ -9,7 +9,8 @@
 //! | passing on | sent on to the new writer | sent on, those that waited first |
 //! | shut | 503 | 503 |
 //!
-//! A write is any request but GET, HEAD and OPTIONS. Paths below `/_` are always this server's own. A hand-over begins when the
+//! A write is any request but GET, HEAD and OPTIONS, and but those that are only passed to another service: these need nothing that
+//! moves with a reign, so they are answered like reads, by a standby too. Paths below `/_` are always this server's own. A hand-over begins when the
 //! writes that were let in have been answered, so that none is cut off in the middle.
 
 mod pass;
@@ -22,13 +23,14 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::Request;
-use axum::http::{HeaderValue, Method, Response, StatusCode};
+use axum::http::{HeaderValue, Response, StatusCode};
 use serde_json::json;
 use tokio::sync::{Notify, watch};
 
 use crate::app::App;
 use crate::http::{Routes, plain_json};
 use crate::service::succession::Following;
+use crate::xrpc;
 use crate::xrpc::error::XrpcError;
 pub use pass::Successor;
 
@@ -166,7 +168,7 @@ impl Gate {
         let Some(routes) = inner.routes.get() else {
             return self.starting(&request);
         };
-        if is_write(request.method()) {
+        if is_write(&request) {
             // Counted before the mode is looked at: whoever closes the gate looks the other way round.
             let writing = Writing::begin(inner);
             if inner.open.load(Ordering::SeqCst) || is_own(&request) {
@@ -186,7 +188,7 @@ impl Gate {
         let mut modes = inner.mode.subscribe();
         loop {
             let mode = modes.borrow_and_update().clone();
-            let write = is_write(request.method());
+            let write = is_write(&request);
             match mode {
                 Mode::Open => {
                     let writing = Writing::begin(inner);
@@ -255,8 +257,8 @@ fn not_the_writer(following: &Following) -> Response<Body> {
         .into_http()
 }
 
-fn is_write(method: &Method) -> bool {
-    !matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS)
+fn is_write(request: &Request) -> bool {
+    xrpc::is_write(request.method(), request.uri().path())
 }
 
 /// Health and the like are about this very process.

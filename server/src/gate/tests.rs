@@ -1,6 +1,6 @@
 use axum::Router;
 use axum::body::to_bytes;
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, Method, header};
 use axum::routing::any;
 
 use super::*;
@@ -160,4 +160,27 @@ async fn a_follower_answers_reads_with_its_lag_and_points_writes_to_the_writer()
         said.contains("NotTheWriter") && said.contains("https://writer.example"),
         "{said}"
     );
+}
+
+#[tokio::test]
+async fn what_is_only_passed_to_another_service_is_no_write() {
+    let (gate, _server) = open_gate().await;
+    assert!(gate.hold(LIMIT).await);
+    for path in [
+        "/xrpc/app.example.doThing",
+        "/xrpc/com.atproto.moderation.createReport",
+    ] {
+        let answering = text(gate.answer(request(Method::POST, path, "{}")).await);
+        let (status, _) = tokio::time::timeout(LIMIT, answering).await.unwrap();
+        assert!(status.is_client_error(), "answered at once: {path}");
+    }
+    for (path, write) in [
+        ("/xrpc/com.atproto.repo.createRecord", true),
+        ("/xrpc/com.atproto.repo.create%52ecord", true),
+        ("/xrpc/com.atproto.repo.createrecord", false),
+        ("/elsewhere", true),
+    ] {
+        assert_eq!(is_write(&request(Method::POST, path, "")), write, "{path}");
+        assert!(!is_write(&request(Method::GET, path, "")));
+    }
 }

@@ -1,5 +1,5 @@
 //! Names of accounts: DID documents ([`document`]), which handles are allowed ([`handle`]), and what DID a handle leads
-//! to ([`resolve`]).
+//! to ([`resolve`]); services, as tokens and proxy headers name them ([`service_ref`]).
 
 pub mod document;
 pub mod handle;

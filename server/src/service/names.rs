@@ -1,5 +1,6 @@
 //! Handles and DIDs of the whole network, as the use cases ask for them.
 
+use std::fmt;
 use std::sync::Arc;
 
 use engine::clock::Clock;
@@ -28,11 +29,20 @@ pub enum NamesError {
 }
 
 /// Look-ups of names; cheap to clone.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Names {
     dids: DidResolver,
     handles: HandleResolver,
     policy: Arc<HandlePolicy>,
+    dns: Arc<dyn Dns>,
+}
+
+impl fmt::Debug for Names {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Names")
+            .field("dids", &self.dids)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Names {
@@ -69,9 +79,16 @@ impl Names {
         });
         Ok(Names {
             dids,
-            handles: HandleResolver::new(dns, None, fetcher, timeout),
+            handles: HandleResolver::new(dns.clone(), None, fetcher, timeout),
             policy: Arc::new(HandlePolicy::new(&config.handle_domains)),
+            dns,
         })
+    }
+
+    /// How hosts of the network are resolved.
+    #[must_use]
+    pub fn dns(&self) -> Arc<dyn Dns> {
+        self.dns.clone()
     }
 
     /// The keys in DID documents, for those who verify what other services send.

@@ -39,6 +39,7 @@ use crate::client::plc::{HttpPlc, SharedPlc};
 use crate::config::{AzureAuthSettings, AzureSettings, BlobPlace, Config, Durability, Replica};
 use crate::firehose::{Firehose, FirehoseSettings};
 use crate::gate::Gate;
+use crate::proxy::Proxy;
 use crate::secrets::KeyWrap;
 use crate::service::accounts::{Accounts, Parts};
 use crate::service::blobs::Blobs;
@@ -370,6 +371,7 @@ pub(super) async fn compose(
         background.tasks.clone(),
     )
     .map_err(|e| other(&e))?;
+    let proxy = Proxy::new(&config, names.dns()).map_err(|e| other(&e))?;
     let wrap = Arc::new(wrap);
     let keys = SigningKeys::new(core.clone(), wrap.clone());
     let service_auth = ServiceAuth::new(
@@ -462,6 +464,7 @@ pub(super) async fn compose(
         repos,
         names,
         service_auth,
+        proxy,
         shipper: OnceLock::new(),
         replication: OnceLock::new(),
         peers,

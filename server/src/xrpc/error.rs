@@ -8,6 +8,26 @@ use std::borrow::Cow;
 use axum::body::Body;
 use axum::http::{HeaderValue, Response, StatusCode, header};
 
+/// The name of an error that has none of its own.
+#[must_use]
+pub fn default_name(status: StatusCode) -> &'static str {
+    match status.as_u16() {
+        401 => "AuthenticationRequired",
+        403 => "Forbidden",
+        404 => "XRPCNotSupported",
+        406 => "NotAcceptable",
+        413 => "PayloadTooLarge",
+        415 => "UnsupportedMediaType",
+        429 => "RateLimitExceeded",
+        501 => "MethodNotImplemented",
+        502 => "UpstreamFailure",
+        503 => "NotEnoughResources",
+        504 => "UpstreamTimeout",
+        500.. => "InternalServerError",
+        _ => "InvalidRequest",
+    }
+}
+
 /// An error answer of an XRPC method.
 #[derive(Debug)]
 pub struct XrpcError {

@@ -7,6 +7,7 @@
 pub mod auth;
 pub mod error;
 pub mod identity;
+pub mod moderation;
 pub mod params;
 pub mod repo;
 pub mod request;
@@ -26,6 +27,8 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderValue, Method, Response, header};
 
 use crate::app::App;
+use crate::auth::methods::CREATE_REPORT;
+use crate::proxy::{Call, catch_all};
 use error::{XrpcError, XrpcResult};
 use params::Params;
 use request::Request;
@@ -74,6 +77,7 @@ static METHODS: &[Row] = rows! {
     "com.atproto.server.requestPasswordReset" Procedure public server::request_password_reset;
     "com.atproto.server.resetPassword" Procedure public server::reset_password;
     "com.atproto.identity.resolveHandle" Query public identity::resolve_handle;
+    "com.atproto.moderation.createReport" Procedure private moderation::create_report;
     "com.atproto.repo.createRecord" Procedure private repo::create_record;
     "com.atproto.repo.putRecord" Procedure private repo::put_record;
     "com.atproto.repo.deleteRecord" Procedure private repo::delete_record;
@@ -127,13 +131,34 @@ pub fn find(path: &str) -> Option<&'static Row> {
 /// Calls a method.
 pub async fn call(app: Arc<App>, row: &'static Row, request: axum::extract::Request) -> Response<Body> {
     let (answer, private) = answer(app, row, request).await;
-    let mut response = answer.unwrap_or_else(XrpcError::into_http);
+    let response = answer.unwrap_or_else(XrpcError::into_http);
     if private {
-        let headers = response.headers_mut();
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("private"));
-        headers.append(header::VARY, HeaderValue::from_static("Authorization"));
+        for_the_caller(response)
+    } else {
+        response
     }
+}
+
+/// An answer that no shared cache may keep.
+fn for_the_caller(mut response: Response<Body>) -> Response<Body> {
+    let headers = response.headers_mut();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("private"));
+    headers.append(header::VARY, HeaderValue::from_static("Authorization"));
     response
+}
+
+/// Whether a request may change what this server keeps. What is only passed to another service does not; a path in a spelling of
+/// its own may lead anywhere.
+#[must_use]
+pub fn is_write(method: &Method, path: &str) -> bool {
+    if matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS) {
+        return false;
+    }
+    match path.strip_prefix("/xrpc/") {
+        Some(CREATE_REPORT) => false,
+        Some(nsid) => nsid.contains(['%', '/']) || METHODS.iter().any(|row| row.nsid == nsid),
+        None => true,
+    }
 }
 
 /// `/xrpc/{nsid}` with any verb, for what [`find`] does not know: other spellings, and mistakes.
@@ -147,7 +172,11 @@ pub async fn dispatch(
     };
     match METHODS.iter().find(|row| row.nsid == nsid) {
         Some(row) => call(app, row, request).await,
-        None => unknown(&nsid, request.method()).into_http(),
+        None => for_the_caller(
+            elsewhere(&app, &nsid, request)
+                .await
+                .unwrap_or_else(XrpcError::into_http),
+        ),
     }
 }
 
@@ -201,16 +230,25 @@ pub fn invalid_path() -> XrpcError {
     XrpcError::invalid("invalid xrpc path")
 }
 
-fn unknown(nsid: &str, method: &Method) -> XrpcError {
+/// What another service has to answer.
+async fn elsewhere(app: &App, nsid: &str, request: axum::extract::Request) -> XrpcResult<Response<Body>> {
     if nsid.parse::<engine::repo::Nsid>().is_err() {
-        return invalid_path();
+        return Err(invalid_path());
     }
-    match *method {
-        Method::GET | Method::HEAD | Method::POST => {
-            XrpcError::invalid(format!("No service configured for {nsid}"))
-        }
-        _ => XrpcError::invalid("XRPC requests only supports GET, HEAD and POST"),
+    let (parts, body) = request.into_parts();
+    if !matches!(parts.method, Method::GET | Method::HEAD | Method::POST) {
+        return Err(XrpcError::invalid(
+            "XRPC requests only supports GET, HEAD and POST",
+        ));
     }
+    let call = Call {
+        method: parts.method,
+        nsid,
+        query: parts.uri.query(),
+        headers: &parts.headers,
+        body,
+    };
+    catch_all(app, call).await
 }
 
 #[cfg(test)]

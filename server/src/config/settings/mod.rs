@@ -6,6 +6,7 @@
 
 mod identity;
 mod network;
+mod services;
 mod storage;
 mod unused;
 
@@ -109,6 +110,7 @@ pub fn all() -> impl Iterator<Item = &'static Setting> {
         identity::SETTINGS,
         storage::SETTINGS,
         network::SETTINGS,
+        services::SETTINGS,
         unused::SETTINGS,
     ]
     .into_iter()

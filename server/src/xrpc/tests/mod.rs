@@ -2,6 +2,7 @@
 
 mod accounts;
 mod protocol;
+mod proxy;
 mod records;
 mod service_auth;
 mod sync;

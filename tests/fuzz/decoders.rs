@@ -325,8 +325,8 @@ pub fn manifest(data: &[u8]) {
         && let Ok(manifest) = Manifest::decode(&repaired)
     {
         let again = manifest.encode().expect("it was one");
-        if repaired.get(8) == Some(&1) {
-            // What was read in the format before is written in today's, and says the same.
+        if repaired.get(8) != again.get(8) {
+            // What was read in a format of before is written in today's, and says the same.
             assert_eq!(Manifest::decode(&again).as_ref(), Ok(&manifest));
         } else {
             assert_eq!(again, repaired, "the encoding is canonical");

@@ -12,7 +12,7 @@
 //! | nothing of the answer's body for `PDS_PROXY_BODY_TIMEOUT` | it breaks off |
 //! | bytes of the answer (`PDS_PROXY_MAX_RESPONSE_SIZE`) | 502 if it says so in advance, else it breaks off |
 //! | a client that sends nothing of its body for 20 s | 408 |
-//! | [`EXCHANGE_LIMIT`] for all of it | it breaks off |
+//! | `EXCHANGE_LIMIT` for all of it | it breaks off |
 //!
 //! Bodies pass in both directions as they come.
 

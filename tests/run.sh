@@ -38,7 +38,7 @@ fi
 
 cargo build --bin pds --bin pds-tools
 # A failure's message tells more than the frames below it.
-export RUST_LIB_BACKTRACE=0
+export RUST_BACKTRACE=0 RUST_LIB_BACKTRACE=0
 output=$(mktemp)
 trap 'rm -f "$output"' EXIT
 status=0

@@ -340,6 +340,21 @@ pub(crate) async fn read_header(
     }
 }
 
+/// The headers from `first` on, at most `most`, up to the first that is missing.
+async fn read_headers(
+    requests: &Requests,
+    first: Ordinal,
+    most: usize,
+) -> Result<Vec<Result<ChunkHeader, ChunkError>>, StoreError> {
+    let ordinals = (first.0..).take(most).map(Ordinal);
+    let headers: Vec<_> = futures_util::stream::iter(ordinals)
+        .map(|ordinal| read_header(requests, ordinal))
+        .buffered(HEADERS_AT_A_TIME)
+        .try_collect()
+        .await?;
+    Ok(headers.into_iter().map_while(|header| header).collect())
+}
+
 /// Who claims.
 #[derive(Clone)]
 pub struct ClaimOptions {
@@ -426,13 +441,17 @@ pub async fn claim(store: &Arc<dyn ReplicaStore>, options: &ClaimOptions) -> Res
     let requests = Requests::new(store.clone(), options.request_timeout);
     ensure_log_object(&requests, options).await?;
     let (mut rounds, mut known) = (0, None);
+    // The newest manifest that we know, and how many chunks are asked for at a time: twice as many as there were.
+    let (mut newest, mut ahead) = (Manifest::empty(options.log_id), 1);
     for _ in 0..MAX_STEPS {
         let mut state = match known.take() {
             Some(state) => state,
             None if rounds == MAX_ROUNDS => break,
             None => {
                 rounds += 1;
-                read_state(&requests, options.log_id).await?
+                let state = read_state(&requests, options.log_id).await?;
+                newest = state.manifest.clone();
+                state
             }
         };
         let draft = ChunkDraft {
@@ -446,27 +465,46 @@ pub async fn claim(store: &Arc<dyn ReplicaStore>, options: &ClaimOptions) -> Res
         };
         let (fence, object) = chunk::encode_mark(ChunkKind::Fence, &draft).map_err(ClaimError::Build)?;
         let name = ObjectName::new(fence.ordinal.object_name()).map_err(StoreError::from)?;
-        if requests.create(&name, object).await? == Created::Exists {
+        // Whether a writer at work was there first is asked at the same time: only a step as short as its own overtakes it.
+        let (created, seen) = tokio::join!(
+            requests.create(&name, object),
+            read_headers(&requests, fence.ordinal, ahead)
+        );
+        if created? == Created::Exists {
+            let mut seen = seen?;
+            if seen.is_empty() {
+                seen = read_headers(&requests, fence.ordinal, ahead).await?;
+            }
             // What is there may be void: of a claimant or a writer that came too late under the name of a chunk that was covered
             // and deleted. Then a manifest that covers it is older than it is. Nobody may follow it: what stood behind it
             // might stand in the way of the chain, where nothing would lead past it.
-            let (there, newest) = tokio::join!(
-                read_header(&requests, fence.ordinal),
-                newest_manifest(&requests, options.log_id)
-            );
-            let is_live = newest?.covered_through < fence.ordinal.0;
-            let Some(there) = there?.filter(|_| is_live) else {
+            if newest_generation(&requests, newest.generation()).await?.is_some() {
+                newest = newest_manifest(&requests, options.log_id).await?;
+            }
+            if newest.covered_through >= fence.ordinal.0 {
+                continue;
+            }
+            ahead = seen.len().saturating_mul(2).clamp(1, HEADERS_AT_A_TIME);
+            let mut seen = seen.into_iter();
+            let Some(there) = seen.next() else {
                 continue;
             };
             match plan::on_chunk_exists(&fence, there) {
                 ExistsVerdict::Ours => {}
                 ExistsVerdict::Fenced { .. } => {
-                    // A writer at work is overtaken only by a step as short as its own: one chunk on, not a new walk.
-                    if let Ok(there) = there
-                        && let Ok(end) = state.end.follow(&there)
-                    {
+                    // As far as it leads; what does not is looked at when it is the next one.
+                    let followed = state.chain.len();
+                    for there in std::iter::once(there).chain(seen) {
+                        let Some((there, end)) = there
+                            .ok()
+                            .and_then(|there| state.end.follow(&there).ok().map(|end| (there, end)))
+                        else {
+                            break;
+                        };
                         state.end = end;
                         state.chain.push(there);
+                    }
+                    if state.chain.len() > followed {
                         known = Some(state);
                     }
                     continue;

@@ -78,7 +78,7 @@ fn number(name: &str) -> Option<u64> {
 }
 
 /// Seeds in which a store that lies must be found.
-const MOST_FOR_A_LIE: u64 = 60;
+const MOST_FOR_A_LIE: u64 = 1_000;
 
 /// Seeds that are looked for once one was found.
 const FOUND: usize = 10;

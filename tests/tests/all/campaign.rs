@@ -126,6 +126,22 @@ async fn started(settings: &Settings) -> Result<Pds> {
     }
 }
 
+/// How long an answer takes past the proxy and through it, to tell an emulator that hangs from a server that does.
+async fn answers_in(urls: [&str; 2]) -> String {
+    let mut told = Vec::new();
+    for url in urls {
+        let begun = Instant::now();
+        let client = reqwest::Client::builder().no_proxy().build();
+        let answer = match client {
+            Ok(client) => client.get(url).timeout(SOON).send().await,
+            Err(error) => Err(error),
+        };
+        let what = answer.map_or_else(|error| error.to_string(), |answer| answer.status().to_string());
+        told.push(format!("{url}: {what} after {:?}", begun.elapsed()));
+    }
+    told.join("; ")
+}
+
 /// What holds over all rounds.
 struct World<'a> {
     stack: &'a Stack,
@@ -293,6 +309,9 @@ async fn rounds(count: u64) -> Outcome {
         tokio::time::sleep(Duration::from_millis(world.random.between(150, 1200))).await;
         println!("  round {round}: {kind:?}");
         let went = Box::pin(world.round(kind, pds, settings)).await;
+        if went.is_err() {
+            println!("  {}", answers_in([&base, &world.proxy.url]).await);
+        }
         (pds, settings) = went.with_context(|| format!("round {round}, {kind:?}, seed {seed}"))?;
         follower.moved(&pds.url);
         stop.store(true, Ordering::Release);

@@ -10,6 +10,7 @@ mod e2e;
 mod memory;
 mod outage;
 mod past;
+mod proxy;
 mod replication;
 mod restart;
 mod split_brain;

@@ -301,6 +301,16 @@ pub fn new_app_password(entropy: &dyn Entropy) -> std::io::Result<Zeroizing<Stri
     Ok(password)
 }
 
+/// Whether text has the form of [`new_app_password`]'s.
+#[must_use]
+pub fn is_app_password(text: &str) -> bool {
+    let is_letter = |byte: &u8| matches!(byte, b'a'..=b'z' | b'2'..=b'7');
+    text.len() == 19
+        && text
+            .split('-')
+            .all(|part| part.len() == 4 && part.as_bytes().iter().all(is_letter))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -441,5 +451,22 @@ mod tests {
                 .bytes()
                 .all(|byte| matches!(byte, b'a'..=b'z' | b'2'..=b'7' | b'-'))
         );
+    }
+
+    #[test]
+    fn what_is_made_as_an_app_password_looks_like_one() {
+        for _ in 0..20 {
+            assert!(is_app_password(&new_app_password(&SystemEntropy).unwrap()));
+        }
+        for other in [
+            "",
+            "abcd-efgh-ijkl",
+            "abcd-efgh-ijkl-mnoP",
+            "abcd-efgh-ijkl-mno1",
+            "abcdefghijklmnopqrs",
+            "abcde-fgh-ijkl-mnop",
+        ] {
+            assert!(!is_app_password(other), "{other}");
+        }
     }
 }

@@ -123,6 +123,10 @@ pub struct Config {
     pub key_encryption_key: Option<Secret<String>>,
     /// `PDS_INVITE_REQUIRED`.
     pub invite_required: bool,
+    /// `PDS_INVITE_INTERVAL`: how often an account may make an invite code of its own, if at all.
+    pub invite_interval: Option<Duration>,
+    /// `PDS_INVITE_EPOCH`, since 1970.
+    pub invite_epoch: Duration,
     /// `PDS_RECOVERY_DID_KEY`.
     pub recovery_did_key: Option<String>,
     /// `PDS_ENABLE_DID_DOC_WITH_SESSION`.

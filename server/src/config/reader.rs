@@ -341,6 +341,9 @@ impl Reader {
             contact_email: self.text("PDS_CONTACT_EMAIL_ADDRESS"),
             dev_mode,
             invite_required: self.flag("PDS_INVITE_REQUIRED", true),
+            invite_interval: Some(self.millis("PDS_INVITE_INTERVAL", 0))
+                .filter(|interval| !interval.is_zero()),
+            invite_epoch: Duration::from_millis(self.number("PDS_INVITE_EPOCH", 0, 0..=8_640_000_000_000)),
             recovery_did_key: self.text("PDS_RECOVERY_DID_KEY"),
             did_doc_with_session: self.flag("PDS_ENABLE_DID_DOC_WITH_SESSION", false),
             plc_url: self.url("PDS_DID_PLC_URL", "https://plc.directory"),

@@ -10,6 +10,10 @@ use crate::auth::permission::{Access, Denied, Permission};
 use crate::auth::replay::Use;
 use crate::auth::service_jwt::{ServiceJwtError, looks_like_service_jwt};
 use crate::auth::tokens::{RefreshClaims, TokenError};
+use crate::service::accounts::Account;
+
+/// The other name under which a moderation service signs.
+const LABELER: &str = "atproto_labeler";
 
 /// An account that calls, and what it may do.
 #[derive(Clone, Debug)]
@@ -36,6 +40,26 @@ pub fn caller(app: &App, headers: &HeaderMap, access: Access) -> XrpcResult<Call
         did: claims.did,
         permission,
     })
+}
+
+/// The account that calls a method which is not for accounts that are taken down.
+///
+/// # Errors
+/// As [`caller`]; 403 `AccountNotFound`, 401 `AccountTakedown`.
+pub async fn account_in_standing(app: &App, headers: &HeaderMap, access: Access) -> XrpcResult<Account> {
+    let account = calling_account(app, headers, access).await?;
+    account.check_not_taken_down()?;
+    Ok(account)
+}
+
+/// The account that calls, whatever its state.
+///
+/// # Errors
+/// As [`caller`]; 403 `AccountNotFound`.
+pub async fn calling_account(app: &App, headers: &HeaderMap, access: Access) -> XrpcResult<Account> {
+    let did = caller(app, headers, access)?.did;
+    let account = app.accounts.by_did(&did).await?;
+    account.ok_or_else(|| XrpcError::new(StatusCode::FORBIDDEN, "AccountNotFound", "Account not found"))
 }
 
 /// The account that calls `method` with an access token, or in whose name a service does. A service's token is used up when
@@ -127,6 +151,31 @@ pub fn admin(app: &App, headers: &HeaderMap) -> XrpcResult<()> {
     match header::parse(value(headers)).map_err(header_error)? {
         Some(Authorization::Basic(credential)) if app.admin.accepts(credential) => Ok(()),
         Some(_) | None => Err(denied()),
+    }
+}
+
+/// The administrator, or the moderation service of the settings with a token for `method`, which is used up when the [`Use`] is
+/// kept.
+///
+/// # Errors
+/// 401 for a wrong password, a token that is not good or of another issuer, and without any credentials.
+pub async fn moderator(app: &App, headers: &HeaderMap, method: &str) -> XrpcResult<Option<Use>> {
+    match header::parse(value(headers)).map_err(header_error)? {
+        Some(Authorization::Basic(credential)) if app.admin.accepts(credential) => Ok(None),
+        Some(Authorization::Basic(_)) => Err(denied()),
+        Some(Authorization::Bearer(token)) => {
+            let (claims, used) = app.service_auth.verify(token, method).await?;
+            let service = app.config.upstreams.moderation.as_ref();
+            let fragment = claims.issuer_fragment.as_deref();
+            if service.is_some_and(|service| service.did == claims.issuer)
+                && matches!(fragment, None | Some(LABELER))
+            {
+                Ok(used)
+            } else {
+                Err(ServiceJwtError::Untrusted.into())
+            }
+        }
+        Some(Authorization::Dpop(_)) | None => Err(ServiceJwtError::Missing.into()),
     }
 }
 

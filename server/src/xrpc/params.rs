@@ -106,10 +106,19 @@ impl Params {
     /// A flag, false when absent.
     ///
     /// # Errors
-    /// 400 when it is neither `true` nor `false`.
+    /// As [`Params::flag_or`].
     pub fn flag(&self, name: &str) -> XrpcResult<bool> {
+        self.flag_or(name, false)
+    }
+
+    /// A flag, or `default` when absent.
+    ///
+    /// # Errors
+    /// 400 when it is neither `true` nor `false`.
+    pub fn flag_or(&self, name: &str, default: bool) -> XrpcResult<bool> {
         match self.optional(name)? {
-            None | Some("false") => Ok(false),
+            None => Ok(default),
+            Some("false") => Ok(false),
             Some("true") => Ok(true),
             Some(_) => Err(XrpcError::invalid(format!("Error: {name} must be a boolean"))),
         }

@@ -1,21 +1,24 @@
 //! `com.atproto.server.*`: what this server is, accounts and sessions.
 
+pub mod app_passwords;
+pub mod deletion;
+pub mod email;
+
 use std::sync::Arc;
 
 use axum::body::Body;
 use axum::http::{Response, StatusCode};
-use engine::repo::Did;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::auth::{admin, caller, nobody, refresh};
+use super::auth::{caller, nobody, refresh};
 use super::error::{XrpcError, XrpcResult};
 use super::request::{JSON_LIMIT, Request, empty, json as json_answer};
 use crate::app::App;
 use crate::auth::permission::Access;
 use crate::service::accounts::{
-    Account, AccountsUnavailable, ChangeError, CreateAccount, CreateError, LoginError, RecoveryError,
-    RefreshError, Session, StatusError,
+    Account, AccountsUnavailable, ChangeError, CreateAccount, CreateError, LoginError, RefreshError, Session,
+    StatusError,
 };
 
 /// `describeServer`.
@@ -87,26 +90,6 @@ pub async fn create_account(app: Arc<App>, mut request: Request) -> XrpcResult<R
     json_answer(&Value::Object(answer))
 }
 
-/// `createInviteCode`, for the administrator.
-pub async fn create_invite_code(app: Arc<App>, mut request: Request) -> XrpcResult<Response<Body>> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Input {
-        use_count: u32,
-        for_account: Option<Did>,
-    }
-    admin(&app, &request.headers)?;
-    let input: Input = request.json(JSON_LIMIT).await?;
-    let code = app
-        .accounts
-        .create_invite(
-            input.use_count,
-            input.for_account.as_ref().map_or("admin", Did::as_str),
-        )
-        .await?;
-    json_answer(&json!({ "code": code }))
-}
-
 /// `createSession`.
 pub async fn create_session(app: Arc<App>, mut request: Request) -> XrpcResult<Response<Body>> {
     #[derive(Deserialize)]
@@ -155,29 +138,6 @@ pub async fn delete_session(app: Arc<App>, mut request: Request) -> XrpcResult<R
     let claims = refresh(&app, &request.headers, true)?;
     request.no_body().await?;
     app.accounts.logout(&claims).await?;
-    Ok(empty())
-}
-
-/// `requestPasswordReset`.
-pub async fn request_password_reset(app: Arc<App>, mut request: Request) -> XrpcResult<Response<Body>> {
-    #[derive(Deserialize)]
-    struct Input {
-        email: String,
-    }
-    let input: Input = request.json(JSON_LIMIT).await?;
-    app.accounts.request_password_reset(&input.email).await?;
-    Ok(empty())
-}
-
-/// `resetPassword`.
-pub async fn reset_password(app: Arc<App>, mut request: Request) -> XrpcResult<Response<Body>> {
-    #[derive(Deserialize)]
-    struct Input {
-        token: String,
-        password: String,
-    }
-    let input: Input = request.json(JSON_LIMIT).await?;
-    app.accounts.reset_password(&input.token, &input.password).await?;
     Ok(empty())
 }
 
@@ -237,20 +197,6 @@ impl From<ChangeError> for XrpcError {
                 XrpcError::unavailable(error.to_string(), 5)
             }
             ChangeError::Internal(cause) => XrpcError::internal(cause),
-        }
-    }
-}
-
-impl From<RecoveryError> for XrpcError {
-    fn from(error: RecoveryError) -> XrpcError {
-        match error {
-            RecoveryError::NoAccount | RecoveryError::TooLong | RecoveryError::NoMail(_) => {
-                XrpcError::invalid(error.to_string())
-            }
-            RecoveryError::InvalidToken => XrpcError::bad("InvalidToken", error.to_string()),
-            RecoveryError::ExpiredToken => XrpcError::bad("ExpiredToken", error.to_string()),
-            RecoveryError::Busy => XrpcError::unavailable(error.to_string(), 2),
-            RecoveryError::Change(change) => change.into(),
         }
     }
 }

@@ -104,6 +104,18 @@ pub(super) const SETTINGS: &[Setting] = &[
         "whether createAccount needs an invite code",
     ),
     reference(
+        "PDS_INVITE_INTERVAL",
+        Number,
+        "0 (never)",
+        "milliseconds of an account's life for each invite code of its own",
+    ),
+    reference(
+        "PDS_INVITE_EPOCH",
+        Number,
+        "0",
+        "milliseconds since 1970 before which an account's life does not count for invite codes",
+    ),
+    reference(
         "PDS_RECOVERY_DID_KEY",
         Text,
         "unset",

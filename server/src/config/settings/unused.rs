@@ -21,8 +21,6 @@ pub(super) const SETTINGS: &[Setting] = &[
     later("PDS_BACKGROUND_LIGHT_URL"),
     later("PDS_BACKGROUND_DARK_URL"),
     later("PDS_HANDLE_BACKUP_NAMESERVERS"),
-    later("PDS_INVITE_INTERVAL"),
-    later("PDS_INVITE_EPOCH"),
     secret(later("PDS_EMAIL_SMTP_URL")),
     later("PDS_EMAIL_FROM_ADDRESS"),
     later("PDS_EMAIL_DISABLE_CONFIRMATION_LINK"),

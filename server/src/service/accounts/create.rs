@@ -171,34 +171,6 @@ impl Accounts {
         }
     }
 
-    /// Makes a code with which `use_count` people can sign up.
-    ///
-    /// # Errors
-    /// See [`ChangeError`].
-    pub async fn create_invite(&self, use_count: u32, for_account: &str) -> Result<String, ChangeError> {
-        let mut random = [0; 10];
-        let entropy = self.inner.engine.entropy();
-        entropy
-            .fill(&mut random)
-            .map_err(|error| ChangeError::Internal(error.to_string()))?;
-        let text = data_encoding::BASE32_NOPAD.encode(&random).to_ascii_lowercase();
-        let (first, second) = text.split_at(5);
-        let host = self.inner.config.hostname.replace('.', "-");
-        let code = format!("{host}-{first}-{}", second.get(..5).unwrap_or(second));
-        let (row, now, owner) = (code.clone(), self.inner.now_text(), for_account.to_owned());
-        let locks = vec![LockKey::invite(&code)];
-        self.change(locks, move |tx| {
-            tx.execute(
-                "INSERT INTO invite_code (code, availableUses, disabled, forAccount, createdBy, createdAt)
-                 VALUES (?1, ?2, 0, ?3, 'admin', ?4)",
-                rusqlite::params![row, use_count, owner, now],
-            )
-            .map_err(AccountsError::from)
-        })
-        .await?;
-        Ok(code)
-    }
-
     /// Finishes what a crash left between an intent and its account; gives how many that were. Called once at start, which
     /// it delays for a bounded time: what a directory out of reach leaves is for the start after.
     ///
@@ -485,7 +457,7 @@ fn invite_uses_left(conn: &rusqlite::Connection, code: &str) -> Result<i64, Acco
 }
 
 /// Syntax of an e-mail address as far as it can be judged without sending to it; lower-case.
-fn check_email(email: &str) -> Result<String, CreateError> {
+pub(super) fn check_email(email: &str) -> Result<String, CreateError> {
     let refused = || {
         CreateError::Invalid("This email address is not supported, please use a different email.".to_owned())
     };

@@ -3,8 +3,13 @@
 //! Every change is a transaction that is *prepared* on the account database, logged as a changeset, and real only when
 //! its entry is durable; the keys it touches stay locked until then.
 
+mod app_passwords;
 mod cache;
 mod create;
+mod deletion;
+mod email;
+mod invites;
+mod mail_tokens;
 mod recovery;
 mod restored;
 #[cfg(test)]
@@ -33,7 +38,13 @@ use crate::service::names::Names;
 use crate::service::repos::Repos;
 use cache::Cache;
 
+pub use app_passwords::{AppPasswordError, NewAppPassword};
 pub use create::{CreateAccount, CreateError};
+pub use deletion::DeletionError;
+pub use email::EmailError;
+pub use invites::{Invite, InviteCursor, InviteError, InviteOrder};
+pub(crate) use mail_tokens::MailPurpose;
+pub use mail_tokens::{CodeError, NotMailed};
 pub use recovery::RecoveryError;
 pub use sessions::{LoginError, RefreshError, Session};
 

@@ -4,11 +4,11 @@ use std::time::{Duration, Instant};
 
 use engine::repo::AtIdentifier;
 use engine::repo::Did;
-use engine::views::accounts::model::{PasswordHash, RefreshToken, Rotation};
-use engine::views::accounts::{LockKey, queries};
+use engine::views::accounts::model::{AppPassword, PasswordHash, RefreshToken, Rotation};
+use engine::views::accounts::{AccountsError, LockKey, queries};
 
 use super::{Account, Accounts, AccountsUnavailable, ChangeError, Status};
-use crate::auth::password::{PasswordError, Passwords};
+use crate::auth::password::{PasswordError, Passwords, is_app_password};
 use crate::auth::tokens::{
     REFRESH_LIFETIME_SECS, RefreshClaims, Scope, TokenError, hash_refresh_id, new_refresh_id,
 };
@@ -31,6 +31,26 @@ impl std::fmt::Debug for Session {
         f.debug_struct("Session")
             .field("account", &self.account)
             .finish_non_exhaustive()
+    }
+}
+
+/// With what somebody has shown who they are.
+enum Proof {
+    /// The account's own password; what is stored of it, and a better hash of it if that is outdated.
+    Password {
+        stored: Option<String>,
+        better: Option<String>,
+    },
+    /// One of its app passwords; what is stored of it.
+    AppPassword { of: AppPassword, stored: PasswordHash },
+}
+
+impl Proof {
+    fn scope(&self) -> Scope {
+        match self {
+            Proof::Password { .. } => Scope::Access,
+            Proof::AppPassword { of, .. } => scope_of(of),
+        }
     }
 }
 
@@ -104,20 +124,27 @@ impl Accounts {
         }
         .map_err(ChangeError::from)?;
         let hash = account.as_ref().and_then(|account| account.password_hash.clone());
-        let right = self
-            .inner
-            .passwords
-            .verify(password, hash.as_deref())
-            .await
-            .map_err(|error| match error {
-                PasswordError::Busy => LoginError::Busy,
-                other => LoginError::Change(ChangeError::Internal(other.to_string())),
-            })?;
-        let account = account.filter(|_| right).ok_or(LoginError::Wrong)?;
-        // A hash of another server is replaced while the password is known; if that is not possible now, next time.
-        let better = match hash {
-            Some(hash) if Passwords::is_outdated(&hash) => self.inner.passwords.hash(password).await.ok(),
-            _ => None,
+        let right = self.inner.passwords.verify(password, hash.as_deref()).await;
+        let app = match right.map_err(not_checked)? {
+            true => None,
+            false => match self.find_app_password(account.as_ref(), password).await? {
+                Some(app) => Some(app),
+                None => return Err(LoginError::Wrong),
+            },
+        };
+        let account = account.ok_or(LoginError::Wrong)?;
+        let proof = match app {
+            Some((of, stored)) => Proof::AppPassword { of, stored },
+            None => Proof::Password {
+                // A hash of another server is replaced while the password is known; if that is not possible now, next time.
+                better: match &hash {
+                    Some(hash) if Passwords::is_outdated(hash) => {
+                        self.inner.passwords.hash(password).await.ok()
+                    }
+                    _ => None,
+                },
+                stored: hash,
+            },
         };
         if account.status == Status::TakenDown {
             if !allow_takendown {
@@ -125,7 +152,33 @@ impl Accounts {
             }
             return self.takendown_session(account).map_err(LoginError::from);
         }
-        self.open(account, None, better).await
+        self.open(account, proof).await
+    }
+
+    /// The app password that `password` is, with its stored form. What does not look like one is not looked for; without an
+    /// account it computes as long, so that the time does not tell which accounts exist.
+    async fn find_app_password(
+        &self,
+        account: Option<&Account>,
+        password: &str,
+    ) -> Result<Option<(AppPassword, PasswordHash)>, LoginError> {
+        if !is_app_password(password) {
+            return Ok(None);
+        }
+        let inner = &self.inner;
+        let did = account.map_or(&inner.config.service_did, |account| &account.did);
+        let hash = inner.passwords.hash_app_password(did, password).await;
+        let hash = PasswordHash(hash.map_err(not_checked)?);
+        let Some(account) = account else { return Ok(None) };
+        let (did, wanted) = (account.did.clone(), hash.clone());
+        let read = inner
+            .engine
+            .accounts()
+            .read(move |conn| queries::app_password_by_hash(conn, did.as_str(), &wanted));
+        let found = read
+            .await
+            .map_err(|error: AccountsError| LoginError::Change(error.into()))?;
+        Ok(found.map(|app| (app, hash)))
     }
 
     /// A session that can only leave; its refresh token is never stored, so it can never be used.
@@ -143,19 +196,13 @@ impl Accounts {
     }
 
     /// Opens a session of an account whose owner has shown who they are.
-    /// `better` replaces the stored hash of the password that they gave.
-    async fn open(
-        &self,
-        account: Account,
-        app_password: Option<String>,
-        better: Option<String>,
-    ) -> Result<Session, LoginError> {
+    async fn open(&self, account: Account, proof: Proof) -> Result<Session, LoginError> {
         let now = self.inner.now_seconds();
         let id = self.new_id()?;
         let access = self
             .inner
             .tokens
-            .issue_access(&account.did, Scope::Access, now)
+            .issue_access(&account.did, proof.scope(), now)
             .map_err(not_issued)?;
         let refresh = self
             .inner
@@ -167,17 +214,29 @@ impl Accounts {
             did: account.did.as_str().to_owned(),
             expires_at: seconds_text(now + REFRESH_LIFETIME_SECS),
             next_id: None,
-            app_password_name: app_password,
+            app_password_name: match &proof {
+                Proof::Password { .. } => None,
+                Proof::AppPassword { of, .. } => Some(of.name.clone()),
+            },
         };
-        // The password may have been changed while it was checked, and that ends all sessions: none may slip in after.
+        // What was proven may have been changed or revoked while it was checked, and that ends all sessions: none may slip in after.
         let locks = vec![LockKey::did(account.did.as_str())];
-        let proven = account.password_hash.clone();
         let opened = self.change(locks, move |tx| {
-            let login = queries::account_by_did(tx, &row.did)?.and_then(|account| account.login);
-            let still = login.map(|login| login.password.0) == proven;
+            let still = match &proof {
+                Proof::Password { stored, .. } => {
+                    let login = queries::account_by_did(tx, &row.did)?.and_then(|account| account.login);
+                    login.map(|login| login.password.0) == *stored
+                }
+                Proof::AppPassword { of, stored } => {
+                    queries::app_password_by_hash(tx, &row.did, stored)?.as_ref() == Some(of)
+                }
+            };
             if still {
                 queries::insert_refresh_token(tx, &row)?;
-                if let Some(better) = better {
+                if let Proof::Password {
+                    better: Some(better), ..
+                } = proof
+                {
                     queries::set_password(tx, &row.did, &PasswordHash(better))?;
                 }
             }
@@ -216,20 +275,30 @@ impl Accounts {
         let (id, next_id) = (hash_refresh_id(&claims.id), hash_refresh_id(&next));
         let now_micros = self.inner.engine.now_micros();
         let expires = seconds_text(now + REFRESH_LIFETIME_SECS);
+        let owner = claims.did.as_str().to_owned();
         let locks = vec![LockKey::did(claims.did.as_str())];
-        let rotated = self
-            .change(locks, move |tx| {
-                queries::rotate_refresh_token(tx, &id, &next_id, now_micros, &expires)
-            })
-            .await?;
-        if !matches!(rotated, Rotation::Rotated { .. }) {
-            return Err(RefreshError::Revoked);
-        }
+        let rotated = self.change(locks, move |tx| {
+            let session = queries::refresh_token(tx, &id)?;
+            let scope = match session
+                .as_ref()
+                .and_then(|token| token.app_password_name.as_deref())
+            {
+                None => Scope::Access,
+                Some(name) => match queries::app_password_by_name(tx, &owner, name)? {
+                    Some(app) => scope_of(&app),
+                    // Its rows go with it; whatever has kept this one, what began it is revoked.
+                    None => return Ok(None),
+                },
+            };
+            let rotation = queries::rotate_refresh_token(tx, &id, &next_id, now_micros, &expires)?;
+            Ok(matches!(rotation, Rotation::Rotated { .. }).then_some(scope))
+        });
+        let scope = rotated.await?.ok_or(RefreshError::Revoked)?;
         Ok(Session {
             access: self
                 .inner
                 .tokens
-                .issue_access(&account.did, Scope::Access, now)
+                .issue_access(&account.did, scope, now)
                 .map_err(not_issued)?,
             refresh: self
                 .inner
@@ -260,6 +329,22 @@ impl From<AccountsUnavailable> for ChangeError {
             AccountsUnavailable::Busy(_) => ChangeError::Busy,
             AccountsUnavailable::Failed(cause) => ChangeError::Internal(cause),
         }
+    }
+}
+
+/// What a session that began with an app password may do.
+fn scope_of(app: &AppPassword) -> Scope {
+    if app.privileged {
+        Scope::AppPassPrivileged
+    } else {
+        Scope::AppPass
+    }
+}
+
+fn not_checked(error: PasswordError) -> LoginError {
+    match error {
+        PasswordError::Busy => LoginError::Busy,
+        other => LoginError::Change(ChangeError::Internal(other.to_string())),
     }
 }
 

@@ -14,6 +14,7 @@ use engine::engine::Receipt;
 use engine::entry::{Change, EntryDraft};
 use engine::log::Lsn;
 use engine::repo::Did;
+use engine::views::accounts::LockGuard;
 use tokio::sync::oneshot;
 
 use super::{Repos, WriteError, internal};
@@ -119,23 +120,54 @@ impl Repos {
     /// [`WriteError::RepoNotFound`]; [`WriteError::Busy`] when its writes do not end in time or the log is full: nothing was
     /// done; [`WriteError::Closed`] and [`WriteError::Unconfirmed`]: recovery decides.
     pub async fn remove(&self, did: &Did, beside: Vec<EntryDraft>) -> Result<Lsn, WriteError> {
+        self.remove_and(did, beside, None).await
+    }
+
+    /// As [`Repos::remove`], for an account that goes with its repo, if it ever had one: `beside` holds the changeset whose rows
+    /// `locks` keeps.
+    pub(crate) async fn remove_with_account(
+        &self,
+        did: &Did,
+        beside: Vec<EntryDraft>,
+        locks: LockGuard,
+    ) -> Result<Lsn, WriteError> {
+        self.remove_and(did, beside, Some(locks)).await
+    }
+
+    async fn remove_and(
+        &self,
+        did: &Did,
+        beside: Vec<EntryDraft>,
+        locks: Option<LockGuard>,
+    ) -> Result<Lsn, WriteError> {
         let (repos, of) = (self.clone(), did.clone());
         let (reply, answer) = oneshot::channel();
         // A task of its own: a caller that goes away must not open the repo to writes before its removal is applied.
         tokio::spawn(async move {
-            let _late = reply.send(Box::pin(repos.remove_now(&of, beside)).await);
+            let _late = reply.send(Box::pin(repos.remove_now(&of, beside, locks)).await);
         });
         let removed = self.inner.shared.engine.in_time(answer).await?;
         removed.map_err(|_| internal("the removal's task ended"))?
     }
 
-    async fn remove_now(&self, did: &Did, beside: Vec<EntryDraft>) -> Result<Lsn, WriteError> {
+    async fn remove_now(
+        &self,
+        did: &Did,
+        beside: Vec<EntryDraft>,
+        locks: Option<LockGuard>,
+    ) -> Result<Lsn, WriteError> {
         let shared = &self.inner.shared;
         let closed = self.close(did, true).await?;
-        self.must_exist(did)?;
+        if locks.is_none() {
+            self.must_exist(did)?;
+        }
         let removal = EntryDraft::private(vec![Change::RepoRemoved { did: did.clone() }]);
         let group = std::iter::once(removal).chain(beside).collect();
-        let lsns = shared.engine.append(group)?.durable().await;
+        let receipt = shared.engine.append(group)?;
+        if let Some(locks) = locks {
+            locks.logged();
+        }
+        let lsns = receipt.durable().await;
         let lsns = lsns.map_err(|error| WriteError::Closed(error.to_string()))?;
         // The next repo of this DID has a key of its own.
         shared.keys.forget(did);

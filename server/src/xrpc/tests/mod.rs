@@ -1,6 +1,10 @@
 //! Every method through the router, good and bad.
 
 mod accounts;
+mod app_passwords;
+mod deletion;
+mod email;
+mod invites;
 mod protocol;
 mod proxy;
 mod records;

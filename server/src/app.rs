@@ -13,6 +13,7 @@ use crate::proxy::Proxy;
 use crate::service::accounts::Accounts;
 use crate::service::blobs::Blobs;
 use crate::service::core::Core;
+use crate::service::identity::Identities;
 use crate::service::mail::Mailer;
 use crate::service::names::Names;
 use crate::service::replication::{Condition, LAG_MAX_SECONDS, Replication};
@@ -36,6 +37,8 @@ pub struct App {
     pub admin: AdminAuth,
     /// Accounts.
     pub accounts: Accounts,
+    /// Their identities.
+    pub identities: Identities,
     /// Repos.
     pub repos: Repos,
     /// Media blobs.

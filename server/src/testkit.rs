@@ -38,6 +38,7 @@ use crate::secrets::KeyWrap;
 use crate::service::accounts::{Accounts, Parts};
 use crate::service::blobs::Blobs;
 use crate::service::core::Core;
+use crate::service::identity::{self, Identities};
 use crate::service::keys::SigningKeys;
 use crate::service::mail::Mailer;
 use crate::service::names::Names;
@@ -85,6 +86,8 @@ pub enum Mood {
     Refusing,
     /// Takes operations, but its answers are lost.
     Mute,
+    /// Takes one operation, and is out of reach from then on.
+    Dying,
 }
 
 /// A directory in memory, in some mood.
@@ -117,7 +120,7 @@ impl ScriptedPlc {
     fn reach(&self) -> Result<(), PlcError> {
         match self.mood() {
             Mood::Down | Mood::Mute => Err(PlcError::Unavailable("scripted".to_owned())),
-            Mood::Well | Mood::Refusing => Ok(()),
+            Mood::Well | Mood::Refusing | Mood::Dying => Ok(()),
         }
     }
 }
@@ -133,10 +136,13 @@ impl PlcClient for ScriptedPlc {
                     message: "scripted refusal".to_owned(),
                 });
             }
-            Mood::Well | Mood::Mute => {}
+            Mood::Well | Mood::Mute | Mood::Dying => {}
         }
         PlcClient::submit(&self.directory, did, operation).await?;
         self.submitted.lock().push(did.clone());
+        if self.mood() == Mood::Dying {
+            self.set(Mood::Down);
+        }
         self.reach()
     }
 
@@ -340,10 +346,20 @@ impl Server {
             config: config.clone(),
             tokens: tokens.clone(),
             passwords: Passwords::new(entropy, 2),
+            wrap: wrap.clone(),
+            plc: shared.clone(),
+            names: names.clone(),
+            repos: repos.clone(),
+        });
+        let identities = Identities::new(identity::Parts {
+            core: core.clone(),
+            config: config.clone(),
+            accounts: accounts.clone(),
+            repos: repos.clone(),
+            keys: keys.clone(),
             wrap,
             plc: shared,
             names: names.clone(),
-            repos: repos.clone(),
         });
         let proxy = Proxy::new(&config, names.dns()).unwrap();
         let stop = CancellationToken::new();
@@ -370,6 +386,7 @@ impl Server {
             config,
             tokens,
             accounts,
+            identities,
             repos,
             names,
             service_auth,

@@ -182,7 +182,7 @@ async fn read(
 }
 
 /// The event of a frame, if it has one.
-fn to_event(frame: &PublicFrame) -> Option<Event> {
+pub(crate) fn to_event(frame: &PublicFrame) -> Option<Event> {
     let kind = EntryKind::try_from(frame.kind()).ok()?;
     kind.is_event().then(|| Event {
         lsn: frame.lsn(),

@@ -51,6 +51,9 @@ pub enum HandleError {
     /// A domain of somebody else, for an account that has no DID yet.
     #[error("Not a supported handle domain")]
     UnsupportedDomain,
+    /// A domain of somebody else that does not lead to the account's DID.
+    #[error("External handle did not resolve to DID")]
+    Unresolved,
 }
 
 impl HandleError {
@@ -60,6 +63,7 @@ impl HandleError {
         match self {
             HandleError::Reserved => "HandleNotAvailable",
             HandleError::UnsupportedDomain => "UnsupportedDomain",
+            HandleError::Unresolved => "InvalidRequest",
             _ => "InvalidHandle",
         }
     }

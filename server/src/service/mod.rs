@@ -4,6 +4,7 @@ pub mod accounts;
 pub mod blobs;
 pub mod core;
 pub mod drills;
+pub mod identity;
 pub mod keys;
 pub mod mail;
 pub mod names;

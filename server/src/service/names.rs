@@ -14,7 +14,7 @@ use crate::client::http::{FetchError, FetchPolicy, Fetcher};
 use crate::client::plc::SharedPlc;
 use crate::config::Config;
 use crate::identity::document::DidDocument;
-use crate::identity::handle::{HandleError, HandlePolicy};
+use crate::identity::handle::{HandleDomain, HandleError, HandlePolicy};
 use crate::identity::resolve::HandleResolver;
 
 /// Why names cannot be looked up at all.
@@ -127,5 +127,23 @@ impl Names {
     /// See [`HandleError`].
     pub fn check_new_handle(&self, wanted: &str) -> Result<Handle, HandleError> {
         self.policy.check_for_new_did(wanted, false)
+    }
+
+    /// Checks the handle that somebody wants for an identity that there is: one elsewhere has to lead to it now. An administrator
+    /// may give reserved names.
+    ///
+    /// # Errors
+    /// See [`HandleError`].
+    pub async fn check_handle_of(
+        &self,
+        did: &Did,
+        wanted: &str,
+        by_admin: bool,
+    ) -> Result<Handle, HandleError> {
+        let (handle, domain) = self.policy.check(wanted, by_admin)?;
+        if domain == HandleDomain::External && self.resolve_handle(&handle).await.as_ref() != Some(did) {
+            return Err(HandleError::Unresolved);
+        }
+        Ok(handle)
     }
 }

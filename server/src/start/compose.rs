@@ -44,6 +44,7 @@ use crate::secrets::KeyWrap;
 use crate::service::accounts::{Accounts, Parts};
 use crate::service::blobs::Blobs;
 use crate::service::core::Core;
+use crate::service::identity::{self, Identities};
 use crate::service::keys::SigningKeys;
 use crate::service::names::Names;
 use crate::service::repos::export::Exports;
@@ -387,7 +388,7 @@ pub(super) async fn compose(
         .map_err(|error| ServerError::io("randomness", error))?;
     let repos = Repos::new(
         core.clone(),
-        keys,
+        keys.clone(),
         Limits::new(bytes(config.memory.trees), bytes(config.memory.bodies)),
         u16::from(clock_id[0] % 32),
     );
@@ -426,11 +427,21 @@ pub(super) async fn compose(
         config: config.clone(),
         tokens: tokens.clone(),
         passwords: Passwords::new(doors.entropy.clone(), config.memory.hashes_at_once()),
-        wrap,
-        plc,
+        wrap: wrap.clone(),
+        plc: plc.clone(),
         names: names.clone(),
         repos: repos.clone(),
         mailer: doors.mailer.clone(),
+    });
+    let identities = Identities::new(identity::Parts {
+        core: core.clone(),
+        config: config.clone(),
+        accounts: accounts.clone(),
+        repos: repos.clone(),
+        keys,
+        wrap,
+        plc,
+        names: names.clone(),
     });
     let firehose_settings = FirehoseSettings {
         max_lag_bytes: bytes(config.memory.firehose_ring),
@@ -461,6 +472,7 @@ pub(super) async fn compose(
         config,
         tokens,
         accounts,
+        identities,
         repos,
         names,
         service_auth,

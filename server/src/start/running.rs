@@ -223,6 +223,10 @@ impl Running {
         if buried > 0 {
             tracing::warn!(buried, "interrupted sign-ups were cleaned up");
         }
+        let resumed = app.identities.resume().await.map_err(|error| other(&error))?;
+        if resumed > 0 {
+            tracing::warn!(resumed, "interrupted changes of identities were looked at");
+        }
         let set_right = app
             .accounts
             .set_restored_right()

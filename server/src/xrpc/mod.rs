@@ -93,6 +93,12 @@ static METHODS: &[Row] = rows! {
     "com.atproto.server.requestAccountDelete" Procedure private server::deletion::request;
     "com.atproto.server.deleteAccount" Procedure public server::deletion::delete;
     "com.atproto.identity.resolveHandle" Query public identity::resolve_handle;
+    "com.atproto.identity.resolveDid" Query public identity::resolve_did;
+    "com.atproto.identity.resolveIdentity" Query public identity::resolve_identity;
+    "com.atproto.identity.refreshIdentity" Procedure private identity::refresh_identity;
+    "com.atproto.identity.updateHandle" Procedure private identity::update_handle;
+    "com.atproto.identity.getRecommendedDidCredentials" Query private identity::get_recommended_did_credentials;
+    "com.atproto.identity.submitPlcOperation" Procedure private identity::submit_plc_operation;
     "com.atproto.moderation.createReport" Procedure private moderation::create_report;
     "com.atproto.repo.createRecord" Procedure private repo::create_record;
     "com.atproto.repo.putRecord" Procedure private repo::put_record;

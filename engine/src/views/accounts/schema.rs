@@ -30,6 +30,10 @@ pub const MIGRATIONS: &[Migration] = &[
         name: "004-restored-repos",
         sql: include_str!("migrations/004-restored-repos.sql"),
     },
+    Migration {
+        name: "005-identity-intents",
+        sql: include_str!("migrations/005-identity-intents.sql"),
+    },
 ];
 
 /// Columns that together are unique, besides the primary key.

@@ -344,6 +344,12 @@ impl Accounts {
         );
         let prepared = self
             .prepare(locks, move |tx| {
+                if handle_is_promised(tx, &name, &owner)? {
+                    return Err(AccountsError::Conflict {
+                        table: "actor".to_owned(),
+                        column: "handle".to_owned(),
+                    });
+                }
                 queries::insert_actor(
                     tx,
                     &view::Actor {
@@ -446,6 +452,16 @@ impl Inner {
         SigningKey::from_bytes(self.config.plc_rotation_key.expose())
             .map_err(|error| ChangeError::Internal(format!("the PLC rotation key: {error}")))
     }
+}
+
+/// Whether a change of the identity of somebody else than `did` is under way that gives it this handle.
+pub(crate) fn handle_is_promised(
+    conn: &rusqlite::Connection,
+    handle: &str,
+    did: &str,
+) -> Result<bool, AccountsError> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM identity_intent WHERE handle = ?1 AND did <> ?2)";
+    Ok(conn.query_row(sql, [handle, did], |row| row.get(0))?)
 }
 
 /// How many more people can sign up with a code; none for a code that does not exist or is disabled.

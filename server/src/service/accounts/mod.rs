@@ -39,6 +39,7 @@ use crate::service::repos::Repos;
 use cache::Cache;
 
 pub use app_passwords::{AppPasswordError, NewAppPassword};
+pub(crate) use create::handle_is_promised;
 pub use create::{CreateAccount, CreateError};
 pub use deletion::DeletionError;
 pub use email::EmailError;
@@ -373,16 +374,27 @@ impl Accounts {
         locks: Vec<LockKey>,
         transaction: impl FnOnce(&rusqlite::Transaction<'_>) -> Result<T, AccountsError> + Send + 'static,
     ) -> Result<T, ChangeError> {
+        self.change_and_tell(locks, transaction, |_| Vec::new()).await
+    }
+
+    /// As [`Accounts::change`]; what `told` makes of the outcome, events for subscribers, goes into the same group.
+    pub(crate) async fn change_and_tell<T: Send + 'static>(
+        &self,
+        locks: Vec<LockKey>,
+        transaction: impl FnOnce(&rusqlite::Transaction<'_>) -> Result<T, AccountsError> + Send + 'static,
+        told: impl FnOnce(&T) -> Vec<EntryDraft>,
+    ) -> Result<T, ChangeError> {
         let prepared = self.prepare(locks, transaction).await?;
-        if prepared.changeset.is_empty() {
-            return Ok(prepared.value);
+        let mut group = told(&prepared.value);
+        if !prepared.changeset.is_empty() {
+            let change = Change::AccountsChangeset {
+                bytes: prepared.changeset,
+            };
+            group.insert(0, EntryDraft::private(vec![change]));
         }
-        let change = Change::AccountsChangeset {
-            bytes: prepared.changeset,
-        };
-        self.inner
-            .commit(vec![EntryDraft::private(vec![change])], prepared.locks)
-            .await?;
+        if !group.is_empty() {
+            self.inner.commit(group, prepared.locks).await?;
+        }
         Ok(prepared.value)
     }
 

@@ -4,6 +4,7 @@ mod accounts;
 mod app_passwords;
 mod deletion;
 mod email;
+mod identity;
 mod invites;
 mod protocol;
 mod proxy;

@@ -1,0 +1,69 @@
+//! Operations of the did:plc directory that an account's owner brings, passed on after a look.
+
+use engine::entry::EntryDraft;
+use engine::repo::{Did, event};
+use serde_json::Value;
+
+use super::{Identities, IdentityError};
+use crate::plc::op::{ATPROTO_KEY, Operation, PDS_SERVICE, PDS_SERVICE_TYPE};
+
+impl Identities {
+    /// Passes an operation on that leaves the account usable here, and tells subscribers.
+    ///
+    /// # Errors
+    /// See [`IdentityError`].
+    pub async fn submit_operation(&self, did: &Did, operation: &Value) -> Result<(), IdentityError> {
+        let refused = |what: &str| IdentityError::Invalid(what.to_owned());
+        let operation = Operation::from_json(operation)
+            .map_err(|error| refused(&format!("Invalid operation: {error}")))?;
+        let state = operation.state().filter(|_| !operation.is_legacy());
+        let state = state.ok_or_else(|| refused("Invalid operation"))?;
+        let wanted = self.recommended(did).await?;
+        // Ours is the last of them; the operator's recovery key is the owner's choice.
+        let own = wanted.rotation_keys.last();
+        if !own.is_some_and(|own| state.rotation_keys.contains(own)) {
+            return Err(refused("Rotation keys do not include server's rotation key"));
+        }
+        let service = state.services.get(PDS_SERVICE);
+        if service.is_none_or(|service| service.kind != PDS_SERVICE_TYPE) {
+            return Err(refused("Incorrect type on atproto_pds service"));
+        }
+        if service.is_none_or(|service| service.endpoint != wanted.endpoint) {
+            return Err(refused("Incorrect endpoint on atproto_pds service"));
+        }
+        if state.verification_methods.get(ATPROTO_KEY) != Some(&wanted.signing_key) {
+            return Err(refused("Incorrect signing key"));
+        }
+        if wanted
+            .also_known_as
+            .first()
+            .is_some_and(|alias| state.also_known_as.first() != Some(alias))
+        {
+            return Err(refused("Incorrect handle in alsoKnownAs"));
+        }
+        // A task of its own: what the directory has taken is told, whether the client is still there or not.
+        let (identities, did) = (self.clone(), did.clone());
+        let submitting = tokio::spawn(async move { identities.pass_on(&did, &operation).await });
+        submitting.await.map_err(|error| super::internal(&error))?
+    }
+
+    async fn pass_on(&self, did: &Did, operation: &Operation) -> Result<(), IdentityError> {
+        let parts = self.parts();
+        let _turn = self.turn(did)?;
+        // The account's key, which the operation names, must survive whatever happens to this machine.
+        self.replicated().await?;
+        parts.plc.submit(did, operation).await?;
+        let told = |&(): &()| {
+            vec![EntryDraft::identity(
+                event::encode_identity(did, None),
+                Vec::new(),
+            )]
+        };
+        parts
+            .accounts
+            .change_and_tell(Vec::new(), |_| Ok(()), told)
+            .await?;
+        self.document_has_changed(did).await;
+        Ok(())
+    }
+}

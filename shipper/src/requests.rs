@@ -5,9 +5,11 @@ use std::future::Future;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use crate::store::{
     Created, MAX_LIST, ObjectMeta, ObjectName, ReplicaStore, RetryPolicy, StoreError, Tag, Tier, TierSet,
@@ -19,12 +21,19 @@ const ALL_TRIES: Duration = Duration::from_secs(60);
 /// Time for a whole file, up or down.
 const WHOLE_FILE: Duration = Duration::from_secs(3_600);
 
+/// How long a store that has let us in may refuse our credentials: an identity's token that expires is replaced meanwhile.
+const REFUSED_FOR: Duration = Duration::from_secs(10);
+/// Between two tries meanwhile.
+const REFUSED_PAUSE: Duration = Duration::from_millis(300);
+
 /// A store, and how long to wait for it.
 #[derive(Clone)]
 pub(crate) struct Requests {
     store: Arc<dyn ReplicaStore>,
     timeout: Duration,
     policy: RetryPolicy,
+    /// Whether the store has ever done what we asked.
+    let_in: Arc<AtomicBool>,
 }
 
 impl Requests {
@@ -33,6 +42,7 @@ impl Requests {
             store,
             timeout,
             policy: RetryPolicy::within(ALL_TRIES.max(timeout * 2)),
+            let_in: Arc::default(),
         }
     }
 
@@ -53,15 +63,35 @@ impl Requests {
         bounded(self.timeout, request).await
     }
 
+    /// Tries again what may go well another time. Refused credentials are a mistake of the settings, to be told at once, unless the
+    /// same ones were good before.
+    async fn tried<T, F: Future<Output = Result<T, StoreError>>>(
+        &self,
+        request: impl Fn() -> F,
+    ) -> Result<T, StoreError> {
+        let begun = Instant::now();
+        loop {
+            match retry(&self.policy, &request).await {
+                Err(StoreError::Denied { .. })
+                    if self.let_in.load(Ordering::Relaxed) && begun.elapsed() < REFUSED_FOR =>
+                {
+                    tokio::time::sleep(REFUSED_PAUSE).await;
+                }
+                answer => {
+                    self.let_in.fetch_or(answer.is_ok(), Ordering::Relaxed);
+                    return answer;
+                }
+            }
+        }
+    }
+
     pub(crate) async fn get(&self, name: &ObjectName, max_bytes: u64) -> Result<Bytes, StoreError> {
-        retry(&self.policy, || self.once(self.store.get(name, max_bytes))).await
+        self.tried(|| self.once(self.store.get(name, max_bytes))).await
     }
 
     pub(crate) async fn get_range(&self, name: &ObjectName, range: Range<u64>) -> Result<Bytes, StoreError> {
-        retry(&self.policy, || {
-            self.once(self.store.get_range(name, range.clone()))
-        })
-        .await
+        self.tried(|| self.once(self.store.get_range(name, range.clone())))
+            .await
     }
 
     pub(crate) async fn read_tagged(
@@ -69,14 +99,12 @@ impl Requests {
         name: &ObjectName,
         max_bytes: u64,
     ) -> Result<Option<(Bytes, Tag)>, StoreError> {
-        retry(&self.policy, || {
-            self.once(self.store.read_tagged(name, max_bytes))
-        })
-        .await
+        self.tried(|| self.once(self.store.read_tagged(name, max_bytes)))
+            .await
     }
 
     pub(crate) async fn tidy(&self, before: SystemTime) -> Result<(), StoreError> {
-        retry(&self.policy, || self.once(self.store.tidy(before))).await
+        self.tried(|| self.once(self.store.tidy(before))).await
     }
 
     pub(crate) async fn list(
@@ -85,7 +113,8 @@ impl Requests {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Vec<ObjectMeta>, StoreError> {
-        retry(&self.policy, || self.once(self.store.list(prefix, after, limit))).await
+        self.tried(|| self.once(self.store.list(prefix, after, limit)))
+            .await
     }
 
     pub(crate) async fn list_all(
@@ -116,7 +145,8 @@ impl Requests {
     /// Creates an object, trying again after failures; `Exists` may then mean our own earlier try, so the caller
     /// compares.
     pub(crate) async fn create(&self, name: &ObjectName, bytes: Bytes) -> Result<Created, StoreError> {
-        retry(&self.policy, || self.once(self.store.create(name, bytes.clone()))).await
+        self.tried(|| self.once(self.store.create(name, bytes.clone())))
+            .await
     }
 
     /// As [`Requests::create`], from a file.
@@ -125,10 +155,8 @@ impl Requests {
         name: &ObjectName,
         path: &Path,
     ) -> Result<Created, StoreError> {
-        retry(&self.policy, || {
-            bounded(WHOLE_FILE, self.store.create_from_file(name, path))
-        })
-        .await
+        self.tried(|| bounded(WHOLE_FILE, self.store.create_from_file(name, path)))
+            .await
     }
 
     pub(crate) async fn get_to_file(&self, name: &ObjectName, path: &Path) -> Result<u64, StoreError> {
@@ -144,11 +172,11 @@ impl Requests {
     }
 
     pub(crate) async fn set_tier(&self, name: &ObjectName, tier: Tier) -> Result<TierSet, StoreError> {
-        retry(&self.policy, || self.once(self.store.set_tier(name, tier))).await
+        self.tried(|| self.once(self.store.set_tier(name, tier))).await
     }
 
     pub(crate) async fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
-        retry(&self.policy, || self.once(self.store.delete(name))).await
+        self.tried(|| self.once(self.store.delete(name))).await
     }
 }
 

@@ -23,6 +23,9 @@ use tokio::task::JoinSet;
 /// Accounts that write at the same time, two writers each.
 const ACCOUNTS: usize = 3;
 
+/// How long a platform may have to start a server anew before a round has failed.
+const STARTED_WITHIN: Duration = Duration::from_secs(180);
+
 /// What goes wrong in a round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Trouble {
@@ -101,11 +104,13 @@ fn remove_under_a_writer(dir: &Path) -> std::io::Result<()> {
 /// Starts a server, again if it ends: a store that refuses it for a moment (an expired token, say) ends a start with an error, and
 /// a platform starts it anew.
 async fn started(settings: &Settings) -> Result<Pds> {
-    let mut tries = 0;
+    let (begun, mut tries) = (Instant::now(), 0);
     loop {
         match Pds::start(settings).await {
             Ok(pds) => return Ok(pds),
-            Err(error) if tries == 5 => return Err(error.context("the sixth start")),
+            Err(error) if begun.elapsed() > STARTED_WITHIN => {
+                return Err(error.context(format!("start {}", tries + 1)));
+            }
             Err(error) => {
                 tries += 1;
                 let text = format!("{error:#}");
@@ -120,7 +125,7 @@ async fn started(settings: &Settings) -> Result<Pds> {
                     last.into_iter().rev().collect::<Vec<_>>().join("\n      ")
                 );
                 // As a platform does, before it tries again.
-                tokio::time::sleep(Duration::from_millis(300 * tries)).await;
+                tokio::time::sleep(Duration::from_millis(300 * tries.min(10))).await;
             }
         }
     }

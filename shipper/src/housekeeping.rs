@@ -65,6 +65,10 @@ impl Link {
     }
 }
 
+/// The longest pause after failures, in intervals: of what makes segments of chunks, and of what only tidies.
+const MOST_PAUSE: u32 = 5;
+const MOST_TIDY_PAUSE: u32 = 30;
+
 pub(crate) struct Housekeeper {
     shared: Arc<Shared>,
     checkpoints: mpsc::Receiver<CheckpointRequest>,
@@ -106,7 +110,9 @@ impl Housekeeper {
     /// Runs until fenced.
     pub(crate) async fn run(&mut self) -> ShipEnd {
         let mut open = true;
-        let mut pause = self.shared.config.housekeeping_interval;
+        let interval = self.shared.config.housekeeping_interval;
+        let (mut pause, mut tidy_pause) = (interval, interval);
+        let mut tidy_from = tokio::time::Instant::now();
         loop {
             let request = tokio::select! {
                 () = tokio::time::sleep(pause) => None,
@@ -135,35 +141,47 @@ impl Housekeeper {
                 }
                 None => self.segments().await,
             };
-            let outcome = match outcome {
-                Ok(()) => self.retain().await,
-                failed => failed,
-            };
-            let outcome = match outcome {
-                Ok(()) => self.release().await,
-                failed => failed,
-            };
-            let outcome = match outcome {
-                Ok(()) => self.sweep().await,
-                failed => failed,
-            };
-            if outcome.is_ok() {
-                self.age().await;
-            }
             match outcome {
+                Ok(()) => pause = interval,
+                Err(Trouble::Fenced(by)) => return ShipEnd::Fenced { by },
+                Err(trouble) => {
+                    self.note(&trouble);
+                    pause = (pause * 2).min(interval * MOST_PAUSE);
+                    continue;
+                }
+            }
+            // What only tidies waits for itself: chunks become a segment meanwhile, or a start has ever more of them to read.
+            if tokio::time::Instant::now() < tidy_from {
+                continue;
+            }
+            match self.tidy().await {
                 Ok(()) => {
-                    pause = self.shared.config.housekeeping_interval;
+                    tidy_pause = interval;
                     self.shared.status.lock().trouble = None;
                 }
                 Err(Trouble::Fenced(by)) => return ShipEnd::Fenced { by },
                 Err(trouble) => {
-                    let text = self.shared.note_error(&trouble);
-                    self.shared.status.lock().trouble = Some(text.clone());
-                    tracing::warn!("housekeeping of the replica failed and is tried again: {text}");
-                    pause = (pause * 2).min(self.shared.config.housekeeping_interval * 30);
+                    self.note(&trouble);
+                    tidy_from = tokio::time::Instant::now() + tidy_pause;
+                    tidy_pause = (tidy_pause * 2).min(interval * MOST_TIDY_PAUSE);
                 }
             }
         }
+    }
+
+    /// What the replica does not need any more goes, and what it seldom needs goes where it costs less.
+    async fn tidy(&mut self) -> Result<(), Trouble> {
+        self.retain().await?;
+        self.release().await?;
+        self.sweep().await?;
+        self.age().await;
+        Ok(())
+    }
+
+    fn note(&self, trouble: &Trouble) {
+        let text = self.shared.note_error(trouble);
+        self.shared.status.lock().trouble = Some(text.clone());
+        tracing::warn!("housekeeping of the replica failed and is tried again: {text}");
     }
 
     /// Ships every segment that is sealed and wholly in the replica's chain.

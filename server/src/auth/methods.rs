@@ -8,6 +8,9 @@ pub const CREATE_REPORT: &str = "com.atproto.moderation.createReport";
 /// Uploads media.
 pub const UPLOAD_BLOB: &str = "com.atproto.repo.uploadBlob";
 
+/// What an app keeps for an account.
+pub const GET_PREFERENCES: &str = "app.bsky.actor.getPreferences";
+
 /// What only the account itself may do at its own server: never proxied, and no token is made for it.
 const PROTECTED: [&str; 16] = [
     "com.atproto.admin.sendEmail",

@@ -127,6 +127,13 @@ impl Permission {
         }
     }
 
+    /// Whether the caller may see and change the account's personal details, such as its date of birth.
+    #[must_use]
+    pub fn sees_personal_details(&self) -> bool {
+        let Credential::Session(scope) = self.0;
+        scope == Scope::Access
+    }
+
     fn is_privileged(&self) -> bool {
         let Credential::Session(scope) = self.0;
         matches!(scope, Scope::Access | Scope::AppPassPrivileged)

@@ -193,6 +193,16 @@ pub async fn send_on(app: &App, access: Access, call: Call<'_>) -> XrpcResult<Re
     proxy.forward(app, &caller, &target, call).await
 }
 
+/// Whether `nsid`, a method of the AppView's of which this server keeps the data, is asked of this server: not if the client names
+/// another AppView than the configured one.
+///
+/// # Errors
+/// 400 without an AppView, or for a header that names none.
+pub fn is_here(app: &App, nsid: &str, headers: &HeaderMap) -> XrpcResult<bool> {
+    let target = target::choose(&app.proxy.upstreams, nsid, headers)?;
+    Ok(target.configured.is_some())
+}
+
 fn headers_up(given: &HeaderMap, with_body: bool) -> HeaderMap {
     let mut headers = HeaderMap::new();
     let body: &[HeaderName] = if with_body { &UP_WITH_BODY } else { &[] };

@@ -85,6 +85,23 @@ pub async fn caller_or_service(
     }
 }
 
+/// The service that calls `method` with a token of its own, or `None` without such a token. The token is used up.
+///
+/// # Errors
+/// 401 for a token that is not good.
+pub async fn service_caller(app: &App, headers: &HeaderMap, method: &str) -> XrpcResult<Option<Did>> {
+    match header::parse(value(headers)).map_err(header_error)? {
+        Some(Authorization::Bearer(token)) if looks_like_service_jwt(token) => {
+            let (claims, used) = app.service_auth.verify(token, method).await?;
+            if let Some(used) = used {
+                used.keep();
+            }
+            Ok(Some(claims.issuer))
+        }
+        Some(_) | None => Ok(None),
+    }
+}
+
 /// The refresh token of a request, whose row is not looked up yet.
 ///
 /// # Errors

@@ -4,6 +4,7 @@
 //! those over a bad body (<https://atproto.com/specs/xrpc>). A handler reads as a sentence: it takes what it needs
 //! from the [`Request`], calls a service and shapes the answer.
 
+pub mod actor;
 pub mod auth;
 pub mod error;
 pub mod identity;
@@ -117,6 +118,8 @@ static METHODS: &[Row] = rows! {
     "com.atproto.sync.listRepos" Query public sync::list_repos;
     "com.atproto.sync.getBlob" Query private sync::get_blob;
     "com.atproto.sync.listBlobs" Query private sync::list_blobs;
+    "app.bsky.actor.getPreferences" Query private actor::get_preferences;
+    "app.bsky.actor.putPreferences" Procedure private actor::put_preferences;
     "com.atproto.temp.checkSignupQueue" Query private temp::check_signup_queue;
 };
 

@@ -213,7 +213,7 @@ pub fn activate(conn: &Connection, did: &str) -> Result<bool> {
 
 /// Deletes everything that this database knows of an account. False if there was no such actor.
 pub fn delete_account(conn: &Connection, did: &str) -> Result<bool> {
-    const OWNED: [&str; 9] = [
+    const OWNED: [&str; 10] = [
         "DELETE FROM repo_root WHERE did = ?1",
         "DELETE FROM email_token WHERE did = ?1",
         "DELETE FROM refresh_token WHERE did = ?1",
@@ -222,6 +222,7 @@ pub fn delete_account(conn: &Connection, did: &str) -> Result<bool> {
         "DELETE FROM authorization_request WHERE did = ?1",
         "DELETE FROM device_account WHERE did = ?1",
         "DELETE FROM signing_key WHERE did = ?1",
+        "DELETE FROM account_pref WHERE did = ?1",
         "DELETE FROM account WHERE did = ?1",
     ];
     for sql in OWNED {
@@ -381,5 +382,66 @@ pub fn put_signing_key(conn: &Connection, key: &SigningKey) -> Result<()> {
         sql,
         params![key.did, key.public_key, key.wrapped, key.created_at],
     )?;
+    Ok(())
+}
+
+/// An app's preference of an account, in order of its place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Preference {
+    /// Its type, as `$type` has it.
+    pub name: String,
+    /// All of it, as JSON.
+    pub json: String,
+}
+
+/// The preferences of an account, in their order.
+pub fn preferences(conn: &Connection, did: &str) -> Result<Vec<Preference>> {
+    let sql = "SELECT name, valueJson FROM account_pref WHERE did = ?1 ORDER BY place";
+    all(conn, sql, [did], |row| {
+        Ok(Preference {
+            name: row.get(0)?,
+            json: row.get(1)?,
+        })
+    })
+}
+
+/// Puts `new` in the place of all preferences of an account whose names `replaced` holds for; the others stay as they are. What is there
+/// already is not written again.
+pub fn replace_preferences(
+    conn: &Connection,
+    did: &str,
+    new: &[Preference],
+    replaced: impl Fn(&str) -> bool,
+) -> Result<()> {
+    let sql = "SELECT place, name, valueJson FROM account_pref WHERE did = ?1 ORDER BY place";
+    let present = all(conn, sql, [did], |row| {
+        Ok((
+            row.get::<_, i64>(0)?,
+            Preference {
+                name: row.get(1)?,
+                json: row.get(2)?,
+            },
+        ))
+    })?;
+    let mut last = present.last().map_or(0, |(place, _)| *place);
+    let old: Vec<_> = present
+        .into_iter()
+        .filter(|(_, preference)| replaced(&preference.name))
+        .collect();
+    // A client sends all of them for a change of one: those before it keep their rows.
+    let same = old
+        .iter()
+        .zip(new)
+        .take_while(|((_, old), new)| old == *new)
+        .count();
+    for (place, _) in old.iter().skip(same) {
+        let sql = "DELETE FROM account_pref WHERE did = ?1 AND place = ?2";
+        run(conn, sql, params![did, place])?;
+    }
+    for preference in new.iter().skip(same) {
+        last = last.saturating_add(1);
+        let sql = "INSERT INTO account_pref (did, place, name, valueJson) VALUES (?1, ?2, ?3, ?4)";
+        run(conn, sql, params![did, last, preference.name, preference.json])?;
+    }
     Ok(())
 }

@@ -34,6 +34,10 @@ pub const MIGRATIONS: &[Migration] = &[
         name: "005-identity-intents",
         sql: include_str!("migrations/005-identity-intents.sql"),
     },
+    Migration {
+        name: "006-account-preferences",
+        sql: include_str!("migrations/006-account-preferences.sql"),
+    },
 ];
 
 /// Columns that together are unique, besides the primary key.

@@ -10,6 +10,7 @@ mod deletion;
 mod email;
 mod invites;
 mod mail_tokens;
+mod preferences;
 mod recovery;
 mod restored;
 #[cfg(test)]
@@ -46,6 +47,7 @@ pub use email::EmailError;
 pub use invites::{Invite, InviteCursor, InviteError, InviteOrder};
 pub(crate) use mail_tokens::MailPurpose;
 pub use mail_tokens::{CodeError, NotMailed};
+pub use preferences::PreferencesError;
 pub use recovery::RecoveryError;
 pub use sessions::{LoginError, RefreshError, Session};
 

@@ -6,6 +6,7 @@ mod deletion;
 mod email;
 mod identity;
 mod invites;
+mod preferences;
 mod protocol;
 mod proxy;
 mod records;

@@ -9,6 +9,7 @@ mod beginning;
 mod checkpoints;
 mod compaction;
 mod compose;
+mod deletions;
 mod drills;
 mod error;
 mod follow;

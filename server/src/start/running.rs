@@ -22,6 +22,7 @@ use super::compaction::compaction;
 use super::compose::{
     Background, budget, compose, make_shipper, open_engine, open_store, source, start_options,
 };
+use super::deletions::deletions;
 use super::follow::Followed;
 use super::lease::LeaseTask;
 use super::pursuit::Pursuit;
@@ -241,6 +242,7 @@ impl Running {
         app.imports.give_up_unfinished().map_err(|error| other(&error))?;
         self.tasks.spawn(checkpoints(app.clone(), self.work.clone()));
         self.tasks.spawn(compaction(app.clone(), self.work.clone()));
+        self.tasks.spawn(deletions(app.clone(), self.work.clone()));
         if let Some((store, _)) = &self.replica {
             self.tasks
                 .spawn(drills::drills(app.clone(), store.clone(), self.work.clone()));

@@ -92,6 +92,10 @@ static METHODS: &[Row] = rows! {
     "com.atproto.server.requestEmailUpdate" Procedure private server::email::request_update;
     "com.atproto.server.updateEmail" Procedure private server::email::update;
     "com.atproto.server.requestAccountDelete" Procedure private server::deletion::request;
+    "com.atproto.server.activateAccount" Procedure private server::life::activate;
+    "com.atproto.server.deactivateAccount" Procedure private server::life::deactivate;
+    "com.atproto.server.checkAccountStatus" Query private server::life::check_status;
+    "com.atproto.server.reserveSigningKey" Procedure public server::life::reserve_key;
     "com.atproto.server.deleteAccount" Procedure public server::deletion::delete;
     "com.atproto.identity.resolveHandle" Query public identity::resolve_handle;
     "com.atproto.identity.resolveDid" Query public identity::resolve_did;

@@ -3,6 +3,7 @@
 pub mod app_passwords;
 pub mod deletion;
 pub mod email;
+pub mod life;
 
 use std::sync::Arc;
 

@@ -38,6 +38,10 @@ pub const MIGRATIONS: &[Migration] = &[
         name: "006-account-preferences",
         sql: include_str!("migrations/006-account-preferences.sql"),
     },
+    Migration {
+        name: "007-reserved-keys",
+        sql: include_str!("migrations/007-reserved-keys.sql"),
+    },
 ];
 
 /// Columns that together are unique, besides the primary key.

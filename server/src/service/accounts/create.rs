@@ -448,7 +448,7 @@ impl Accounts {
 }
 
 impl Inner {
-    fn rotation_key(&self) -> Result<SigningKey, ChangeError> {
+    pub(super) fn rotation_key(&self) -> Result<SigningKey, ChangeError> {
         SigningKey::from_bytes(self.config.plc_rotation_key.expose())
             .map_err(|error| ChangeError::Internal(format!("the PLC rotation key: {error}")))
     }

@@ -6,6 +6,7 @@ use engine::repo::Did;
 use engine::repo::event::{self, AccountStatus};
 use engine::views::accounts::{LockGuard, LockKey, queries};
 
+use super::life::Overdue;
 use super::mail_tokens::{Code, CodeError, MailPurpose};
 use super::{Account, Accounts, ChangeError};
 use crate::auth::password::PasswordError;
@@ -20,6 +21,9 @@ pub enum DeletionError {
     /// Not its password.
     #[error("Invalid did or password")]
     Wrong,
+    /// It is not to be deleted any more.
+    #[error("the account is not to be deleted any more")]
+    NotDue,
     /// The code.
     #[error(transparent)]
     Code(#[from] CodeError),
@@ -38,6 +42,8 @@ pub enum DeletionError {
 enum Condition {
     /// A code that was mailed to its owner.
     Code(Code),
+    /// Its owner's wish for a time that has passed.
+    Overdue(Overdue),
 }
 
 impl Accounts {
@@ -61,6 +67,13 @@ impl Accounts {
             .check_code(MailPurpose::DeleteAccount, Some(did), code)
             .await?;
         self.delete_if(&account, Condition::Code(code)).await
+    }
+
+    /// Deletes an account that its owner has switched off for long enough.
+    pub(super) async fn delete_if_overdue(&self, did: &Did) -> Result<(), DeletionError> {
+        let account = self.by_did(did).await.map_err(ChangeError::from)?;
+        let account = account.ok_or(DeletionError::NoAccount)?;
+        self.delete_if(&account, Condition::Overdue(self.overdue())).await
     }
 
     async fn delete_if(&self, account: &Account, condition: Condition) -> Result<(), DeletionError> {
@@ -87,6 +100,12 @@ impl Accounts {
                     Condition::Code(code) => {
                         if !code.use_up(tx)? {
                             return Ok(Err(CodeError::Invalid.into()));
+                        }
+                    }
+                    // Its owner may have come back.
+                    Condition::Overdue(overdue) => {
+                        if !overdue.is(tx, &did)? {
+                            return Ok(Err(DeletionError::NotDue));
                         }
                     }
                 }

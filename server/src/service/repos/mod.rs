@@ -5,6 +5,8 @@
 //! and applied, so whoever got an answer can read what it wrote (I1).
 
 mod actor;
+mod announce;
+pub mod blocks;
 mod build;
 mod closing;
 pub mod export;

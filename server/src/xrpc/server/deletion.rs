@@ -42,7 +42,7 @@ pub async fn delete(app: Arc<App>, mut request: Request) -> XrpcResult<Response<
 impl From<DeletionError> for XrpcError {
     fn from(error: DeletionError) -> XrpcError {
         match error {
-            DeletionError::NoAccount => XrpcError::invalid(error.to_string()),
+            DeletionError::NoAccount | DeletionError::NotDue => XrpcError::invalid(error.to_string()),
             DeletionError::Wrong => XrpcError::unauthorized("AuthenticationRequired", error.to_string()),
             DeletionError::Code(code) => code.into(),
             DeletionError::Busy => XrpcError::unavailable(error.to_string(), 2),

@@ -6,6 +6,7 @@ mod deletion;
 mod email;
 mod identity;
 mod invites;
+mod life;
 mod preferences;
 mod protocol;
 mod proxy;

@@ -1,0 +1,66 @@
+//! Signing keys that are promised before there is an account: whoever moves an identity here can name the key in its DID document
+//! first. Anybody may ask, so what is kept is bounded, and the oldest promise goes first.
+
+use engine::repo::{Did, SigningKey};
+use engine::views::accounts::{AccountsError, LockKey};
+use rusqlite::{OptionalExtension, params};
+
+use super::{Accounts, ChangeError};
+use crate::secrets::Purpose;
+
+/// Most keys that are promised at once; a row takes about 400 bytes.
+const RESERVED_MAX: u32 = 10_000;
+
+impl Accounts {
+    /// A signing key, as a `did:key`: for a DID always the same while it is kept, else a new one.
+    ///
+    /// # Errors
+    /// See [`ChangeError`].
+    pub async fn reserve_signing_key(&self, did: Option<&Did>) -> Result<String, ChangeError> {
+        let inner = &self.inner;
+        if let Some(did) = did {
+            let wanted = did.as_str().to_owned();
+            let known = inner.engine.accounts().read(move |conn| known(conn, &wanted));
+            if let Some(key) = known.await.map_err(ChangeError::from)? {
+                return Ok(key);
+            }
+        }
+        let internal = |error: &dyn std::fmt::Display| ChangeError::Internal(error.to_string());
+        let key = SigningKey::generate(inner.engine.entropy()).map_err(|error| internal(&error))?;
+        let public_key = key.public_key().to_did_key();
+        let name = did.map_or_else(|| public_key.clone(), |did| did.as_str().to_owned());
+        let secret = key.to_bytes();
+        let wrapped = inner
+            .wrap
+            .wrap(
+                Purpose::REPO_SIGNING_KEY,
+                &name,
+                secret.as_slice(),
+                inner.engine.entropy(),
+            )
+            .map_err(|error| internal(&error))?;
+        let now = inner.now_text();
+        // One at a time: each may take the place of the oldest.
+        self.change(vec![LockKey::token("reserved keys")], move |tx| {
+            if let Some(key) = known(tx, &name)? {
+                return Ok(key);
+            }
+            tx.execute(
+                "DELETE FROM reserved_key WHERE name IN
+                 (SELECT name FROM reserved_key ORDER BY createdAt DESC, name LIMIT -1 OFFSET ?1)",
+                [RESERVED_MAX - 1],
+            )?;
+            tx.execute(
+                "INSERT INTO reserved_key (name, publicKey, wrapped, createdAt) VALUES (?1, ?2, ?3, ?4)",
+                params![name, public_key, wrapped, now],
+            )?;
+            Ok(public_key)
+        })
+        .await
+    }
+}
+
+fn known(conn: &rusqlite::Connection, name: &str) -> Result<Option<String>, AccountsError> {
+    let sql = "SELECT publicKey FROM reserved_key WHERE name = ?1";
+    Ok(conn.query_row(sql, [name], |row| row.get(0)).optional()?)
+}

@@ -94,13 +94,16 @@ impl Requests {
             .await
     }
 
+    /// Of objects that nothing depends on: refused credentials are told at once.
     pub(crate) async fn read_tagged(
         &self,
         name: &ObjectName,
         max_bytes: u64,
     ) -> Result<Option<(Bytes, Tag)>, StoreError> {
-        self.tried(|| self.once(self.store.read_tagged(name, max_bytes)))
-            .await
+        retry(&self.policy, || {
+            self.once(self.store.read_tagged(name, max_bytes))
+        })
+        .await
     }
 
     pub(crate) async fn tidy(&self, before: SystemTime) -> Result<(), StoreError> {

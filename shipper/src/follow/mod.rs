@@ -5,7 +5,8 @@
 //!        └─ no ─► a newer manifest that covers it? ── yes ─► the frames of the sealed segments, then on behind them
 //!                          └─ no ─► nothing new
 //! ```
-//! One look costs one GET, and now and then one more for the next manifest. Old manifests are deleted, so that the next one may have
+//! A look that finds nothing costs one GET, and now and then one more for the next manifest; where there is much, up to eight chunks are
+//! fetched at a time. Old manifests are deleted, so that the next one may have
 //! come and gone: after a long pause the manifests are listed, and after 8, 64, 512… looks in a row that found nothing. So an
 //! idle replica is hardly ever listed.
 
@@ -18,12 +19,13 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use engine::log::{LogId, Lsn};
+use futures_util::{StreamExt, stream};
 use tokio::sync::mpsc;
 
 use crate::chunk::{self, ChunkKind, MAX_RAW_BYTES};
 use crate::fence::{self, ReplicaError};
 use crate::manifest::{Manifest, SegmentEntry};
-use crate::names::Generation;
+use crate::names::{Generation, Ordinal};
 use crate::plan::ChainEnd;
 use crate::requests::Requests;
 use crate::sealed::{self, SealedError};
@@ -34,6 +36,10 @@ use cutter::Cutter;
 const PIECE_BYTES: usize = 4 << 20;
 /// Misses after which the next manifest is asked for: chunks vanish only when one covers them.
 const MANIFEST_EVERY: u32 = 8;
+/// Chunks that are fetched at a time, at most, where all that were asked for last were there.
+const MOST_AHEAD: usize = 8;
+/// One at a time after so many bytes at once: big chunks are fast enough, and memory is short.
+const AHEAD_BYTES: usize = 1 << 20;
 /// After so long without a look, the manifests are listed: the next one may be gone.
 const LONG_PAUSE: Duration = Duration::from_secs(30);
 
@@ -130,6 +136,10 @@ pub struct Tracker {
     reading: Option<Reading>,
     misses: u32,
     looked: Instant,
+    /// Chunks that were fetched with the one before them, from `end.next` on.
+    fetched: VecDeque<Bytes>,
+    /// How many are fetched at a time.
+    window: usize,
 }
 
 /// A sealed segment whose frames are being told.
@@ -167,6 +177,8 @@ impl Tracker {
             reading: None,
             misses: 0,
             looked: Instant::now(),
+            fetched: VecDeque::new(),
+            window: 1,
         };
         tracker.adopt(manifest)?;
         Ok(tracker)
@@ -209,15 +221,12 @@ impl Tracker {
                 return Ok(Look::Frames(frames));
             }
             let name = ObjectName::new(self.end.next.object_name()).map_err(StoreError::from)?;
-            let bound = (chunk::HEADER_BYTES + MAX_RAW_BYTES) as u64;
             let paused = self.looked.elapsed() > LONG_PAUSE;
-            let found = match self.requests.get(&name, bound).await {
-                Ok(bytes) => Some(bytes),
-                Err(StoreError::NotFound { .. }) => None,
-                Err(error) => return Err(error.into()),
-            };
+            if self.fetched.is_empty() {
+                self.fetch_chunks().await?;
+            }
             self.looked = Instant::now();
-            let Some(bytes) = found else {
+            let Some(bytes) = self.fetched.pop_front() else {
                 self.misses = self.misses.saturating_add(1);
                 // Chunks are covered soon after they were written: the first miss asks, too.
                 if !paused && self.misses != 1 && !self.misses.is_multiple_of(MANIFEST_EVERY) {
@@ -239,7 +248,14 @@ impl Tracker {
             // A claimant that came too late may have put its fence under a name that was free again because the chunk there
             // was covered and deleted. Such a fence is void and leads nowhere, which the newest manifest tells.
             if header.kind == ChunkKind::Fence {
-                let newest = fence::newest_manifest(&self.requests, self.log_id).await?;
+                let newest = match fence::newest_manifest(&self.requests, self.log_id).await {
+                    Ok(newest) => newest,
+                    Err(error) => {
+                        // It is looked at again.
+                        self.fetched.clear();
+                        return Err(error.into());
+                    }
+                };
                 if newest.covered_through >= header.ordinal.0 && self.adopt(newest)? {
                     continue;
                 }
@@ -248,6 +264,10 @@ impl Tracker {
                 .end
                 .follow(&header)
                 .map_err(|source| ReplicaError::Chain { object, source })?;
+            if self.end.next != Ordinal(header.ordinal.0 + 1) {
+                // A fence leaves a gap behind it.
+                self.fetched.clear();
+            }
             if header.kind != ChunkKind::Data {
                 return Ok(Look::Mark);
             }
@@ -257,6 +277,43 @@ impl Tracker {
             self.have = header.last_lsn;
             return Ok(Look::Frames(raw.into()));
         }
+    }
+
+    /// Fetches the next chunks, none if there are none: several at a time while there are, or a writer at work would never be overtaken.
+    async fn fetch_chunks(&mut self) -> Result<(), FollowError> {
+        let requests = &self.requests;
+        let bound = (chunk::HEADER_BYTES + MAX_RAW_BYTES) as u64;
+        let ordinals = (self.end.next.0..).take(self.window).map(Ordinal);
+        let mut chunks = stream::iter(ordinals)
+            .map(|ordinal| async move {
+                let name = ObjectName::new(ordinal.object_name()).map_err(StoreError::from)?;
+                match requests.get(&name, bound).await {
+                    Ok(bytes) => Ok(Some(bytes)),
+                    Err(StoreError::NotFound { .. }) => Ok(None),
+                    Err(error) => Err(error),
+                }
+            })
+            .buffered(self.window);
+        let mut bytes = 0;
+        while let Some(chunk) = chunks.next().await {
+            match chunk {
+                Ok(Some(chunk)) => {
+                    bytes += chunk.len();
+                    self.fetched.push_back(chunk);
+                }
+                Ok(None) => break,
+                // Those before it are good; it is asked for again as the first.
+                Err(_) if !self.fetched.is_empty() => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        drop(chunks);
+        self.window = match self.fetched.len() {
+            _ if bytes > AHEAD_BYTES => 1,
+            all if all == self.window => (all * 2).min(MOST_AHEAD),
+            some => some.max(1),
+        };
+        Ok(())
     }
 
     /// Reads the newest manifest, also if there is no other reason to.
@@ -306,6 +363,7 @@ impl Tracker {
                 return Err(FollowError::Compacted { have: self.have });
             }
             self.end = ChainEnd::after(&manifest);
+            self.fetched.clear();
         }
         self.manifest = manifest;
         Ok(covers_more)

@@ -17,9 +17,9 @@ use std::collections::BTreeMap;
 use net::Lie;
 
 /// Seeds of a run without settings.
-const SEEDS: u64 = 150;
+const SEEDS: u64 = 300;
 /// Runs of this many seeds or more must have had everything.
-const ENOUGH: u64 = 150;
+const ENOUGH: u64 = 300;
 
 /// What must have happened in a run of [`ENOUGH`] seeds: otherwise it tests less than it says.
 const MUST_HAPPEN: &[&str] = &[

@@ -28,13 +28,15 @@ else
     echo "no Node: what needs it is skipped"
 fi
 
-# Python runs the service that speaks S3.
+# Python runs the service that speaks S3, and the mail server.
 if ! python3 -c 'import ensurepip' 2>/dev/null; then install_packages python3 python3-venv || true; fi
 if python3 -c 'import ensurepip' 2>/dev/null; then
     tests/s3/install.sh
+    tests/smtp/install.sh
 else
     echo "no Python: what needs it is skipped"
 fi
+
 
 cargo build --bin pds --bin pds-tools
 # A failure's message tells more than the frames below it.

@@ -77,10 +77,11 @@ pub async fn run(port: u16, data: PathBuf) -> Result<(), ServerError> {
         ("LOG_LEVEL", "warn".to_owned()),
     ];
     let (config, warnings) = Config::from_env_over(&defaults)?;
-    let outcome = start::run_with(config, warnings, Mailer::page(), |app| async move {
+    let mailer = Mailer::new(&config).map_err(ServerError::Other)?.or_page();
+    let served = start::run_with(config, warnings, mailer, |app| async move {
         welcome(&app, &secrets).await
-    })
-    .await;
+    });
+    let outcome = Box::pin(served).await;
     plc_server.abort();
     outcome
 }

@@ -40,6 +40,12 @@ enum Command {
         /// Print every known setting instead.
         #[arg(long)]
         list: bool,
+        /// As the table in the documentation.
+        #[arg(long, requires = "list")]
+        markdown: bool,
+        /// Also send a mail to this address by each configured mail server.
+        #[arg(long, value_name = "ADDRESS", conflicts_with = "list")]
+        send_test_mail: Option<String>,
     },
     /// Ask the server on this machine whether it lives; for container health checks.
     Healthcheck,
@@ -65,15 +71,24 @@ const EXIT_CONFIG: u8 = 2;
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match arguments.command.unwrap_or(Command::Run) {
-        Command::CheckConfig { list: true } => {
-            list_settings();
+        Command::CheckConfig {
+            list: true, markdown, ..
+        } => {
+            if markdown {
+                print!("{}", settings::markdown());
+            } else {
+                list_settings();
+            }
             ExitCode::SUCCESS
         }
-        Command::CheckConfig { list: false } => match Config::from_env() {
+        Command::CheckConfig { send_test_mail, .. } => match Config::from_env() {
             Ok((config, warnings)) => {
                 config.summary().iter().for_each(|line| println!("{line}"));
                 warnings.iter().for_each(|warning| println!("warning: {warning}"));
-                ExitCode::SUCCESS
+                match send_test_mail {
+                    Some(address) => in_runtime(server::start::send_test_mail(config, address)),
+                    None => ExitCode::SUCCESS,
+                }
             }
             Err(error) => {
                 eprintln!("{error}");
@@ -136,6 +151,7 @@ fn list_settings() {
             Origin::Ours => " [Azure PDS]",
             Origin::NotYet => " [no effect yet]",
             Origin::Meaningless => " [no effect]",
+            Origin::Refused => " [refused]",
         };
         let secret = if setting.secret {
             " [secret; also as a file by _FILE]"

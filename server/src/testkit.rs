@@ -339,7 +339,7 @@ impl Server {
         let repos = Repos::new(core.clone(), keys.clone(), limits, 7);
         let peers = Arc::new(crate::service::succession::Peers::new(&config.jwt_secret));
         let tokens = Arc::new(SessionTokens::new(&config.jwt_secret, &config.service_did));
-        let mailer = Arc::new(Mailer::page());
+        let mailer = Arc::new(Mailer::new(&config).unwrap().or_page());
         let accounts = Accounts::new(Parts {
             mailer: mailer.clone(),
             engine: core.clone(),

@@ -3,6 +3,8 @@
 //! The names are the reference PDS's `PDS_*` variables plus our own; [`settings`] lists them all. Nothing else in the
 //! program reads the environment.
 
+mod limits;
+mod mail;
 pub mod memory;
 mod reader;
 pub mod settings;
@@ -15,6 +17,8 @@ use std::time::Duration;
 
 use axum::http::HeaderName;
 use engine::repo::Did;
+pub use limits::{RateLimitSettings, RedisSettings, TrustedProxies};
+pub use mail::{Brand, MailServer, MailSettings, SmtpTls};
 use memory::MemoryPlan;
 use reader::Reader;
 use reqwest::Url;
@@ -113,6 +117,8 @@ pub struct Config {
     pub contact_email: Option<String>,
     /// `PDS_DEV_MODE`.
     pub dev_mode: bool,
+    /// Whether strangers may name http and private addresses: `PDS_DISABLE_SSRF_PROTECTION`.
+    pub allow_local: bool,
     /// `PDS_JWT_SECRET`.
     pub jwt_secret: Secret<String>,
     /// `PDS_ADMIN_PASSWORD`.
@@ -205,15 +211,23 @@ pub struct Config {
     pub firehose_max_per_address: usize,
     /// The services that answer what this server does not.
     pub upstreams: Upstreams,
+    /// Who the operator is to people: `PDS_SERVICE_NAME`, `PDS_HOME_URL` and others.
+    pub brand: Brand,
+    /// `PDS_EMAIL_*`, `PDS_MODERATION_EMAIL_*`.
+    pub mail: MailSettings,
     /// `PDS_PROXY_*`.
     pub proxy: ProxySettings,
     /// `PDS_HTTP_MAX_CONNECTIONS` and the other settings of the listener.
     pub http: Limits,
     /// `PDS_CLIENT_ADDRESS_HEADER`, lower-case.
     pub client_address_header: Option<HeaderName>,
+    /// `PDS_TRUSTED_PROXIES`.
+    pub trusted_proxies: TrustedProxies,
+    /// `PDS_RATE_LIMIT*`, `PDS_REDIS_SCRATCH_*`.
+    pub rate_limits: RateLimitSettings,
     /// `PDS_PORT_FILE`.
     pub port_file: Option<PathBuf>,
-    /// `LOG_ENABLED`, `LOG_LEVEL`, `PDS_LOG_FORMAT`.
+    /// `LOG_ENABLED`, `LOG_LEVEL`, `LOG_DESTINATION`, `PDS_LOG_FORMAT`.
     pub logging: Logging,
 }
 
@@ -312,6 +326,8 @@ pub struct Logging {
     pub level: String,
     /// `None` = text on a terminal, JSON otherwise.
     pub format: Option<LogFormat>,
+    /// `LOG_DESTINATION`: a file; `None` = standard output.
+    pub destination: Option<PathBuf>,
 }
 
 /// Form of a log line.
@@ -465,6 +481,21 @@ impl Config {
         ] {
             if let Some(Upstream { url, did }) = upstream {
                 lines.push(format!("{what}= {did} at {url}"));
+            }
+        }
+        for (what, server) in [
+            ("mail               ", &self.mail.ordinary),
+            ("moderators' mail   ", &self.mail.moderation),
+        ] {
+            if let Some(MailServer {
+                host,
+                port,
+                tls,
+                from,
+                ..
+            }) = server
+            {
+                lines.push(format!("{what}= from {from} by {host}:{port}, {tls}"));
             }
         }
         lines.push(format!(

@@ -1,6 +1,8 @@
 //! Reads every setting out of name/value pairs, and collects all that is wrong with them.
 
 mod ageing;
+mod limits;
+mod mail;
 mod services;
 
 use std::collections::BTreeMap;
@@ -50,10 +52,14 @@ impl Reader {
             if let Some(setting) = settings::find(&name) {
                 match setting.origin {
                     Origin::NotYet => {
-                        reader
-                            .warnings
-                            .push(format!("{name} has no effect in this version"));
+                        reader.warnings.push(format!(
+                            "{name} has no effect in this version: {}",
+                            setting.meaning
+                        ));
                     }
+                    Origin::Refused => reader
+                        .problems
+                        .push(format!("{name} is refused: {}", setting.meaning)),
                     Origin::Meaningless => reader
                         .warnings
                         .push(format!("{name} has no effect: {}", setting.meaning)),
@@ -329,6 +335,7 @@ impl Reader {
         let firehose_retention = backfill_limit.max(retention);
         let compacted = firehose_retention.saturating_add(force_after);
         let replica_ageing = self.ageing(replica.as_ref(), &replica_prices, compacted, &drills);
+        let rate_limits = self.rate_limits();
         Some(Config {
             port,
             bind,
@@ -340,6 +347,7 @@ impl Reader {
             terms_of_service: self.text("PDS_TERMS_OF_SERVICE_URL"),
             contact_email: self.text("PDS_CONTACT_EMAIL_ADDRESS"),
             dev_mode,
+            allow_local: self.flag("PDS_DISABLE_SSRF_PROTECTION", dev_mode),
             invite_required: self.flag("PDS_INVITE_REQUIRED", true),
             invite_interval: Some(self.millis("PDS_INVITE_INTERVAL", 0))
                 .filter(|interval| !interval.is_zero()),
@@ -395,6 +403,8 @@ impl Reader {
                 1..=1_000_000,
             ),
             upstreams: self.upstreams(),
+            brand: self.brand(&hostname),
+            mail: self.mail(),
             proxy: self.proxy(),
             http: Limits {
                 connections: self.number("PDS_HTTP_MAX_CONNECTIONS", 10_000, 1..=1_000_000),
@@ -402,12 +412,15 @@ impl Reader {
                 idle: self.millis("PDS_HTTP_IDLE_MS", 75_000),
                 write_stall: self.millis("PDS_HTTP_WRITE_STALL_MS", 60_000),
             },
+            trusted_proxies: self.trusted_proxies(client_address_header.as_ref(), &rate_limits.bypass),
+            rate_limits,
             client_address_header,
             port_file: self.text("PDS_PORT_FILE").map(PathBuf::from),
             logging: Logging {
                 enabled: self.flag("LOG_ENABLED", true),
                 level: self.text("LOG_LEVEL").unwrap_or_else(|| "info".to_owned()),
                 format,
+                destination: self.text("LOG_DESTINATION").map(PathBuf::from),
             },
             service_did: service_did.ok()?,
             jwt_secret: Secret::new(jwt_secret),

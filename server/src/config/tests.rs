@@ -303,3 +303,80 @@ fn a_service_needs_a_url_and_a_did_and_reports_go_to_the_moderators_by_default()
         ["PDS_BSKY_APP_VIEW_DID has no effect without PDS_BSKY_APP_VIEW_URL"]
     );
 }
+
+#[test]
+fn what_cannot_be_as_the_operator_meant_stops_the_start_with_a_reason() {
+    for (name, value, part) in [
+        (
+            "PDS_ENTRYWAY_URL",
+            "https://entryway.example.com",
+            "resource server",
+        ),
+        ("PDS_ENTRYWAY_ADMIN_TOKEN", "hunter2", "resource server"),
+        ("PDS_PLC_ROTATION_KEY_KMS_KEY_ID", "key", "ROTATION_KEY_K256"),
+        (
+            "PDS_REDIS_SCRATCH_ADDRESS",
+            "redis://:hunter2@redis:6379",
+            "host:port",
+        ),
+        ("PDS_REDIS_SCRATCH_ADDRESS", "rediss://redis:6379", "host:port"),
+        ("PDS_REDIS_SCRATCH_ADDRESS", "redis:port", "host:port"),
+        (
+            "PDS_RATE_LIMIT_BYPASS_IPS",
+            "192.0.2.0/24,everybody",
+            "'everybody'",
+        ),
+        ("PDS_TRUSTED_PROXIES", "10.0.0.0/40", "'10.0.0.0/40'"),
+        (
+            "PDS_EMAIL_SMTP_URL",
+            "smtp://user:hunter2@mail.example.com",
+            "needs PDS_EMAIL_FROM_ADDRESS",
+        ),
+        ("PDS_EMAIL_FROM_ADDRESS", "a@b.co", "needs PDS_EMAIL_SMTP_URL"),
+        (
+            "PDS_MODERATION_EMAIL_ADDRESS",
+            "a@b.co",
+            "needs PDS_MODERATION_EMAIL_SMTP_URL",
+        ),
+        ("PDS_LOGO_URL", "javascript:alert(1)", "http or https URL"),
+        ("PDS_PRIMARY_COLOR", "red;}", "a colour"),
+    ] {
+        let error = read(&[(name, value)]).unwrap_err().to_string();
+        assert!(error.contains(name) && error.contains(part), "{error}");
+        assert!(!error.contains("hunter2"), "{error}");
+    }
+}
+
+#[test]
+fn rate_limits_are_off_unless_they_are_asked_for_and_redis_may_be_a_url_without_a_password() {
+    let (config, warnings) = read(&[("PDS_RATE_LIMIT_BYPASS_KEY", "x")]).unwrap();
+    assert!(!config.rate_limits.enabled);
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    for (address, host, port) in [
+        ("redis", "redis", 6379),
+        ("redis.internal:7000", "redis.internal", 7000),
+        ("redis://10.0.0.1:7000/", "10.0.0.1", 7000),
+        ("[::1]:7000", "::1", 7000),
+    ] {
+        let (config, warnings) = read(&[
+            ("PDS_RATE_LIMITS_ENABLED", "true"),
+            ("PDS_REDIS_SCRATCH_ADDRESS", address),
+            ("PDS_REDIS_SCRATCH_PASSWORD", "hunter2"),
+        ])
+        .unwrap();
+        assert!(warnings.is_empty(), "{warnings:?}");
+        let redis = config.rate_limits.redis.as_ref().unwrap();
+        assert_eq!((redis.host.as_str(), redis.port), (host, port));
+        assert!(!format!("{config:?}").contains("hunter2"));
+    }
+}
+
+#[test]
+fn protection_from_strangers_addresses_follows_development_mode_unless_it_is_set() {
+    let allows = |extra: &[(&str, &str)]| read(extra).unwrap().0.allow_local;
+    let dev = ("PDS_DEV_MODE", "true");
+    assert!(!allows(&[]));
+    assert!(allows(&[dev]));
+    assert!(!allows(&[dev, ("PDS_DISABLE_SSRF_PROTECTION", "false")]));
+    assert!(allows(&[("PDS_DISABLE_SSRF_PROTECTION", "true")]));
+}

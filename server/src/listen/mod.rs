@@ -9,6 +9,7 @@
 //!
 //! How long a request's body may take is its method's part (`xrpc::request`, `service::blobs`).
 
+mod network;
 mod stall;
 
 use std::collections::HashMap;
@@ -20,7 +21,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::Request;
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, HeaderName};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -30,8 +31,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::config::Config;
+use crate::config::{Config, TrustedProxies};
 use crate::gate::Gate;
+pub use network::{Network, is_private};
 use stall::StallGuard;
 
 /// Pause after the system refused a connection (no file descriptors left, say), so that it is not asked in a tight loop.
@@ -58,21 +60,47 @@ pub struct Limits {
     pub write_stall: Duration,
 }
 
+/// Where proxies name the client's address.
+static FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+/// Proxies in a row that are looked behind.
+const HOPS_MAX: usize = 16;
+
 /// Who is on the other end of a request's connection, as an extension of the request. A proxy in front is what is seen here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer(pub IpAddr);
 
-/// The address of a request's client: what the trusted proxy says, if there is one, else the peer's.
+/// The address of a request's client: what trusted proxies say, if there are some in between, else the peer's. Proxies in a row are
+/// followed from the nearest on as long as each is trusted itself.
 #[must_use]
 pub fn client_address(config: &Config, peer: Option<Peer>, headers: &HeaderMap) -> Option<IpAddr> {
-    let peer = peer.map(|peer| peer.0);
-    let Some(name) = &config.client_address_header else {
-        return peer;
+    let mut client = peer?.0;
+    let trusted = |address: IpAddr| match &config.trusted_proxies {
+        TrustedProxies::Private(more) => {
+            is_private(address) || more.iter().any(|network| network.contains(address))
+        }
+        TrustedProxies::These(networks) => networks.iter().any(|network| network.contains(address)),
+        TrustedProxies::Anyone => true,
     };
-    // Whoever stands nearest appends; everything before may be the client's invention.
-    let last = headers.get_all(name).iter().next_back();
-    let last = last.and_then(|value| value.to_str().ok()?.rsplit(',').next());
-    last.and_then(|text| parse_address(text.trim())).or(peer)
+    if !trusted(client) {
+        return Some(client);
+    }
+    let name = config.client_address_header.as_ref().unwrap_or(&FORWARDED_FOR);
+    // Whoever stands nearest appends; what somebody names who is not trusted may be an invention.
+    let named = headers
+        .get_all(name)
+        .iter()
+        .rev()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.rsplit(','))
+        .map(|text| parse_address(text.trim()));
+    for address in named.take(HOPS_MAX) {
+        let Some(address) = address else { break };
+        client = address;
+        if config.trusted_proxies == TrustedProxies::Anyone || !trusted(client) {
+            break;
+        }
+    }
+    Some(client)
 }
 
 /// An address, with or without a port.

@@ -52,7 +52,7 @@ async fn live(stream: &mut TcpStream) -> bool {
 }
 
 #[test]
-fn the_last_address_that_a_trusted_proxy_names_is_the_clients() {
+fn the_address_that_the_outermost_trusted_proxy_names_is_the_clients() {
     let vars = |more: &[(&str, &str)]| {
         let hex = "1".repeat(64);
         let secrets = [
@@ -67,27 +67,56 @@ fn the_last_address_that_a_trusted_proxy_names_is_the_clients() {
             .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         Config::from_vars(all).unwrap().0
     };
-    let peer = Some(Peer(IpAddr::from([10, 0, 0, 1])));
-    let mut headers = HeaderMap::new();
-    headers.insert("x-forwarded-for", "1.1.1.1, 2.2.2.2:4711".parse().unwrap());
+    let client = |vars: &Config, peer: &str, lines: &[&str]| {
+        let mut headers = HeaderMap::new();
+        for line in lines {
+            headers.append("x-forwarded-for", line.parse().unwrap());
+        }
+        let peer = Some(Peer(peer.parse().unwrap()));
+        client_address(vars, peer, &headers).unwrap().to_string()
+    };
+    let default = vars(&[]);
+    let header = vars(&[("PDS_CLIENT_ADDRESS_HEADER", "X-Forwarded-For")]);
+    let these = vars(&[("PDS_TRUSTED_PROXIES", "198.51.100.0/24,100.64.0.0/10")]);
+    let none = vars(&[("PDS_TRUSTED_PROXIES", "none")]);
+    let both = vars(&[
+        ("PDS_CLIENT_ADDRESS_HEADER", "x-forwarded-for"),
+        ("PDS_TRUSTED_PROXIES", "198.51.100.0/24"),
+    ]);
+    for (config, peer, lines, wanted) in [
+        // Private networks by default, as many in a row as there are.
+        (&default, "10.0.0.1", &["1.1.1.1, 2.2.2.2:4711"][..], "2.2.2.2"),
+        (
+            &default,
+            "127.0.0.1",
+            &["1.1.1.1", "2.2.2.2, 10.0.0.7, 192.168.1.1"],
+            "2.2.2.2",
+        ),
+        (&default, "fd00::1", &["2001:db8::1"], "2001:db8::1"),
+        (&default, "203.0.113.9", &["1.1.1.1"], "203.0.113.9"),
+        (&default, "10.0.0.1", &["1.1.1.1, nonsense"], "10.0.0.1"),
+        (&default, "10.0.0.1", &["1.1.1.1, nonsense, 10.0.0.2"], "10.0.0.2"),
+        (&default, "10.0.0.1", &[], "10.0.0.1"),
+        // The header alone: the last entry, whoever connects.
+        (&header, "203.0.113.9", &["1.1.1.1, 2.2.2.2"], "2.2.2.2"),
+        (&header, "10.0.0.1", &["1.1.1.1, 10.0.0.2"], "10.0.0.2"),
+        (&header, "10.0.0.1", &["1.1.1.1", "::ffff:3.3.3.3"], "3.3.3.3"),
+        (&header, "10.0.0.1", &["1.1.1.1", "nonsense"], "10.0.0.1"),
+        // Exactly these.
+        (&these, "100.100.0.1", &["1.1.1.1, 198.51.100.7"], "1.1.1.1"),
+        (&these, "10.0.0.1", &["1.1.1.1"], "10.0.0.1"),
+        (&these, "198.51.100.7", &["1.1.1.1, 2.2.2.2"], "2.2.2.2"),
+        (&none, "127.0.0.1", &["1.1.1.1"], "127.0.0.1"),
+        (&both, "203.0.113.9", &["1.1.1.1"], "203.0.113.9"),
+        (&both, "198.51.100.7", &["1.1.1.1"], "1.1.1.1"),
+    ] {
+        assert_eq!(client(config, peer, lines), wanted, "{peer} {lines:?}");
+    }
+    let long = vec!["10.0.0.2"; 50].join(",");
     assert_eq!(
-        client_address(&vars(&[]), peer, &headers),
-        Some(IpAddr::from([10, 0, 0, 1]))
-    );
-    let trusting = vars(&[("PDS_CLIENT_ADDRESS_HEADER", "X-Forwarded-For")]);
-    assert_eq!(
-        client_address(&trusting, peer, &headers),
-        Some(IpAddr::from([2, 2, 2, 2]))
-    );
-    headers.append("x-forwarded-for", "::ffff:3.3.3.3".parse().unwrap());
-    assert_eq!(
-        client_address(&trusting, peer, &headers),
-        Some(IpAddr::from([3, 3, 3, 3]))
-    );
-    headers.append("x-forwarded-for", "nonsense".parse().unwrap());
-    assert_eq!(
-        client_address(&trusting, peer, &headers),
-        Some(IpAddr::from([10, 0, 0, 1]))
+        client(&default, "10.0.0.1", &["1.1.1.1", &long]),
+        "10.0.0.2",
+        "not for ever"
     );
 }
 

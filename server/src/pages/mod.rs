@@ -13,6 +13,7 @@ use serde_json::json;
 use crate::app::App;
 use crate::auth::header::{self as authorization, Authorization};
 use crate::http::{plain_json, render_metrics};
+use crate::service::mail::escape;
 
 /// `GET /`.
 pub async fn banner(State(app): State<Arc<App>>) -> Response<Body> {
@@ -179,14 +180,6 @@ pub async fn mail(State(app): State<Arc<App>>) -> Response<Body> {
     headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
-}
-
-/// Text for an HTML page.
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
-        .replace('"', "&quot;")
 }
 
 /// `GET /metrics`.

@@ -92,7 +92,7 @@ impl Proxy {
         Ok(Proxy {
             upstreams: config.upstreams.clone(),
             settings,
-            clients: Clients::new(&settings, config.dev_mode, dns)?,
+            clients: Clients::new(&settings, config.allow_local, dns)?,
             slots: Slots::new(settings.max_requests, settings.max_per_account),
         })
     }

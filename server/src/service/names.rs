@@ -58,7 +58,7 @@ impl Names {
     ) -> Result<Names, NamesError> {
         let timeout = config.resolver_timeout;
         let dns: Arc<dyn Dns> = Arc::new(NameServers::of_system(timeout)?);
-        let policy = if config.dev_mode {
+        let policy = if config.allow_local {
             FetchPolicy::local(timeout)
         } else {
             FetchPolicy::public(timeout)
@@ -71,7 +71,7 @@ impl Names {
         let dids = DidResolver::new(DidResolverParts {
             plc,
             fetcher: fetcher.clone(),
-            allow_local: config.dev_mode,
+            allow_local: config.allow_local,
             times,
             cached_documents: CACHED_DOCUMENTS,
             clock,

@@ -15,6 +15,7 @@ mod error;
 mod follow;
 mod handover;
 mod lease;
+mod mail;
 mod pursuit;
 mod removals;
 mod running;
@@ -38,6 +39,7 @@ use crate::listen;
 use crate::service::mail::Mailer;
 use crate::telemetry;
 pub use error::ServerError;
+pub use mail::send_test_mail;
 use running::{Running, Served};
 pub use tiering::DiskUse;
 
@@ -46,7 +48,8 @@ pub use tiering::DiskUse;
 /// # Errors
 /// See [`ServerError`].
 pub async fn run(config: Config, warnings: Vec<String>) -> Result<(), ServerError> {
-    run_with(config, warnings, Mailer::none(), |_| async { Ok(()) }).await
+    let mailer = Mailer::new(&config).map_err(ServerError::Other)?;
+    Box::pin(run_with(config, warnings, mailer, |_| async { Ok(()) })).await
 }
 
 /// As [`run`]; `ready` runs once requests are served.

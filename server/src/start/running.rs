@@ -28,7 +28,7 @@ use super::lease::LeaseTask;
 use super::pursuit::Pursuit;
 use super::threads::FirehoseThreads;
 use super::tiering::tiering;
-use super::{Doors, ServerError, drills, follow, handover, millis};
+use super::{Doors, ServerError, drills, follow, handover, mail, millis};
 use crate::app::App;
 use crate::config::Config;
 use crate::gate::Gate;
@@ -243,6 +243,7 @@ impl Running {
         self.tasks.spawn(checkpoints(app.clone(), self.work.clone()));
         self.tasks.spawn(compaction(app.clone(), self.work.clone()));
         self.tasks.spawn(deletions(app.clone(), self.work.clone()));
+        self.tasks.spawn(mail::mail(app.clone(), self.work.clone()));
         if let Some((store, _)) = &self.replica {
             self.tasks
                 .spawn(drills::drills(app.clone(), store.clone(), self.work.clone()));

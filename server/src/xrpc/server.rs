@@ -18,8 +18,8 @@ use super::request::{JSON_LIMIT, Request, empty, json as json_answer};
 use crate::app::App;
 use crate::auth::permission::Access;
 use crate::service::accounts::{
-    Account, AccountsUnavailable, ChangeError, CreateAccount, CreateError, LoginError, RefreshError, Session,
-    StatusError,
+    Account, AccountsUnavailable, ChangeError, CreateAccount, CreateError, LoginError, MailError,
+    RefreshError, Session, StatusError,
 };
 
 /// `describeServer`.
@@ -198,6 +198,20 @@ impl From<ChangeError> for XrpcError {
                 XrpcError::unavailable(error.to_string(), 5)
             }
             ChangeError::Internal(cause) => XrpcError::internal(cause),
+        }
+    }
+}
+
+impl From<MailError> for XrpcError {
+    fn from(error: MailError) -> XrpcError {
+        match error {
+            MailError::NoMail(_) | MailError::TooLong => XrpcError::invalid(error.to_string()),
+            MailError::TooMany => XrpcError::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "RateLimitExceeded",
+                error.to_string(),
+            ),
+            MailError::Change(change) => change.into(),
         }
     }
 }

@@ -7,6 +7,7 @@ mod decoders;
 mod dev;
 mod drill;
 mod e2e;
+mod mail;
 mod memory;
 mod outage;
 mod past;

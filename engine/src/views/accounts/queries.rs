@@ -213,9 +213,10 @@ pub fn activate(conn: &Connection, did: &str) -> Result<bool> {
 
 /// Deletes everything that this database knows of an account. False if there was no such actor.
 pub fn delete_account(conn: &Connection, did: &str) -> Result<bool> {
-    const OWNED: [&str; 10] = [
+    const OWNED: [&str; 11] = [
         "DELETE FROM repo_root WHERE did = ?1",
         "DELETE FROM email_token WHERE did = ?1",
+        "DELETE FROM mail WHERE did = ?1",
         "DELETE FROM refresh_token WHERE did = ?1",
         "DELETE FROM app_password WHERE did = ?1",
         "DELETE FROM token WHERE did = ?1",

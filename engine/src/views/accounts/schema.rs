@@ -42,6 +42,10 @@ pub const MIGRATIONS: &[Migration] = &[
         name: "007-reserved-keys",
         sql: include_str!("migrations/007-reserved-keys.sql"),
     },
+    Migration {
+        name: "008-mail",
+        sql: include_str!("migrations/008-mail.sql"),
+    },
 ];
 
 /// Columns that together are unique, besides the primary key.

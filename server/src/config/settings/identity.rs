@@ -1,7 +1,7 @@
 //! Settings: who the server is, its secrets, accounts and identities.
 
 use super::Kind::{Flag, List, Number, Text};
-use super::{Setting, meaningless, ours, reference, secret};
+use super::{Setting, ours, reference, refused, secret};
 
 /// See the top of this file.
 pub(super) const SETTINGS: &[Setting] = &[
@@ -65,7 +65,13 @@ pub(super) const SETTINGS: &[Setting] = &[
         "PDS_DEV_MODE",
         Flag,
         "false",
-        "allows http and private addresses in outbound requests",
+        "for development: no drills by default, http and private addresses in outbound requests",
+    ),
+    reference(
+        "PDS_DISABLE_SSRF_PROTECTION",
+        Flag,
+        "PDS_DEV_MODE",
+        "allows http and private addresses in requests to what strangers name",
     ),
     // Secrets.
     secret(reference(
@@ -86,7 +92,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         "required",
         "secp256k1 private key, 64 hex digits, that signs did:plc operations",
     )),
-    meaningless(
+    refused(
         "PDS_PLC_ROTATION_KEY_KMS_KEY_ID",
         "a key service for the rotation key is not supported: use PDS_PLC_ROTATION_KEY_K256_PRIVATE_KEY_HEX",
     ),

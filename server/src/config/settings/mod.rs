@@ -5,6 +5,7 @@
 //! what they are about.
 
 mod identity;
+mod mail;
 mod network;
 mod services;
 mod storage;
@@ -32,6 +33,8 @@ pub enum Origin {
     NotYet,
     /// A variable of the reference PDS that has no meaning here, whatever it says.
     Meaningless,
+    /// A variable of the reference PDS without which something would be different from what was meant: the server does not start.
+    Refused,
     /// Our own.
     Ours,
 }
@@ -75,12 +78,12 @@ const fn ours(name: &'static str, kind: Kind, default: &'static str, meaning: &'
     }
 }
 
-const fn later(name: &'static str) -> Setting {
+const fn later(name: &'static str, why: &'static str) -> Setting {
     Setting {
         name,
         kind: Kind::Text,
         default: "unset",
-        meaning: "known from the reference PDS; no effect in this version",
+        meaning: why,
         secret: false,
         origin: Origin::NotYet,
     }
@@ -94,6 +97,13 @@ const fn meaningless(name: &'static str, why: &'static str) -> Setting {
         meaning: why,
         secret: false,
         origin: Origin::Meaningless,
+    }
+}
+
+const fn refused(name: &'static str, why: &'static str) -> Setting {
+    Setting {
+        origin: Origin::Refused,
+        ..meaningless(name, why)
     }
 }
 
@@ -111,10 +121,62 @@ pub fn all() -> impl Iterator<Item = &'static Setting> {
         storage::SETTINGS,
         network::SETTINGS,
         services::SETTINGS,
+        mail::SETTINGS,
         unused::SETTINGS,
     ]
     .into_iter()
     .flatten()
+}
+
+/// The table for the documentation, `docs/settings.md`.
+#[must_use]
+pub fn markdown() -> String {
+    let mut text = "# Settings\n\nEnvironment variables. `pds check-config` tells what is in force and what is wrong; this table is what `pds check-config --list --markdown`\n\
+        prints. A secret `NAME` can also be in a file that `NAME_FILE` names. Flags are `true`/`1` or `false`/`0`, and unset otherwise; lists have commas; an empty value is an\n\
+        unset one.\n"
+        .to_owned();
+    let section = |text: &mut String, title: &str, origins: &[Origin]| {
+        text.push_str(&format!(
+            "\n## {title}\n\n| name | default | meaning |\n|---|---|---|\n"
+        ));
+        for setting in all().filter(|setting| origins.contains(&setting.origin)) {
+            let cell = |text: &str| text.replace('|', "\\|").replace('<', "&lt;");
+            let marks = match (setting.origin == Origin::Ours, setting.secret) {
+                (true, true) => " (ours, secret)",
+                (true, false) => " (ours)",
+                (false, true) => " (secret)",
+                (false, false) => "",
+            };
+            let Setting {
+                name,
+                default,
+                meaning,
+                ..
+            } = setting;
+            text.push_str(&format!(
+                "| `{name}`{marks} | {} | {} |\n",
+                cell(default),
+                cell(meaning)
+            ));
+        }
+    };
+    section(&mut text, "In force", &[Origin::Reference, Origin::Ours]);
+    section(
+        &mut text,
+        "Of the reference PDS, without effect yet",
+        &[Origin::NotYet],
+    );
+    section(
+        &mut text,
+        "Of the reference PDS, without a meaning here",
+        &[Origin::Meaningless],
+    );
+    section(
+        &mut text,
+        "Of the reference PDS, refused at start",
+        &[Origin::Refused],
+    );
+    text
 }
 
 /// The row of a variable.
@@ -162,6 +224,48 @@ mod tests {
         assert_eq!(before, names.len());
         assert!(all().all(|s| !s.meaning.is_empty()));
     }
+
+    #[test]
+    fn the_documentation_has_this_table() {
+        assert!(
+            include_str!("../../../../docs/settings.md") == markdown(),
+            "docs/settings.md is another one: run `pds check-config --list --markdown > docs/settings.md`"
+        );
+    }
+
+    #[test]
+    fn every_variable_of_the_reference_is_known() {
+        for name in REFERENCE.split_whitespace() {
+            assert!(
+                find(name).is_some_and(|setting| setting.origin != Origin::Ours),
+                "{name}"
+            );
+        }
+    }
+
+    /// Every `PDS_*` and `LOG_*` variable that the reference PDS reads.
+    const REFERENCE: &str = "
+        PDS_PORT PDS_HOSTNAME PDS_SERVICE_DID PDS_SERVICE_NAME PDS_VERSION PDS_HOME_URL PDS_LOGO_URL PDS_PRIVACY_POLICY_URL
+        PDS_SUPPORT_URL PDS_TERMS_OF_SERVICE_URL PDS_CONTACT_EMAIL_ADDRESS PDS_ACCEPTING_REPO_IMPORTS PDS_MAX_REPO_IMPORT_SIZE
+        PDS_BLOB_UPLOAD_LIMIT PDS_DEV_MODE PDS_HCAPTCHA_SITE_KEY PDS_HCAPTCHA_SECRET_KEY PDS_HCAPTCHA_TOKEN_SALT
+        PDS_OAUTH_TRUSTED_CLIENTS PDS_PRIMARY_COLOR PDS_ERROR_COLOR PDS_WARNING_COLOR PDS_INFO_COLOR PDS_SUCCESS_COLOR
+        PDS_BACKGROUND_LIGHT_URL PDS_BACKGROUND_DARK_URL PDS_DATA_DIRECTORY PDS_SQLITE_DISABLE_WAL_AUTO_CHECKPOINT
+        PDS_ACCOUNT_DB_LOCATION PDS_SEQUENCER_DB_LOCATION PDS_DID_CACHE_DB_LOCATION PDS_ACTOR_STORE_DIRECTORY
+        PDS_ACTOR_STORE_CACHE_SIZE PDS_BLOBSTORE_S3_BUCKET PDS_BLOBSTORE_S3_REGION PDS_BLOBSTORE_S3_ENDPOINT
+        PDS_BLOBSTORE_S3_FORCE_PATH_STYLE PDS_BLOBSTORE_S3_ACCESS_KEY_ID PDS_BLOBSTORE_S3_SECRET_ACCESS_KEY
+        PDS_BLOBSTORE_S3_UPLOAD_TIMEOUT_MS PDS_BLOBSTORE_S3_REQUEST_TIMEOUT_MS PDS_BLOBSTORE_DISK_LOCATION
+        PDS_BLOBSTORE_DISK_TMP_LOCATION PDS_DID_PLC_URL PDS_DID_CACHE_STALE_TTL PDS_DID_CACHE_MAX_TTL PDS_ID_RESOLVER_TIMEOUT
+        PDS_RECOVERY_DID_KEY PDS_SERVICE_HANDLE_DOMAINS PDS_HANDLE_BACKUP_NAMESERVERS PDS_ENABLE_DID_DOC_WITH_SESSION
+        PDS_ENTRYWAY_URL PDS_ENTRYWAY_DID PDS_ENTRYWAY_JWT_VERIFY_KEY_K256_PUBLIC_KEY_HEX PDS_ENTRYWAY_PLC_ROTATION_KEY
+        PDS_ENTRYWAY_ADMIN_TOKEN PDS_INVITE_REQUIRED PDS_INVITE_INTERVAL PDS_INVITE_EPOCH PDS_EMAIL_SMTP_URL PDS_EMAIL_FROM_ADDRESS
+        PDS_EMAIL_DISABLE_CONFIRMATION_LINK PDS_MODERATION_EMAIL_SMTP_URL PDS_MODERATION_EMAIL_ADDRESS PDS_MAX_SUBSCRIPTION_BUFFER
+        PDS_REPO_BACKFILL_LIMIT_MS PDS_BSKY_APP_VIEW_URL PDS_BSKY_APP_VIEW_DID PDS_BSKY_APP_VIEW_CDN_URL_PATTERN PDS_MOD_SERVICE_URL
+        PDS_MOD_SERVICE_DID PDS_REPORT_SERVICE_URL PDS_REPORT_SERVICE_DID PDS_RATE_LIMITS_ENABLED PDS_RATE_LIMIT_BYPASS_KEY
+        PDS_RATE_LIMIT_BYPASS_IPS PDS_REDIS_SCRATCH_ADDRESS PDS_REDIS_SCRATCH_PASSWORD PDS_CRAWLERS PDS_DPOP_SECRET
+        PDS_DISABLE_SSRF_PROTECTION PDS_FETCH_MAX_RESPONSE_SIZE PDS_PROXY_ALLOW_HTTP2 PDS_PROXY_HEADERS_TIMEOUT
+        PDS_PROXY_BODY_TIMEOUT PDS_PROXY_MAX_RESPONSE_SIZE PDS_PROXY_MAX_RETRIES PDS_PROXY_PREFER_COMPRESSED
+        PDS_LEXICON_AUTHORITY_DID PDS_JWT_SECRET PDS_ADMIN_PASSWORD PDS_PLC_ROTATION_KEY_K256_PRIVATE_KEY_HEX
+        PDS_PLC_ROTATION_KEY_KMS_KEY_ID LOG_ENABLED LOG_LEVEL LOG_SYSTEMS LOG_DESTINATION";
 
     #[test]
     fn a_misspelt_name_finds_its_neighbour_and_a_foreign_one_does_not() {

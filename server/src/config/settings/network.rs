@@ -1,7 +1,7 @@
 //! Settings: the firehose, connections and logging.
 
-use super::Kind::{Flag, Number, Text};
-use super::{Setting, later, meaningless, ours, reference};
+use super::Kind::{Flag, List, Number, Text};
+use super::{Setting, meaningless, ours, reference, secret};
 
 /// See the top of this file.
 pub(super) const SETTINGS: &[Setting] = &[
@@ -71,8 +71,45 @@ pub(super) const SETTINGS: &[Setting] = &[
         "PDS_CLIENT_ADDRESS_HEADER",
         Text,
         "unset: the connection's",
-        "header in which a trusted proxy names the client's address, such as x-forwarded-for; its last entry counts",
+        "header in which the proxy in front names the client's address, such as x-forwarded-for; its last entry counts, whoever sends it, unless PDS_TRUSTED_PROXIES is set",
     ),
+    ours(
+        "PDS_TRUSTED_PROXIES",
+        List,
+        "private networks, or whoever connects with PDS_CLIENT_ADDRESS_HEADER",
+        "addresses and ranges of proxies whose word about the client's address is taken, or `none` (see docs/rate-limits.md)",
+    ),
+    // Rate limits.
+    reference(
+        "PDS_RATE_LIMITS_ENABLED",
+        Flag,
+        "false",
+        "whether it is limited how often clients may ask (see docs/rate-limits.md)",
+    ),
+    secret(reference(
+        "PDS_RATE_LIMIT_BYPASS_KEY",
+        Text,
+        "unset",
+        "requests with it in the header x-ratelimit-bypass are not limited",
+    )),
+    reference(
+        "PDS_RATE_LIMIT_BYPASS_IPS",
+        List,
+        "none",
+        "addresses and ranges of clients that are not limited (the reference takes a range for its one address)",
+    ),
+    reference(
+        "PDS_REDIS_SCRATCH_ADDRESS",
+        Text,
+        "unset: this server's memory",
+        "host:port of the Redis in which requests are counted",
+    ),
+    secret(reference(
+        "PDS_REDIS_SCRATCH_PASSWORD",
+        Text,
+        "unset",
+        "its password",
+    )),
     meaningless(
         "PDS_MAX_SUBSCRIPTION_BUFFER",
         "consumers are bounded by bytes: PDS_FIREHOSE_MAX_LAG_BYTES",
@@ -91,6 +128,14 @@ pub(super) const SETTINGS: &[Setting] = &[
         "text on a terminal, else json",
         "`text` or `json`",
     ),
-    later("LOG_SYSTEMS"),
-    later("LOG_DESTINATION"),
+    meaningless(
+        "LOG_SYSTEMS",
+        "LOG_LEVEL chooses parts of the program, by target=level",
+    ),
+    reference(
+        "LOG_DESTINATION",
+        Text,
+        "unset: standard output",
+        "file to which the log is appended; nothing rotates it",
+    ),
 ];

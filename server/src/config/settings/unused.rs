@@ -1,48 +1,64 @@
 //! Settings: names of the reference PDS that this version only knows.
 
-use super::{Setting, later, meaningless, secret};
+use super::{Setting, later, meaningless, refused, secret};
+
+/// Why the settings of an entryway are refused.
+const ENTRYWAY: &str = "this server issues its own sessions and is nobody's resource server: without the entryway, accounts could not log in";
 
 /// See the top of this file.
 pub(super) const SETTINGS: &[Setting] = &[
     // Known from the reference PDS, for later versions.
-    later("PDS_SERVICE_NAME"),
-    later("PDS_HOME_URL"),
-    later("PDS_LOGO_URL"),
-    later("PDS_SUPPORT_URL"),
-    later("PDS_HCAPTCHA_SITE_KEY"),
-    secret(later("PDS_HCAPTCHA_SECRET_KEY")),
-    secret(later("PDS_HCAPTCHA_TOKEN_SALT")),
-    later("PDS_OAUTH_TRUSTED_CLIENTS"),
-    later("PDS_PRIMARY_COLOR"),
-    later("PDS_ERROR_COLOR"),
-    later("PDS_WARNING_COLOR"),
-    later("PDS_INFO_COLOR"),
-    later("PDS_SUCCESS_COLOR"),
-    later("PDS_BACKGROUND_LIGHT_URL"),
-    later("PDS_BACKGROUND_DARK_URL"),
-    later("PDS_HANDLE_BACKUP_NAMESERVERS"),
-    secret(later("PDS_EMAIL_SMTP_URL")),
-    later("PDS_EMAIL_FROM_ADDRESS"),
-    later("PDS_EMAIL_DISABLE_CONFIRMATION_LINK"),
-    secret(later("PDS_MODERATION_EMAIL_SMTP_URL")),
-    later("PDS_MODERATION_EMAIL_ADDRESS"),
-    later("PDS_BSKY_APP_VIEW_CDN_URL_PATTERN"),
-    later("PDS_RATE_LIMITS_ENABLED"),
-    secret(later("PDS_RATE_LIMIT_BYPASS_KEY")),
-    later("PDS_RATE_LIMIT_BYPASS_IPS"),
-    later("PDS_REDIS_SCRATCH_ADDRESS"),
-    secret(later("PDS_REDIS_SCRATCH_PASSWORD")),
-    later("PDS_CRAWLERS"),
-    secret(later("PDS_DPOP_SECRET")),
-    later("PDS_DISABLE_SSRF_PROTECTION"),
-    later("PDS_FETCH_MAX_RESPONSE_SIZE"),
-    later("PDS_PROXY_PREFER_COMPRESSED"),
-    later("PDS_LEXICON_AUTHORITY_DID"),
-    later("PDS_ENTRYWAY_URL"),
-    later("PDS_ENTRYWAY_DID"),
-    later("PDS_ENTRYWAY_JWT_VERIFY_KEY_K256_PUBLIC_KEY_HEX"),
-    later("PDS_ENTRYWAY_PLC_ROTATION_KEY"),
-    secret(later("PDS_ENTRYWAY_ADMIN_TOKEN")),
+    later("PDS_HCAPTCHA_SITE_KEY", "OAuth and its pages are not served yet"),
+    secret(later(
+        "PDS_HCAPTCHA_SECRET_KEY",
+        "OAuth and its pages are not served yet",
+    )),
+    secret(later(
+        "PDS_HCAPTCHA_TOKEN_SALT",
+        "OAuth and its pages are not served yet",
+    )),
+    later(
+        "PDS_OAUTH_TRUSTED_CLIENTS",
+        "OAuth and its pages are not served yet",
+    ),
+    later("PDS_ERROR_COLOR", "OAuth and its pages are not served yet"),
+    later("PDS_WARNING_COLOR", "OAuth and its pages are not served yet"),
+    later("PDS_INFO_COLOR", "OAuth and its pages are not served yet"),
+    later("PDS_SUCCESS_COLOR", "OAuth and its pages are not served yet"),
+    later(
+        "PDS_BACKGROUND_LIGHT_URL",
+        "OAuth and its pages are not served yet",
+    ),
+    later(
+        "PDS_BACKGROUND_DARK_URL",
+        "OAuth and its pages are not served yet",
+    ),
+    later(
+        "PDS_HANDLE_BACKUP_NAMESERVERS",
+        "handles are asked of the system's name servers only",
+    ),
+    later(
+        "PDS_BSKY_APP_VIEW_CDN_URL_PATTERN",
+        "nothing is added to what an AppView answers yet",
+    ),
+    later(
+        "PDS_CRAWLERS",
+        "relays are not told of this server yet: tell them by com.atproto.sync.requestCrawl",
+    ),
+    secret(later("PDS_DPOP_SECRET", "OAuth and its pages are not served yet")),
+    later(
+        "PDS_PROXY_PREFER_COMPRESSED",
+        "nothing is added to what an AppView answers yet",
+    ),
+    later(
+        "PDS_LEXICON_AUTHORITY_DID",
+        "OAuth and its pages are not served yet",
+    ),
+    refused("PDS_ENTRYWAY_URL", ENTRYWAY),
+    refused("PDS_ENTRYWAY_DID", ENTRYWAY),
+    refused("PDS_ENTRYWAY_JWT_VERIFY_KEY_K256_PUBLIC_KEY_HEX", ENTRYWAY),
+    refused("PDS_ENTRYWAY_PLC_ROTATION_KEY", ENTRYWAY),
+    secret(refused("PDS_ENTRYWAY_ADMIN_TOKEN", ENTRYWAY)),
     // Known from the reference PDS, without a meaning here.
     meaningless(
         "PDS_BLOBSTORE_S3_UPLOAD_TIMEOUT_MS",
@@ -55,6 +71,14 @@ pub(super) const SETTINGS: &[Setting] = &[
     meaningless(
         "PDS_BLOBSTORE_DISK_TMP_LOCATION",
         "unfinished uploads live in `tempt` below the blob directory",
+    ),
+    meaningless(
+        "PDS_FETCH_MAX_RESPONSE_SIZE",
+        "what strangers name is bounded by its kind: DID documents to 256 KiB, the files of handles to 4 KiB",
+    ),
+    meaningless(
+        "PDS_REPO_SIGNING_KEY_K256_PRIVATE_KEY_HEX",
+        "each account has a signing key of its own; the reference ignores it, too",
     ),
     meaningless(
         "PDS_SQLITE_DISABLE_WAL_AUTO_CHECKPOINT",

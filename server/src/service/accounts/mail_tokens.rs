@@ -7,11 +7,9 @@ use engine::views::accounts::{AccountsError, LockKey};
 use rusqlite::{Connection, OptionalExtension, params};
 use sha2::{Digest, Sha256};
 
-use super::{Account, Accounts, ChangeError};
-use crate::service::mail::{Mail, NoMail};
-
-/// How long a code is good, in microseconds.
-const LIFETIME_MICROS: u64 = 15 * 60 * 1_000_000;
+use super::{Account, Accounts, ChangeError, MailError};
+use crate::service::mail::Letter;
+use crate::service::mail::letters::CODE_LIFETIME;
 
 /// What a code is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,22 +35,13 @@ impl MailPurpose {
         }
     }
 
-    const fn subject(self) -> &'static str {
+    /// What the mail says.
+    fn letter(self, handle: String, token: String) -> Letter {
         match self {
-            MailPurpose::ConfirmEmail => "Email Confirmation",
-            MailPurpose::UpdateEmail => "Email Update Requested",
-            MailPurpose::ResetPassword => "Password Reset Requested",
-            MailPurpose::DeleteAccount => "Account Deletion Requested",
-        }
-    }
-
-    /// What somebody asked for.
-    const fn asked(self) -> &'static str {
-        match self {
-            MailPurpose::ConfirmEmail => "to confirm this e-mail address for",
-            MailPurpose::UpdateEmail => "to change the e-mail address of",
-            MailPurpose::ResetPassword => "to reset the password of",
-            MailPurpose::DeleteAccount => "to delete the account",
+            MailPurpose::ConfirmEmail => Letter::ConfirmEmail { handle, token },
+            MailPurpose::UpdateEmail => Letter::UpdateEmail { handle, token },
+            MailPurpose::ResetPassword => Letter::ResetPassword { handle, token },
+            MailPurpose::DeleteAccount => Letter::DeleteAccount { handle, token },
         }
     }
 }
@@ -63,9 +52,9 @@ pub enum NotMailed {
     /// There is nowhere to send it.
     #[error("account does not have an email address")]
     NoAddress,
-    /// No way to send mail.
+    /// The mail cannot be sent.
     #[error(transparent)]
-    NoMail(#[from] NoMail),
+    Mail(#[from] MailError),
     /// The account database or the log.
     #[error(transparent)]
     Change(#[from] ChangeError),
@@ -116,7 +105,7 @@ impl Accounts {
     /// See [`NotMailed`].
     pub(crate) async fn mail_code(&self, account: &Account, purpose: MailPurpose) -> Result<(), NotMailed> {
         let inner = &self.inner;
-        inner.mailer.check()?;
+        inner.mailer.check().map_err(MailError::from)?;
         let to = account.email.clone().ok_or(NotMailed::NoAddress)?;
         let mut random = [0; 7];
         let entropy = inner.engine.entropy();
@@ -127,32 +116,18 @@ impl Accounts {
         let (first, second) = text.split_at_checked(5).unwrap_or_default();
         let code = format!("{first}-{second}");
         let (did, hash, now) = (account.did.as_str().to_owned(), hash(&code), inner.now_text());
-        let sent_at = now.clone();
-        self.change(vec![LockKey::did(account.did.as_str())], move |tx| {
+        let letter = purpose.letter(account.handle_text().to_owned(), code);
+        let locks = vec![LockKey::did(account.did.as_str())];
+        let mailed = self.mail(account.did.as_str(), &to, letter, locks, move |tx| {
             tx.execute(
                 "INSERT INTO email_token (purpose, did, token, requestedAt) VALUES (?1, ?2, ?3, ?4)
                  ON CONFLICT (purpose, did) DO UPDATE SET token = excluded.token, requestedAt = excluded.requestedAt",
                 params![purpose.name(), did, hash, now],
             )
+            .map(|_| ())
             .map_err(AccountsError::from)
-        })
-        .await?;
-        // Mail is an effect on the outside world: the code must be in the replica before it leaves.
-        let replicated = inner.engine.in_time(inner.engine.replicated()).await;
-        replicated
-            .map_err(ChangeError::from)?
-            .map_err(|error| ChangeError::Closed(error.to_string()))?;
-        inner.mailer.send(Mail {
-            to,
-            subject: purpose.subject().to_owned(),
-            text: format!(
-                "Somebody, hopefully you, asked {} {}.\nThe code is {code} and works for 15 minutes.\n",
-                purpose.asked(),
-                account.handle_text()
-            ),
-            sent_at,
-        })?;
-        Ok(())
+        });
+        Ok(mailed.await?)
     }
 
     /// The code as it was mailed: to the account `of`, or to whichever it was.
@@ -181,7 +156,8 @@ impl Accounts {
         let (did, requested_at) = row
             .filter(|(did, _)| of.is_none_or(|of| of.as_str() == did))
             .ok_or(CodeError::Invalid)?;
-        let oldest = inner.engine.now_micros().saturating_sub(LIFETIME_MICROS);
+        let lifetime = u64::try_from(CODE_LIFETIME.as_micros()).unwrap_or(u64::MAX);
+        let oldest = inner.engine.now_micros().saturating_sub(lifetime);
         if requested_at < engine::repo::datetime::format_datetime(oldest) {
             return Err(CodeError::Expired);
         }

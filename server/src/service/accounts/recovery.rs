@@ -3,7 +3,7 @@
 use engine::views::accounts::{LockKey, model as view, queries};
 
 use super::mail_tokens::{CodeError, MailPurpose, NotMailed};
-use super::{Accounts, ChangeError};
+use super::{Accounts, ChangeError, MailError};
 use crate::auth::password::PasswordError;
 
 /// Why a password was not reset.
@@ -29,7 +29,7 @@ impl Accounts {
     /// # Errors
     /// See [`NotMailed`]; nobody with this address counts as no address.
     pub async fn request_password_reset(&self, email: &str) -> Result<(), NotMailed> {
-        self.inner.mailer.check()?;
+        self.inner.mailer.check().map_err(MailError::from)?;
         let account = self.by_email(&email.to_lowercase()).await;
         let account = account.map_err(ChangeError::from)?.ok_or(NotMailed::NoAddress)?;
         self.mail_code(&account, MailPurpose::ResetPassword).await

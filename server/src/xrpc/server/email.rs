@@ -92,7 +92,8 @@ pub async fn update(app: Arc<App>, mut request: Request) -> XrpcResult<Response<
 impl From<NotMailed> for XrpcError {
     fn from(error: NotMailed) -> XrpcError {
         match error {
-            NotMailed::NoAddress | NotMailed::NoMail(_) => XrpcError::invalid(error.to_string()),
+            NotMailed::NoAddress => XrpcError::invalid(error.to_string()),
+            NotMailed::Mail(mail) => mail.into(),
             NotMailed::Change(change) => change.into(),
         }
     }

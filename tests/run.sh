@@ -37,6 +37,8 @@ else
     echo "no Python: what needs it is skipped"
 fi
 
+# Servers count in it what clients ask.
+command -v redis-server >/dev/null || install_packages redis-server || echo "no Redis: what needs it is skipped"
 
 cargo build --bin pds --bin pds-tools
 # A failure's message tells more than the frames below it.

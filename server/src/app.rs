@@ -9,6 +9,7 @@ use crate::auth::admin::AdminAuth;
 use crate::auth::tokens::SessionTokens;
 use crate::config::{Config, Durability};
 use crate::firehose::Firehose;
+use crate::limits::RateLimits;
 use crate::proxy::Proxy;
 use crate::service::accounts::Accounts;
 use crate::service::blobs::Blobs;
@@ -45,6 +46,8 @@ pub struct App {
     pub blobs: Blobs,
     /// Mail to account holders.
     pub mailer: Arc<Mailer>,
+    /// Who may ask how often, if that is limited.
+    pub limits: Option<Arc<RateLimits>>,
     /// Handles and DIDs.
     pub names: Names,
     /// Tokens with which services call each other in the name of accounts.

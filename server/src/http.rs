@@ -22,11 +22,14 @@ use tower_http::compression::CompressionLayer;
 use tracing::Instrument;
 
 use crate::app::App;
+use crate::limits::{Meter, buckets};
 use crate::xrpc::error::XrpcError;
-use crate::{firehose, pages, telemetry, xrpc};
+use crate::{firehose, listen, pages, telemetry, xrpc};
 
 /// Smaller answers fit a packet as they are.
 const COMPRESS_FROM_BYTES: u64 = 1024;
+/// Headers that a page of another origin may read.
+const EXPOSED: &str = "RateLimit-Limit, RateLimit-Reset, RateLimit-Remaining, RateLimit-Policy, Retry-After, DPoP-Nonce, WWW-Authenticate";
 /// How long a browser may remember what it was told in advance.
 const PREFLIGHT_SECONDS: &str = "86400";
 
@@ -86,7 +89,20 @@ impl Routes {
         let started = Instant::now();
         let packed = accepts_gzip(request.headers());
         let row = xrpc::find(uri.path());
-        let answering = AssertUnwindSafe(self.pass(row, request)).catch_unwind();
+        let mut request = request;
+        let meter = self.meter(&request);
+        let answering = AssertUnwindSafe(async {
+            if let Some(meter) = &meter {
+                if buckets::is_global(uri.path())
+                    && let Err(refused) = meter.global().await
+                {
+                    return XrpcError::from(refused).into_http();
+                }
+                request.extensions_mut().insert(meter.clone());
+            }
+            self.pass(row, request).await
+        })
+        .catch_unwind();
         let mut response = answering
             .instrument(span.clone())
             .await
@@ -109,6 +125,13 @@ impl Routes {
         if !headers.contains_key(header::ACCESS_CONTROL_ALLOW_ORIGIN) {
             headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
         }
+        headers.insert(
+            header::ACCESS_CONTROL_EXPOSE_HEADERS,
+            HeaderValue::from_static(EXPOSED),
+        );
+        if let Some(meter) = meter {
+            meter.tell(headers);
+        }
         if let Ok(value) = HeaderValue::from_str(&id) {
             headers.insert(REQUEST_ID.clone(), value);
         }
@@ -120,6 +143,18 @@ impl Routes {
             tracing::info!(%method, path, status, ms, "answered");
         }
         response
+    }
+
+    /// How a request is counted, if it is.
+    fn meter(&self, request: &Request) -> Option<Arc<Meter>> {
+        let limits = self.0.app.limits.as_ref()?;
+        let counted = request.uri().path().starts_with("/xrpc/") || buckets::is_global(request.uri().path());
+        if !counted || request.method() == Method::OPTIONS {
+            return None;
+        }
+        let peer = request.extensions().get::<listen::Peer>().copied();
+        let address = listen::client_address(&self.0.app.config, peer, request.headers());
+        limits.meter(address, request.headers())
     }
 
     async fn pass(&self, row: Option<&'static xrpc::Row>, request: Request) -> Response<Body> {

@@ -22,6 +22,7 @@ pub mod gate;
 pub mod http;
 pub mod identity;
 pub mod lexicon;
+pub mod limits;
 pub mod listen;
 pub mod pages;
 pub mod plc;

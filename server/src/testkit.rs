@@ -31,6 +31,7 @@ use crate::client::plc::{PlcClient, PlcError, SharedPlc};
 use crate::config::Config;
 use crate::firehose::{Firehose, FirehoseSettings};
 use crate::http::Routes;
+use crate::limits::RateLimits;
 use crate::plc::directory::PlcDirectory;
 use crate::plc::op::{Operation, PlcState};
 use crate::proxy::Proxy;
@@ -366,6 +367,7 @@ impl Server {
         let store = Arc::new(DiskBlobs::open(dir.path().join("blobs")).unwrap());
         let app = Arc::new(App {
             mailer,
+            limits: RateLimits::new(&config.rate_limits, clock.clone()).unwrap(),
             blobs: Blobs::new(core.clone(), repos.clone(), store, config.blob_upload_limit),
             firehose: Firehose::new(
                 core.clone(),

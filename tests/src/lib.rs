@@ -13,6 +13,7 @@ pub mod moto;
 pub mod node;
 pub mod process;
 pub mod random;
+pub mod redis;
 pub mod smtp;
 pub mod stack;
 pub mod tools;

@@ -39,6 +39,7 @@ use crate::client::plc::{HttpPlc, SharedPlc};
 use crate::config::{AzureAuthSettings, AzureSettings, BlobPlace, Config, Durability, Replica};
 use crate::firehose::{Firehose, FirehoseSettings};
 use crate::gate::Gate;
+use crate::limits::RateLimits;
 use crate::proxy::Proxy;
 use crate::secrets::KeyWrap;
 use crate::service::accounts::{Accounts, Parts};
@@ -468,6 +469,7 @@ pub(super) async fn compose(
             config.import_disk,
         ),
         mailer: doors.mailer.clone(),
+        limits: RateLimits::new(&config.rate_limits, doors.clock.clone()).map_err(|error| other(&error))?,
         engine: core,
         config,
         tokens,

@@ -62,6 +62,14 @@ pub async fn calling_account(app: &App, headers: &HeaderMap, access: Access) -> 
     account.ok_or_else(|| XrpcError::new(StatusCode::FORBIDDEN, "AccountNotFound", "Account not found"))
 }
 
+/// The account of a request's access token, whatever it allows; none without a good one.
+#[must_use]
+pub fn session_did(app: &App, headers: &HeaderMap) -> Option<Did> {
+    let token = header::bearer(value(headers)).ok()?;
+    let claims = app.tokens.verify_access(token, app.now_seconds()).ok()?;
+    Some(claims.did)
+}
+
 /// The account that calls `method` with an access token, or in whose name a service does. A service's token is used up when
 /// the [`Use`] is kept.
 ///

@@ -8,6 +8,8 @@ use std::borrow::Cow;
 use axum::body::Body;
 use axum::http::{HeaderValue, Response, StatusCode, header};
 
+use crate::limits::TooMany;
+
 /// The name of an error that has none of its own.
 #[must_use]
 pub fn default_name(status: StatusCode) -> &'static str {
@@ -39,6 +41,13 @@ pub struct XrpcError {
     pub message: Cow<'static, str>,
     /// Seconds after which a retry makes sense.
     pub retry_after: Option<u32>,
+}
+
+impl From<TooMany> for XrpcError {
+    fn from(error: TooMany) -> XrpcError {
+        let status = StatusCode::TOO_MANY_REQUESTS;
+        XrpcError::new(status, default_name(status), error.to_string()).after(error.retry_after)
+    }
 }
 
 /// What a handler returns.
@@ -95,6 +104,13 @@ impl XrpcError {
             message: message.into(),
             retry_after: Some(retry_after),
         }
+    }
+
+    /// The same, to be tried again after so many seconds.
+    #[must_use]
+    pub fn after(mut self, seconds: u32) -> XrpcError {
+        self.retry_after = Some(seconds);
+        self
     }
 
     /// The same under another name.

@@ -30,10 +30,12 @@ use axum::http::{HeaderValue, Method, Response, header};
 
 use crate::app::App;
 use crate::auth::methods::CREATE_REPORT;
+use crate::limits::Meter;
+use crate::limits::buckets::{self, CountedBy};
 use crate::proxy::{Call, catch_all};
 use error::{XrpcError, XrpcResult};
 use params::Params;
-use request::Request;
+use request::{Metered, Request};
 
 type Answer = Pin<Box<dyn Future<Output = XrpcResult<Response<Body>>> + Send>>;
 
@@ -223,6 +225,7 @@ async fn answer(
         Err(error) => return (Err(error), row.private),
     };
     let place = app.bodies.place();
+    let metered = metered(&app, row, &parts);
     let answer = (row.call)(
         app,
         Request {
@@ -230,10 +233,24 @@ async fn answer(
             headers: parts.headers,
             body,
             place,
+            metered,
         },
     )
     .await;
     (answer, row.private)
+}
+
+/// How a request is counted by its method's own buckets, if it is.
+fn metered(app: &App, row: &Row, parts: &axum::http::request::Parts) -> Metered {
+    let Some(meter) = parts.extensions.get::<Arc<Meter>>() else {
+        return Metered::default();
+    };
+    let limit = buckets::of(row.nsid);
+    // Whoever has no good token is refused before anything is counted for an account.
+    let account = limit
+        .filter(|limit| limit.by == CountedBy::Account)
+        .and_then(|_| auth::session_did(app, &parts.headers));
+    Metered::new(meter.clone(), limit, account)
 }
 
 fn check_verb(row: &Row, method: &Method) -> XrpcResult<()> {

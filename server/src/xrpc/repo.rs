@@ -17,6 +17,7 @@ use super::request::{
 use crate::app::App;
 use crate::auth::methods::UPLOAD_BLOB;
 use crate::auth::permission::Access;
+use crate::limits::Write as Counted;
 use crate::service::repos::prepare::{Validate, Validation, prepare};
 use crate::service::repos::{
     CommitMeta, MAX_WRITES, RecordSwap, Write, WriteError, WriteResult, Written, read,
@@ -37,6 +38,7 @@ pub async fn create_record(app: Arc<App>, mut request: Request) -> XrpcResult<Re
     let claims = caller(&app, &request.headers, Access::Standard)?;
     let input: Input = request.json(RECORD_JSON_LIMIT).await?;
     let did = own_repo(&app, &input.repo, &claims.did).await?;
+    request.metered.writes(&did, [Counted::Create]).await?;
     let path = new_path(&app, input.collection, input.rkey);
     let record = prepare(&path, input.record, Validate::from(input.validate))?;
     let (cid, validation) = (record.cid, record.validation);
@@ -64,6 +66,7 @@ pub async fn put_record(app: Arc<App>, mut request: Request) -> XrpcResult<Respo
     let claims = caller(&app, &request.headers, Access::Standard)?;
     let input: Input = request.json(RECORD_JSON_LIMIT).await?;
     let did = own_repo(&app, &input.repo, &claims.did).await?;
+    request.metered.writes(&did, [Counted::Update]).await?;
     let path = RepoPath::new(input.collection, input.rkey);
     let record = prepare(&path, input.record, Validate::from(input.validate))?;
     let swap = match input.swap_record {
@@ -97,6 +100,7 @@ pub async fn delete_record(app: Arc<App>, mut request: Request) -> XrpcResult<Re
     let claims = caller(&app, &request.headers, Access::Standard)?;
     let input: Input = request.json(JSON_LIMIT).await?;
     let did = own_repo(&app, &input.repo, &claims.did).await?;
+    request.metered.writes(&did, [Counted::Delete]).await?;
     let path = RepoPath::new(input.collection, input.rkey);
     let swap = input.swap_record.map_or(RecordSwap::Any, RecordSwap::Is);
     let written = app
@@ -143,6 +147,15 @@ pub async fn apply_writes(app: Arc<App>, mut request: Request) -> XrpcResult<Res
     let did = repo_of(&app, &input.repo, caller.as_ref()).await?;
     if input.writes.len() > MAX_WRITES {
         return Err(XrpcError::invalid(format!("Too many writes. Max: {MAX_WRITES}")));
+    }
+    let counted = input.writes.iter().map(|write| match write.action {
+        Action::Create => Counted::Create,
+        Action::Update => Counted::Update,
+        Action::Delete => Counted::Delete,
+    });
+    // What the administrator brings back is not the account's doing.
+    if caller.is_some() {
+        request.metered.writes(&did, counted).await?;
     }
     let validate = Validate::from(input.validate);
     let mut writes = Vec::with_capacity(input.writes.len());

@@ -1,9 +1,11 @@
 //! One XRPC request: its parameters, headers and bounded body, and the helpers that shape an answer.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, BodyDataStream, Bytes};
 use axum::http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use engine::repo::Did;
 use futures_util::StreamExt;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -11,6 +13,8 @@ use serde::de::DeserializeOwned;
 use super::error::{XrpcError, XrpcResult};
 use super::params::Params;
 use super::room::BodyPlace;
+use crate::limits::buckets::{CountedBy, MethodLimit, WRITES};
+use crate::limits::{Meter, Write, write_points};
 
 /// Limit of a JSON body in bytes, unless the method has a larger one.
 pub const JSON_LIMIT: usize = 153_600;
@@ -48,6 +52,66 @@ pub struct Request {
     pub body: Body,
     /// The memory that the body takes, until the request is dropped.
     pub place: BodyPlace,
+    /// How it is counted.
+    pub metered: Metered,
+}
+
+/// How a request is counted by rate limits other than the global one. Nothing is, where nothing is limited.
+#[derive(Default)]
+pub struct Metered {
+    meter: Option<Arc<Meter>>,
+    limit: Option<&'static MethodLimit>,
+    account: Option<Did>,
+}
+
+impl Metered {
+    /// By a meter, for a method with a limit of its own, called by an account.
+    #[must_use]
+    pub fn new(meter: Arc<Meter>, limit: Option<&'static MethodLimit>, account: Option<Did>) -> Metered {
+        Metered {
+            meter: Some(meter),
+            limit,
+            account,
+        }
+    }
+
+    /// Counts a call of the method. Asked once the body is good, so that a bad one costs nothing.
+    async fn call(&self) -> XrpcResult<()> {
+        let (Some(meter), Some(limit)) = (&self.meter, self.limit) else {
+            return Ok(());
+        };
+        match (limit.by, &self.account) {
+            (CountedBy::Address, _) => meter.by_address(limit.buckets).await?,
+            (CountedBy::Account, Some(did)) => meter.by_account(limit.buckets, did.as_str(), 1).await?,
+            (CountedBy::Account, None) => {}
+        }
+        Ok(())
+    }
+
+    /// Counts an attempt to log in.
+    ///
+    /// # Errors
+    /// 429.
+    pub async fn login(&self, identifier: &str) -> XrpcResult<()> {
+        match &self.meter {
+            Some(meter) => Ok(meter.login(identifier).await?),
+            None => Ok(()),
+        }
+    }
+
+    /// Counts writes to a repo.
+    ///
+    /// # Errors
+    /// 429.
+    pub async fn writes(&self, did: &Did, writes: impl IntoIterator<Item = Write>) -> XrpcResult<()> {
+        match &self.meter {
+            Some(meter) => {
+                let points = write_points(writes);
+                Ok(meter.by_account(&WRITES, did.as_str(), points).await?)
+            }
+            None => Ok(()),
+        }
+    }
 }
 
 impl Request {
@@ -87,7 +151,9 @@ impl Request {
                 Err(error) => malformed(error),
             });
         }
-        serde_json::from_slice(&bytes).map_err(malformed)
+        let input = serde_json::from_slice(&bytes).map_err(malformed)?;
+        self.metered.call().await?;
+        Ok(input)
     }
 
     /// Refuses a body where the method takes none.
@@ -97,7 +163,7 @@ impl Request {
     pub async fn no_body(&mut self) -> XrpcResult<()> {
         let body = std::mem::replace(&mut self.body, Body::empty());
         match collect(body, &self.headers, 0, &PATIENCE, &mut self.place).await {
-            Ok(_) => Ok(()),
+            Ok(_) => self.metered.call().await,
             Err(error) if error.status == StatusCode::PAYLOAD_TOO_LARGE => Err(XrpcError::invalid(
                 "A request body was provided when none was expected",
             )),
@@ -275,8 +341,43 @@ pub fn car(body: Body) -> Response<Body> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::RateLimitSettings;
+    use crate::limits::{RateLimits, buckets};
     use crate::xrpc::room::BodyRoom;
     use futures_util::stream;
+
+    #[tokio::test]
+    async fn what_is_counted_for_an_account_is_counted_once_the_body_is_good() {
+        let settings = RateLimitSettings {
+            enabled: true,
+            ..RateLimitSettings::default()
+        };
+        let clock = std::sync::Arc::new(engine::clock::SystemClock);
+        let limits = RateLimits::new(&settings, clock).unwrap().unwrap();
+        let limit = buckets::of("com.atproto.identity.updateHandle");
+        let call = async |did: &str, body: &'static str| {
+            let meter = limits.meter(None, &HeaderMap::new()).unwrap();
+            let mut request = Request {
+                params: Params::parse(None).unwrap(),
+                headers: [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))]
+                    .into_iter()
+                    .collect(),
+                body: Body::from(body),
+                place: BodyRoom::new(1 << 20).place(),
+                metered: Metered::new(meter, limit, Some(did.parse().unwrap())),
+            };
+            let parsed = request.json::<serde_json::Value>(JSON_LIMIT).await;
+            parsed.map(|_| 200).unwrap_or_else(|error| error.status.as_u16())
+        };
+        for _ in 0..5 {
+            assert_eq!(call("did:plc:alice", "not JSON").await, 400);
+        }
+        for _ in 0..10 {
+            assert_eq!(call("did:plc:alice", "{}").await, 200);
+        }
+        assert_eq!(call("did:plc:alice", "{}").await, 429);
+        assert_eq!(call("did:plc:bob", "{}").await, 200);
+    }
 
     #[tokio::test]
     async fn a_client_that_stops_in_the_middle_of_a_body_or_drips_is_not_waited_for_forever() {

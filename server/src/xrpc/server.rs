@@ -102,6 +102,7 @@ pub async fn create_session(app: Arc<App>, mut request: Request) -> XrpcResult<R
         allow_takendown: bool,
     }
     let input: Input = request.json(JSON_LIMIT).await?;
+    request.metered.login(&input.identifier).await?;
     let session = app
         .accounts
         .login(&input.identifier, &input.password, input.allow_takendown)

@@ -7,6 +7,7 @@ mod decoders;
 mod dev;
 mod drill;
 mod e2e;
+mod limits;
 mod mail;
 mod memory;
 mod outage;

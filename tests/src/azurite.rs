@@ -120,8 +120,9 @@ impl Azurite {
 
 /// Starts the program; it and its URL.
 async fn run(dir: &Path, keep: Option<&Path>, port: &str) -> Result<Option<(Process, String)>> {
-    let script = node::folder().join("node_modules/azurite/dist/src/blob/main.js");
-    let Some(node) = node::program().filter(|_| script.exists()) else {
+    let script = node::folder().join("azurite.cjs");
+    let installed = node::folder().join("node_modules/azurite").exists();
+    let Some(node) = node::program().filter(|_| installed) else {
         return Ok(None);
     };
     let fixed = [

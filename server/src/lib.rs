@@ -27,6 +27,7 @@ pub mod listen;
 pub mod pages;
 pub mod plc;
 pub mod proxy;
+pub mod relays;
 pub mod secrets;
 pub mod service;
 pub mod start;

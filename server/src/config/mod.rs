@@ -215,6 +215,8 @@ pub struct Config {
     pub brand: Brand,
     /// `PDS_EMAIL_*`, `PDS_MODERATION_EMAIL_*`.
     pub mail: MailSettings,
+    /// `PDS_CRAWLERS`.
+    pub crawlers: Vec<Url>,
     /// `PDS_PROXY_*`.
     pub proxy: ProxySettings,
     /// `PDS_HTTP_MAX_CONNECTIONS` and the other settings of the listener.
@@ -497,6 +499,9 @@ impl Config {
             {
                 lines.push(format!("{what}= from {from} by {host}:{port}, {tls}"));
             }
+        }
+        for url in &self.crawlers {
+            lines.push(format!("relay              = {url}"));
         }
         lines.push(format!(
             "key encryption key = {}",

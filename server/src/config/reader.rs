@@ -405,6 +405,7 @@ impl Reader {
             upstreams: self.upstreams(),
             brand: self.brand(&hostname),
             mail: self.mail(),
+            crawlers: self.crawlers(),
             proxy: self.proxy(),
             http: Limits {
                 connections: self.number("PDS_HTTP_MAX_CONNECTIONS", 10_000, 1..=1_000_000),

@@ -22,7 +22,7 @@ use axum::body::Bytes;
 use engine::entry::EntryKind;
 use engine::log::{Lsn, PublicFrame, ReadError};
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -76,6 +76,7 @@ struct Inner {
     backfills: Semaphore,
     runtime: Handle,
     stop: CancellationToken,
+    last_event: watch::Sender<Lsn>,
 }
 
 impl Firehose {
@@ -98,6 +99,7 @@ impl Firehose {
                 backfills: Semaphore::new(BACKFILLS),
                 runtime,
                 stop,
+                last_event: watch::Sender::new(Lsn::ZERO),
             }),
         }
     }
@@ -131,7 +133,11 @@ impl Firehose {
                 let caught_up = batch.is_empty();
                 let events = batch.iter().filter_map(to_event).collect::<Vec<_>>();
                 metrics::counter!("pds_firehose_events_total").increment(events.len() as u64);
+                let last = events.last().map(|event| event.lsn);
                 inner.ring.push(events, if caught_up { limit } else { through });
+                if let Some(last) = last {
+                    inner.last_event.send_replace(last);
+                }
                 if caught_up || through >= limit {
                     break;
                 }
@@ -143,6 +149,12 @@ impl Firehose {
                 tokio::time::sleep(pause).await;
             }
         }
+    }
+
+    /// The newest event since the server's start, zero before there was one; changes with each that becomes visible.
+    #[must_use]
+    pub fn last_event(&self) -> watch::Receiver<Lsn> {
+        self.inner.last_event.subscribe()
     }
 
     /// How many consumers are connected.

@@ -32,6 +32,7 @@ use super::{Doors, ServerError, drills, follow, handover, mail, millis};
 use crate::app::App;
 use crate::config::Config;
 use crate::gate::Gate;
+use crate::relays;
 use crate::service::core::Core;
 use crate::service::drills::Drills;
 use crate::service::mail::Mailer;
@@ -244,6 +245,8 @@ impl Running {
         self.tasks.spawn(compaction(app.clone(), self.work.clone()));
         self.tasks.spawn(deletions(app.clone(), self.work.clone()));
         self.tasks.spawn(mail::mail(app.clone(), self.work.clone()));
+        self.tasks
+            .spawn(relays::ask_to_crawl(app.clone(), self.work.clone()));
         if let Some((store, _)) = &self.replica {
             self.tasks
                 .spawn(drills::drills(app.clone(), store.clone(), self.work.clone()));

@@ -8,6 +8,16 @@ use reqwest::Url;
 use super::Reader;
 use crate::config::{ProxySettings, Upstream, Upstreams};
 
+/// Most relays that are asked to read the event stream.
+const MOST_CRAWLERS: usize = 32;
+
+fn is_service(url: &Url) -> bool {
+    matches!(url.scheme(), "http" | "https")
+        && url.host().is_some()
+        && url.username().is_empty()
+        && url.password().is_none()
+}
+
 impl Reader {
     pub(super) fn upstreams(&mut self) -> Upstreams {
         let moderation = self.upstream("PDS_MOD_SERVICE_URL", "PDS_MOD_SERVICE_DID");
@@ -29,12 +39,7 @@ impl Reader {
             }
             return None;
         };
-        let parsed = Url::parse(&url).ok().filter(|url| {
-            matches!(url.scheme(), "http" | "https")
-                && url.host().is_some()
-                && url.username().is_empty()
-                && url.password().is_none()
-        });
+        let parsed = Url::parse(&url).ok().filter(is_service);
         if parsed.is_none() {
             self.problems.push(format!(
                 "{url_name} must be an http or https URL without credentials"
@@ -56,6 +61,30 @@ impl Reader {
         url.set_query(None);
         url.set_fragment(None);
         Some(Upstream { url, did })
+    }
+
+    /// Relays, at most [`MOST_CRAWLERS`].
+    pub(super) fn crawlers(&mut self) -> Vec<Url> {
+        let text = self.text("PDS_CRAWLERS").unwrap_or_default();
+        let names: Vec<&str> = text
+            .split(',')
+            .map(str::trim)
+            .filter(|name| !name.is_empty())
+            .collect();
+        if names.len() > MOST_CRAWLERS {
+            self.problems.push(format!(
+                "PDS_CRAWLERS must not name more than {MOST_CRAWLERS} relays"
+            ));
+        }
+        let parsed = names.into_iter().filter_map(|name| {
+            let url = Url::parse(name).ok().filter(is_service);
+            if url.is_none() {
+                self.problems
+                    .push("PDS_CRAWLERS must be http or https URLs without credentials".to_owned());
+            }
+            url
+        });
+        parsed.collect()
     }
 
     pub(super) fn proxy(&mut self) -> ProxySettings {

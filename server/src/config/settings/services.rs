@@ -71,6 +71,12 @@ pub(super) const SETTINGS: &[Setting] = &[
         "0",
         "how often a read is tried again if the connection to another service fails",
     ),
+    reference(
+        "PDS_CRAWLERS",
+        Text,
+        "none",
+        "base URLs of relays, separated by commas, which are asked to read the event stream: when there is something new, at most every 20 minutes",
+    ),
     ours(
         "PDS_PROXY_MAX_REQUESTS",
         Number,

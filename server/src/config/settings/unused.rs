@@ -41,10 +41,6 @@ pub(super) const SETTINGS: &[Setting] = &[
         "PDS_BSKY_APP_VIEW_CDN_URL_PATTERN",
         "nothing is added to what an AppView answers yet",
     ),
-    later(
-        "PDS_CRAWLERS",
-        "relays are not told of this server yet: tell them by com.atproto.sync.requestCrawl",
-    ),
     secret(later("PDS_DPOP_SECRET", "OAuth and its pages are not served yet")),
     later(
         "PDS_PROXY_PREFER_COMPRESSED",

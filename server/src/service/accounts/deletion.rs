@@ -109,6 +109,8 @@ impl Accounts {
                         }
                     }
                 }
+                // Nobody waits for a handle that it was about to get.
+                tx.execute("DELETE FROM identity_intent WHERE did = ?1", [&did])?;
                 queries::delete_account(tx, &did)?;
                 Ok(Ok(()))
             })

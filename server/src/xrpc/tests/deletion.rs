@@ -181,9 +181,16 @@ async fn deletion_works_in_every_state_and_codes_end() {
         let owner = server.sign_up(name).await;
         let code = ask(&server, &owner, &format!("{name}@example.com")).await;
         server.sql(state, &owner.did).await;
+        server
+            .sql(
+                "INSERT INTO identity_intent (did, operation, handle, createdAt) VALUES (?1, '{}', ?1 || '.test', 'x')",
+                &owner.did,
+            )
+            .await;
         done(&delete(&server, &owner, PASSWORD, &code).await);
     }
     assert_eq!(server.count("SELECT count(*) FROM actor").await, 0);
+    assert_eq!(server.count("SELECT count(*) FROM identity_intent").await, 0);
     let carol = server.sign_up("carol").await;
     let code = ask(&server, &carol, "carol@example.com").await;
     server.clock.advance(std::time::Duration::from_secs(15 * 60 + 1));

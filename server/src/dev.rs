@@ -126,6 +126,7 @@ async fn welcome(app: &App, secrets: &DevSecrets) -> Result<(), ServerError> {
     if known.is_none() {
         app.accounts
             .create(CreateAccount {
+                did: None,
                 handle: FIRST_HANDLE.to_owned(),
                 email: Some("alice@example.com".to_owned()),
                 password: Some(secrets.first_password.clone()),

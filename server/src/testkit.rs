@@ -274,6 +274,16 @@ impl Server {
         Server::open(Arc::new(options), clock, plc, dir).await
     }
 
+    /// Another server of the same network, at `https://<host>`, with its own accounts and handles below it.
+    pub async fn beside(&self, host: &str) -> Server {
+        let options = Options {
+            vars: vec![("PDS_HOSTNAME", host.to_owned())],
+            ..Options::default()
+        };
+        let dir = Arc::new(tempfile::tempdir().unwrap());
+        Server::open(Arc::new(options), self.clock.clone(), self.plc.clone(), dir).await
+    }
+
     /// Ends in order and starts on the same directory.
     pub async fn restart(self) -> Server {
         self.restart_after(|_| ()).await

@@ -8,6 +8,7 @@ use engine::blobs::{BlobError as StoreError, BlobStore, BlobUpload};
 use engine::entry::{Change, EntryDraft};
 use engine::repo::cid::{CidHasher, Codec};
 use engine::repo::{Cid, Did, Tid};
+use engine::views::index::MissingBlob;
 use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use tokio::sync::RwLock;
 use tokio::time::Instant;
@@ -339,6 +340,25 @@ impl Blobs {
             .list_blobs(did, since, cursor.as_ref(), limit)
             .map_err(|error| BlobError::Internal(error.to_string()))?;
         Ok(found.into_iter().map(|item| item.cid).collect())
+    }
+
+    /// Blobs that records of `did` reference and that are not here, ascending, after `cursor`; each with one of the records.
+    ///
+    /// # Errors
+    /// The index cannot be read.
+    pub fn missing(
+        &self,
+        did: &Did,
+        cursor: Option<Cid>,
+        limit: usize,
+    ) -> Result<Vec<MissingBlob>, BlobError> {
+        let reader = self
+            .engine
+            .reader()
+            .map_err(|error| BlobError::Internal(error.to_string()))?;
+        reader
+            .missing_blobs(did, cursor.as_ref(), limit)
+            .map_err(|error| BlobError::Internal(error.to_string()))
     }
 
     fn row(&self, did: &Did, cid: &Cid) -> Result<Option<engine::views::index::BlobRow>, BlobError> {

@@ -6,6 +6,7 @@ use engine::repo::Did;
 use super::error::{XrpcError, XrpcResult};
 use crate::app::App;
 use crate::auth::header::{self, Authorization, HeaderError};
+use crate::auth::methods::CREATE_ACCOUNT;
 use crate::auth::permission::{Access, Denied, Permission};
 use crate::auth::replay::Use;
 use crate::auth::service_jwt::{ServiceJwtError, looks_like_service_jwt};
@@ -204,17 +205,21 @@ pub async fn moderator(app: &App, headers: &HeaderMap, method: &str) -> XrpcResu
     }
 }
 
-/// Refuses any credentials but none: `createAccount` of a new identity.
+/// Whose identity somebody brings to `createAccount`: nobody's without credentials, else that of a service token's issuer.
 ///
 /// # Errors
-/// 401 when there are some.
-pub fn nobody(headers: &HeaderMap) -> XrpcResult<()> {
+/// 401 for a token that is not good, and for any other credentials.
+pub async fn arriving(app: &App, headers: &HeaderMap) -> XrpcResult<(Option<Did>, Option<Use>)> {
     match header::parse(value(headers)).map_err(header_error)? {
-        None => Ok(()),
-        Some(_) => Err(XrpcError::unauthorized(
-            "AuthenticationRequired",
-            "This server does not take over existing identities yet; create an account without credentials",
-        )),
+        None => Ok((None, None)),
+        Some(Authorization::Bearer(token)) => {
+            let (claims, used) = app.service_auth.verify(token, CREATE_ACCOUNT).await?;
+            if claims.issuer_fragment.is_some() {
+                return Err(ServiceJwtError::Untrusted.into());
+            }
+            Ok((Some(claims.issuer), used))
+        }
+        Some(_) => Err(denied()),
     }
 }
 

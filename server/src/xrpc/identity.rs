@@ -15,7 +15,8 @@ use crate::app::App;
 use crate::auth::permission::Access;
 use crate::client::did::DidError;
 use crate::client::plc::PlcError;
-use crate::service::identity::{By, IdentityError};
+use crate::service::accounts::MailPurpose;
+use crate::service::identity::{By, IdentityError, Overlay};
 
 /// `resolveHandle`: our own accounts first, then the network; an unknown name below our domains is nobody's.
 pub async fn resolve_handle(app: Arc<App>, mut request: Request) -> XrpcResult<Response<Body>> {
@@ -109,6 +110,41 @@ pub async fn get_recommended_did_credentials(
             "atproto_pds": { "type": "AtprotoPersonalDataServer", "endpoint": wanted.endpoint },
         },
     }))
+}
+
+/// `requestPlcOperationSignature`: a token by mail. Accounts that are taken down may leave.
+pub async fn request_plc_operation_signature(
+    app: Arc<App>,
+    mut request: Request,
+) -> XrpcResult<Response<Body>> {
+    let caller = caller(&app, &request.headers, Access::FullOrTakendown)?;
+    request.no_body().await?;
+    let account = app.accounts.by_did(&caller.did).await?;
+    let account = account.ok_or(IdentityError::NoAccount)?;
+    app.accounts
+        .mail_code(&account, MailPurpose::PlcOperation)
+        .await?;
+    Ok(empty())
+}
+
+/// `signPlcOperation`: signs with this server's key, for the token; submits nothing.
+pub async fn sign_plc_operation(app: Arc<App>, mut request: Request) -> XrpcResult<Response<Body>> {
+    #[derive(Deserialize)]
+    struct Input {
+        token: Option<String>,
+        #[serde(flatten)]
+        overlay: Overlay,
+    }
+    let caller = caller(&app, &request.headers, Access::FullOrTakendown)?;
+    let input: Input = request.json(JSON_LIMIT).await?;
+    let token = input
+        .token
+        .ok_or_else(|| XrpcError::invalid("email confirmation token required to sign PLC operations"))?;
+    app.accounts
+        .use_code(MailPurpose::PlcOperation, &caller.did, &token)
+        .await?;
+    let operation = app.identities.sign_operation(&caller.did, input.overlay).await?;
+    json_answer(&json!({ "operation": operation.to_json() }))
 }
 
 /// `submitPlcOperation`: passes an operation on that leaves the account usable here.

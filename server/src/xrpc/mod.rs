@@ -105,6 +105,8 @@ static METHODS: &[Row] = rows! {
     "com.atproto.identity.refreshIdentity" Procedure private identity::refresh_identity;
     "com.atproto.identity.updateHandle" Procedure private identity::update_handle;
     "com.atproto.identity.getRecommendedDidCredentials" Query private identity::get_recommended_did_credentials;
+    "com.atproto.identity.requestPlcOperationSignature" Procedure private identity::request_plc_operation_signature;
+    "com.atproto.identity.signPlcOperation" Procedure private identity::sign_plc_operation;
     "com.atproto.identity.submitPlcOperation" Procedure private identity::submit_plc_operation;
     "com.atproto.moderation.createReport" Procedure private moderation::create_report;
     "com.atproto.repo.createRecord" Procedure private repo::create_record;
@@ -115,6 +117,7 @@ static METHODS: &[Row] = rows! {
     "com.atproto.repo.listRecords" Query public repo::list_records;
     "com.atproto.repo.describeRepo" Query public repo::describe_repo;
     "com.atproto.repo.uploadBlob" Procedure private repo::upload_blob;
+    "com.atproto.repo.listMissingBlobs" Query private repo::list_missing_blobs;
     "com.atproto.repo.importRepo" Procedure private repo::import_repo;
     "com.atproto.sync.getRepo" Query private sync::get_repo;
     "com.atproto.sync.getBlocks" Query private sync::get_blocks;

@@ -369,6 +369,25 @@ pub async fn upload_blob(app: Arc<App>, mut request: Request) -> XrpcResult<Resp
     }}))
 }
 
+/// `listMissingBlobs`: what records reference and nobody has uploaded yet.
+pub async fn list_missing_blobs(app: Arc<App>, mut request: Request) -> XrpcResult<Response<Body>> {
+    let limit = request.params.integer("limit", 1..=1000, 500)?;
+    let cursor: Option<Cid> = request.params.parsed_optional("cursor")?;
+    let did = caller(&app, &request.headers, Access::Standard)?.did;
+    request.no_body().await?;
+    let (blobs, of) = (app.blobs.clone(), did.clone());
+    let missing = blocking(move || Ok(blobs.missing(&of, cursor, limit)?)).await?;
+    let mut answer = Map::new();
+    if let Some(last) = missing.last() {
+        answer.insert("cursor".into(), last.cid.to_string().into());
+    }
+    let rows = missing
+        .iter()
+        .map(|blob| json!({ "cid": blob.cid.to_string(), "recordUri": uri(&did, &blob.path) }));
+    answer.insert("blobs".into(), rows.collect());
+    json_answer(&Value::Object(answer))
+}
+
 /// `importRepo`: active and deactivated accounts alike, as in the reference PDS.
 pub async fn import_repo(app: Arc<App>, mut request: Request) -> XrpcResult<Response<Body>> {
     let claims = caller(&app, &request.headers, Access::FullOrTakendown)?;

@@ -9,10 +9,11 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::http::{Response, StatusCode};
+use engine::repo::Did;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::auth::{caller, nobody, refresh};
+use super::auth::{arriving, caller, refresh};
 use super::error::{XrpcError, XrpcResult};
 use super::request::{JSON_LIMIT, Request, empty, json as json_answer};
 use crate::app::App;
@@ -47,7 +48,7 @@ pub async fn describe_server(app: Arc<App>, mut request: Request) -> XrpcResult<
     }))
 }
 
-/// `createAccount` with a new identity.
+/// `createAccount`, with a new identity or one that there is, whose owner proves it with a service token.
 pub async fn create_account(app: Arc<App>, mut request: Request) -> XrpcResult<Response<Body>> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
@@ -56,18 +57,19 @@ pub async fn create_account(app: Arc<App>, mut request: Request) -> XrpcResult<R
         email: Option<String>,
         password: Option<String>,
         invite_code: Option<String>,
-        did: Option<String>,
+        did: Option<Did>,
         recovery_key: Option<String>,
         plc_op: Option<Value>,
     }
-    nobody(&request.headers)?;
+    let (requester, used) = arriving(&app, &request.headers).await?;
     let input: Input = request.json(JSON_LIMIT).await?;
     if input.plc_op.is_some() {
         return Err(XrpcError::invalid("Unsupported input: \"plcOp\""));
     }
-    if input.did.is_some() {
-        return Err(XrpcError::invalid(
-            "Unsupported input: \"did\": this server does not take over existing identities yet",
+    if let Some(did) = input.did.as_ref().filter(|did| requester.as_ref() != Some(did)) {
+        return Err(XrpcError::unauthorized(
+            "AuthenticationRequired",
+            format!("Missing auth to create account with did: {did}"),
         ));
     }
     let session = app
@@ -78,8 +80,12 @@ pub async fn create_account(app: Arc<App>, mut request: Request) -> XrpcResult<R
             password: input.password,
             invite_code: input.invite_code,
             recovery_key: input.recovery_key,
+            did: input.did,
         })
         .await?;
+    if let Some(used) = used {
+        used.keep();
+    }
     let mut answer = Map::new();
     answer.insert("handle".into(), session.account.handle_text().into());
     answer.insert("did".into(), session.account.did.as_str().into());
@@ -244,6 +250,7 @@ impl From<CreateError> for XrpcError {
         match error {
             CreateError::Invalid(message) => XrpcError::invalid(message),
             CreateError::Handle { name, message } => XrpcError::bad(name, message),
+            CreateError::Exists(_) => XrpcError::bad("AlreadyExists", error.to_string()),
             CreateError::InviteCode => XrpcError::bad("InvalidInviteCode", error.to_string()),
             CreateError::Busy => XrpcError::unavailable(error.to_string(), 2),
             CreateError::Plc {

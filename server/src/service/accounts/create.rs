@@ -30,11 +30,13 @@ use crate::client::plc::PlcError;
 use crate::identity::handle::HandleError;
 use crate::plc::op::{Operation, PlcState};
 use crate::secrets::Purpose;
-use crate::service::repos::genesis;
+use crate::service::repos::{WriteError, export, genesis, silent_genesis};
 
 /// Longest e-mail address.
 const EMAIL_MAX: usize = 254;
 
+/// How long an account whose identity came from elsewhere may stay deactivated before it is meant to go.
+pub const ARRIVAL_DAYS: u64 = 3;
 /// How long a start may spend on burying identities.
 const BURY_TOTAL: Duration = Duration::from_secs(20);
 
@@ -60,6 +62,25 @@ pub struct CreateAccount {
     pub invite_code: Option<String>,
     /// A did:key of the user's own, put above ours in the rotation keys.
     pub recovery_key: Option<String>,
+    /// An identity that there is already, whose owner this is. None: a new one.
+    pub did: Option<Did>,
+}
+
+/// Who signs up, with everything checked that can be checked before.
+struct Newcomer {
+    handle: Handle,
+    email: Option<String>,
+    password_hash: Option<String>,
+    invite: Option<String>,
+    recovery: Option<PublicKey>,
+}
+
+/// How an account begins.
+enum Begin {
+    /// With a new identity, which the network is told of.
+    Founded,
+    /// With an identity from elsewhere: deactivated, nobody is told. Its key as it is stored.
+    Arrived(Vec<u8>),
 }
 
 /// Why nobody was signed up.
@@ -79,6 +100,9 @@ pub enum CreateError {
     /// The invite code.
     #[error("Provided invite code not available")]
     InviteCode,
+    /// The identity has an account here, in whatever state.
+    #[error("Account already exists: {0}")]
+    Exists(Did),
     /// Too many at once.
     #[error("too many sign-ups at once; try again")]
     Busy,
@@ -96,7 +120,9 @@ pub enum CreateError {
 }
 
 impl Accounts {
-    /// Signs somebody up with a new did:plc identity and opens a session.
+    /// Signs somebody up, with a new did:plc identity or one that there is, and opens a session. An account with an identity that
+    /// there is begins deactivated, its repo empty, and nobody is told of it; unless it is activated it is meant to go after
+    /// [`ARRIVAL_DAYS`].
     ///
     /// # Errors
     /// See [`CreateError`]; unless it is [`ChangeError::Closed`] or [`ChangeError::Unconfirmed`], nothing of the account remains.
@@ -108,11 +134,26 @@ impl Accounts {
     }
 
     async fn create_to_the_end(&self, input: CreateAccount) -> Result<Session, CreateError> {
+        let did = input.did.clone();
+        if let Some(did) = &did
+            && self.by_did(did).await.map_err(ChangeError::from)?.is_some()
+        {
+            return Err(CreateError::Exists(did.clone()));
+        }
+        let newcomer = self.check(input).await?;
+        match did {
+            Some(did) => self.take_in(did, newcomer).await,
+            None => self.found(newcomer).await,
+        }
+    }
+
+    async fn check(&self, input: CreateAccount) -> Result<Newcomer, CreateError> {
         let inner = &self.inner;
-        let handle = inner
-            .names
-            .check_new_handle(&input.handle)
-            .map_err(|error| handle_error(&error))?;
+        let handle = match &input.did {
+            None => inner.names.check_new_handle(&input.handle),
+            Some(did) => inner.names.check_handle_of(did, &input.handle, false).await,
+        };
+        let handle = handle.map_err(|error| handle_error(&error))?;
         let email = input.email.as_deref().map(check_email).transpose()?;
         if input.password.is_some() && email.is_none() {
             return Err(CreateError::Invalid("Email is required".to_owned()));
@@ -130,9 +171,43 @@ impl Accounts {
             Some(password) => Some(inner.passwords.hash(password).await.map_err(password_error)?),
             None => None,
         };
+        Ok(Newcomer {
+            handle,
+            email: email.filter(|_| password_hash.is_some()),
+            password_hash,
+            invite,
+            recovery,
+        })
+    }
+
+    /// An account for an identity that there is. The directory is not concerned: its owner tells it when everything is here.
+    async fn take_in(&self, did: Did, newcomer: Newcomer) -> Result<Session, CreateError> {
+        let inner = &self.inner;
+        let (key, wrapped) = match self.reserved_key(&did).await? {
+            Some(reserved) => reserved,
+            None => {
+                let key = SigningKey::generate(inner.engine.entropy()).map_err(|e| internal(&e))?;
+                let wrapped = inner.wrap_key(&did, &key)?;
+                (key, wrapped)
+            }
+        };
+        let handle = newcomer.handle.clone();
+        let settled = self.settle(&did, &key, newcomer, Begin::Arrived(wrapped)).await;
+        settled.map_err(|error| taken(error, &did, &handle))
+    }
+
+    /// An account with a new identity.
+    async fn found(&self, newcomer: Newcomer) -> Result<Session, CreateError> {
+        let inner = &self.inner;
+        let handle = newcomer.handle.clone();
         let key = SigningKey::generate(inner.engine.entropy()).map_err(|e| internal(&e))?;
         let rotation = inner.rotation_key()?;
-        let rotation_keys: Vec<PublicKey> = recovery.into_iter().chain([rotation.public_key()]).collect();
+        let rotation_keys: Vec<PublicKey> = newcomer
+            .recovery
+            .iter()
+            .copied()
+            .chain([rotation.public_key()])
+            .collect();
         let state = PlcState::account(
             &rotation_keys,
             &key.public_key(),
@@ -154,10 +229,7 @@ impl Accounts {
             }
             return Err(plc_error(&error));
         }
-        let email = email.filter(|_| password_hash.is_some());
-        let settled = self
-            .settle(&did, &key, &handle, email, password_hash, invite)
-            .await;
+        let settled = self.settle(&did, &key, newcomer, Begin::Founded).await;
         match settled {
             Ok(session) => Ok(session),
             // The outcome is unknown; the next start looks at what the log says.
@@ -166,7 +238,7 @@ impl Accounts {
                 if let Err(cause) = self.bury(&did, &operation, Late::Over).await {
                     tracing::warn!(%did, %cause, "an identity without an account is left to the next start");
                 }
-                Err(taken(error, &handle))
+                Err(taken(error, &did, &handle))
             }
         }
     }
@@ -222,15 +294,7 @@ impl Accounts {
     /// Logs what is about to happen, with the key that would otherwise be lost.
     async fn intend(&self, did: &Did, key: &SigningKey, operation: &Operation) -> Result<(), CreateError> {
         let inner = &self.inner;
-        let wrapped = inner
-            .wrap
-            .wrap(
-                Purpose::REPO_SIGNING_KEY,
-                did.as_str(),
-                key.to_bytes().as_slice(),
-                inner.engine.entropy(),
-            )
-            .map_err(|e| internal(&e))?;
+        let wrapped = inner.wrap_key(did, key)?;
         let public_key = key.public_key().to_did_key();
         let (owner, now, json) = (
             did.as_str().to_owned(),
@@ -306,12 +370,17 @@ impl Accounts {
         &self,
         did: &Did,
         key: &SigningKey,
-        handle: &Handle,
-        email: Option<String>,
-        password_hash: Option<String>,
-        invite: Option<String>,
+        newcomer: Newcomer,
+        begin: Begin,
     ) -> Result<Session, ChangeError> {
         let inner = &self.inner;
+        let Newcomer {
+            handle,
+            email,
+            password_hash,
+            invite,
+            ..
+        } = newcomer;
         let now = inner.now_seconds();
         let id = self.new_id()?;
         let access = inner
@@ -334,7 +403,10 @@ impl Accounts {
             handle: Some(handle.clone()),
             email: email.clone(),
             email_confirmed: false,
-            status: Status::Active,
+            status: match begin {
+                Begin::Founded => Status::Active,
+                Begin::Arrived(_) => Status::Deactivated,
+            },
             password_hash: password_hash.clone(),
         };
         let (owner, name, at) = (
@@ -342,8 +414,29 @@ impl Accounts {
             handle.as_str().to_owned(),
             inner.now_text(),
         );
+        let arrived = match begin {
+            Begin::Founded => None,
+            Begin::Arrived(wrapped) => Some(view::SigningKey {
+                did: owner.clone(),
+                public_key: key.public_key().to_did_key(),
+                wrapped,
+                created_at: at.clone(),
+            }),
+        };
+        let is_new = arrived.is_none();
+        let delete_after = seconds_text(now + ARRIVAL_DAYS * 24 * 3600);
         let prepared = self
             .prepare(locks, move |tx| {
+                if let Some(key) = &arrived {
+                    if queries::account_by_did(tx, &owner)?.is_some() {
+                        return Err(AccountsError::Conflict {
+                            table: "actor".to_owned(),
+                            column: "did".to_owned(),
+                        });
+                    }
+                    queries::put_signing_key(tx, key)?;
+                    tx.execute("DELETE FROM reserved_key WHERE name = ?1", [&owner])?;
+                }
                 if handle_is_promised(tx, &name, &owner)? {
                     return Err(AccountsError::Conflict {
                         table: "actor".to_owned(),
@@ -357,8 +450,8 @@ impl Accounts {
                         handle: Some(name),
                         created_at: at.clone(),
                         takedown_ref: None,
-                        deactivated_at: None,
-                        delete_after: None,
+                        deactivated_at: arrived.as_ref().map(|_| at.clone()),
+                        delete_after: arrived.as_ref().map(|_| delete_after),
                     },
                 )?;
                 if let (Some(email), Some(hash)) = (email, password_hash) {
@@ -388,24 +481,31 @@ impl Accounts {
                 Ok(tx.execute("DELETE FROM plc_intent WHERE did = ?1", [&owner])?)
             })
             .await?;
-        let first =
-            genesis(did, key, inner.repos.next_tid()).map_err(|e| ChangeError::Internal(e.to_string()))?;
-        let identity = event::encode_identity(did, Some(handle));
-        let status = event::encode_account(did, None);
         let change = Change::AccountsChangeset {
             bytes: prepared.changeset,
         };
-        inner
-            .commit(
-                vec![
-                    EntryDraft::identity(identity, vec![change]),
-                    EntryDraft::account(status, Vec::new()),
-                    first.commit,
-                    first.sync,
-                ],
-                prepared.locks,
-            )
-            .await?;
+        let rev = inner.repos.next_tid();
+        let internal = |error: WriteError| ChangeError::Internal(error.to_string());
+        let group = if is_new {
+            let first = genesis(did, key, rev).map_err(internal)?;
+            let identity = event::encode_identity(did, Some(&handle));
+            vec![
+                EntryDraft::identity(identity, vec![change]),
+                EntryDraft::account(event::encode_account(did, None), Vec::new()),
+                first.commit,
+                first.sync,
+            ]
+        } else {
+            // The repo of an account that was deleted here may still be on its way out of the index.
+            if export::head(&inner.engine, did).map_err(internal)?.is_some() {
+                return Err(ChangeError::Busy);
+            }
+            vec![EntryDraft::private(vec![
+                change,
+                silent_genesis(did, key, rev).map_err(internal)?,
+            ])]
+        };
+        inner.commit(group, prepared.locks).await?;
         metrics::counter!("pds_accounts_created_total").increment(1);
         Ok(Session {
             access,
@@ -448,6 +548,14 @@ impl Accounts {
 }
 
 impl Inner {
+    /// A repo's signing key as it is stored.
+    fn wrap_key(&self, did: &Did, key: &SigningKey) -> Result<Vec<u8>, ChangeError> {
+        let (bytes, entropy) = (key.to_bytes(), self.engine.entropy());
+        self.wrap
+            .wrap(Purpose::REPO_SIGNING_KEY, did.as_str(), bytes.as_slice(), entropy)
+            .map_err(|error| ChangeError::Internal(error.to_string()))
+    }
+
     pub(super) fn rotation_key(&self) -> Result<SigningKey, ChangeError> {
         SigningKey::from_bytes(self.config.plc_rotation_key.expose())
             .map_err(|error| ChangeError::Internal(format!("the PLC rotation key: {error}")))
@@ -512,10 +620,11 @@ fn email_taken() -> CreateError {
 }
 
 /// What somebody is told who was free to sign up a moment ago and lost a race.
-fn taken(error: ChangeError, handle: &Handle) -> CreateError {
+fn taken(error: ChangeError, did: &Did, handle: &Handle) -> CreateError {
     match error {
         ChangeError::Conflict { table, column } => match (table.as_str(), column.as_str()) {
             ("actor", "handle") => handle_taken(handle),
+            ("actor", "did") => CreateError::Exists(did.clone()),
             ("account", "email") => email_taken(),
             ("invite_code_use", _) => CreateError::InviteCode,
             _ => ChangeError::Conflict { table, column }.into(),

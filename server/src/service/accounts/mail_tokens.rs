@@ -22,6 +22,8 @@ pub(crate) enum MailPurpose {
     ResetPassword,
     /// To delete the account.
     DeleteAccount,
+    /// To have a did:plc operation signed.
+    PlcOperation,
 }
 
 impl MailPurpose {
@@ -32,6 +34,7 @@ impl MailPurpose {
             MailPurpose::UpdateEmail => "update_email",
             MailPurpose::ResetPassword => "reset_password",
             MailPurpose::DeleteAccount => "delete_account",
+            MailPurpose::PlcOperation => "plc_operation",
         }
     }
 
@@ -42,6 +45,7 @@ impl MailPurpose {
             MailPurpose::UpdateEmail => Letter::UpdateEmail { handle, token },
             MailPurpose::ResetPassword => Letter::ResetPassword { handle, token },
             MailPurpose::DeleteAccount => Letter::DeleteAccount { handle, token },
+            MailPurpose::PlcOperation => Letter::PlcOperation { handle, token },
         }
     }
 }
@@ -162,6 +166,25 @@ impl Accounts {
             return Err(CodeError::Expired);
         }
         Ok(Code { purpose, did, hash })
+    }
+
+    /// Uses up a code of an account.
+    ///
+    /// # Errors
+    /// See [`CodeError`].
+    pub(crate) async fn use_code(
+        &self,
+        purpose: MailPurpose,
+        did: &Did,
+        text: &str,
+    ) -> Result<(), CodeError> {
+        let code = self.check_code(purpose, Some(did), text).await?;
+        let used = self.change(vec![LockKey::did(did.as_str())], move |tx| code.use_up(tx));
+        if used.await? {
+            Ok(())
+        } else {
+            Err(CodeError::Invalid)
+        }
     }
 }
 

@@ -58,6 +58,29 @@ impl Accounts {
         })
         .await
     }
+
+    /// The key that is reserved for a DID, and how it is stored: the account of that DID may take it as it is.
+    pub(super) async fn reserved_key(&self, did: &Did) -> Result<Option<(SigningKey, Vec<u8>)>, ChangeError> {
+        let inner = &self.inner;
+        let wanted = did.as_str().to_owned();
+        let row = inner.engine.accounts().read(move |conn| {
+            let sql = "SELECT wrapped FROM reserved_key WHERE name = ?1";
+            let row = conn.query_row(sql, [wanted], |row| row.get::<_, Vec<u8>>(0));
+            row.optional().map_err(AccountsError::from)
+        });
+        let Some(wrapped) = row.await.map_err(ChangeError::from)? else {
+            return Ok(None);
+        };
+        let opened = inner
+            .wrap
+            .unwrap(Purpose::REPO_SIGNING_KEY, did.as_str(), &wrapped)
+            .map_err(|error| ChangeError::Internal(format!("the key reserved for {did}: {error}")))?;
+        let key = <[u8; 32]>::try_from(opened.expose().as_slice())
+            .ok()
+            .and_then(|bytes| SigningKey::from_bytes(&bytes).ok())
+            .ok_or_else(|| ChangeError::Internal(format!("the key reserved for {did} is none")))?;
+        Ok(Some((key, wrapped)))
+    }
 }
 
 fn known(conn: &rusqlite::Connection, name: &str) -> Result<Option<String>, AccountsError> {

@@ -27,6 +27,8 @@ use crate::service::keys::SigningKeys;
 use crate::service::names::Names;
 use crate::service::repos::Repos;
 
+pub use operation::Overlay;
+
 /// Why an identity was not changed, or is not known.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {

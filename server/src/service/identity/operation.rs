@@ -1,13 +1,60 @@
-//! Operations of the did:plc directory that an account's owner brings, passed on after a look.
+//! Operations of the did:plc directory on the owner's behalf: signed with this server's key, or passed on after a look.
+
+use std::collections::BTreeMap;
 
 use engine::entry::EntryDraft;
 use engine::repo::{Did, event};
+use serde::Deserialize;
 use serde_json::Value;
 
 use super::{Identities, IdentityError};
-use crate::plc::op::{ATPROTO_KEY, Operation, PDS_SERVICE, PDS_SERVICE_TYPE};
+use crate::plc::op::{ATPROTO_KEY, Operation, PDS_SERVICE, PDS_SERVICE_TYPE, PlcState, Service};
+
+/// What is to be otherwise in the next operation; each part that is given takes the place of the whole part before.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Overlay {
+    /// Keys that may sign operations.
+    pub rotation_keys: Option<Vec<String>>,
+    /// Other names.
+    pub also_known_as: Option<Vec<String>>,
+    /// Keys for use.
+    pub verification_methods: Option<BTreeMap<String, String>>,
+    /// Services.
+    pub services: Option<BTreeMap<String, Service>>,
+}
+
+impl Overlay {
+    fn over(self, state: &mut PlcState) {
+        let Overlay {
+            rotation_keys,
+            also_known_as,
+            verification_methods,
+            services,
+        } = self;
+        state.rotation_keys = rotation_keys.unwrap_or(std::mem::take(&mut state.rotation_keys));
+        state.also_known_as = also_known_as.unwrap_or(std::mem::take(&mut state.also_known_as));
+        state.verification_methods =
+            verification_methods.unwrap_or(std::mem::take(&mut state.verification_methods));
+        state.services = services.unwrap_or(std::mem::take(&mut state.services));
+    }
+}
 
 impl Identities {
+    /// Signs the operation that follows the last one of `did`, for its owner to submit, here or elsewhere. What it says is the
+    /// owner's affair.
+    ///
+    /// # Errors
+    /// See [`IdentityError`].
+    pub async fn sign_operation(&self, did: &Did, overlay: Overlay) -> Result<Operation, IdentityError> {
+        let last = self.parts().plc.last_op(did).await?;
+        let mut state = last
+            .state()
+            .ok_or_else(|| IdentityError::Invalid("Did is tombstoned".to_owned()))?;
+        overlay.over(&mut state);
+        Ok(Operation::update(state, last.cid(), &self.rotation_key()?)?)
+    }
+
     /// Passes an operation on that leaves the account usable here, and tells subscribers.
     ///
     /// # Errors

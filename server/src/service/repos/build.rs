@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use bytes::Bytes;
-use engine::entry::EntryDraft;
+use engine::entry::{Change, EntryDraft};
 use engine::repo::Cid;
 use engine::repo::Did;
 use engine::repo::SigningKey;
@@ -268,6 +268,19 @@ pub fn genesis(did: &Did, key: &SigningKey, rev: Tid) -> Result<Genesis, WriteEr
             cid: commit.cid(),
             rev,
         },
+    })
+}
+
+/// The first commit of a repo that nobody is told of yet: its account arrives from elsewhere.
+///
+/// # Errors
+/// Signing failed.
+pub fn silent_genesis(did: &Did, key: &SigningKey, rev: Tid) -> Result<Change, WriteError> {
+    let commit = sign(did, key, Tree::empty().flush().root, rev)?;
+    Ok(Change::RepoHead {
+        did: did.clone(),
+        generation: 0,
+        commit: commit.bytes().clone(),
     })
 }
 

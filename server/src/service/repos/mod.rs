@@ -42,7 +42,7 @@ use heal::Healing;
 use prepare::PreparedRecord;
 use trees::{ACTOR_BYTES, Trees};
 
-pub use build::{Genesis, genesis};
+pub use build::{Genesis, genesis, silent_genesis};
 
 /// Writes that one request may carry (<https://atproto.com/specs/sync#commit>).
 pub const MAX_WRITES: usize = 200;

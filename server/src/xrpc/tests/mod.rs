@@ -7,6 +7,7 @@ mod email;
 mod identity;
 mod invites;
 mod life;
+mod migration;
 mod preferences;
 mod protocol;
 mod proxy;

@@ -16,6 +16,7 @@ use crate::service::blobs::Blobs;
 use crate::service::core::Core;
 use crate::service::identity::Identities;
 use crate::service::mail::Mailer;
+use crate::service::moderation::Moderation;
 use crate::service::names::Names;
 use crate::service::replication::{Condition, LAG_MAX_SECONDS, Replication};
 use crate::service::repos::Repos;
@@ -40,6 +41,8 @@ pub struct App {
     pub accounts: Accounts,
     /// Their identities.
     pub identities: Identities,
+    /// What moderators do.
+    pub moderation: Moderation,
     /// Repos.
     pub repos: Repos,
     /// Media blobs.

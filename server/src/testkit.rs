@@ -42,6 +42,7 @@ use crate::service::core::Core;
 use crate::service::identity::{self, Identities};
 use crate::service::keys::SigningKeys;
 use crate::service::mail::Mailer;
+use crate::service::moderation::Moderation;
 use crate::service::names::Names;
 use crate::service::repos::export::Exports;
 use crate::service::repos::import::Imports;
@@ -376,6 +377,7 @@ impl Server {
         let stop = CancellationToken::new();
         let store = Arc::new(DiskBlobs::open(dir.path().join("blobs")).unwrap());
         let app = Arc::new(App {
+            moderation: Moderation::new(core.clone(), accounts.clone(), repos.clone()),
             mailer,
             limits: RateLimits::new(&config.rate_limits, clock.clone()).unwrap(),
             blobs: Blobs::new(core.clone(), repos.clone(), store, config.blob_upload_limit),

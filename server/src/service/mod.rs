@@ -7,6 +7,7 @@ pub mod drills;
 pub mod identity;
 pub mod keys;
 pub mod mail;
+pub mod moderation;
 pub mod names;
 pub mod replication;
 pub mod repos;

@@ -47,6 +47,7 @@ use crate::service::blobs::Blobs;
 use crate::service::core::Core;
 use crate::service::identity::{self, Identities};
 use crate::service::keys::SigningKeys;
+use crate::service::moderation::Moderation;
 use crate::service::names::Names;
 use crate::service::repos::export::Exports;
 use crate::service::repos::import::Imports;
@@ -452,6 +453,7 @@ pub(super) async fn compose(
         backfill: config.backfill_limit,
     };
     Ok(Arc::new(App {
+        moderation: Moderation::new(core.clone(), accounts.clone(), repos.clone()),
         blobs: Blobs::new(core.clone(), repos.clone(), blob_store, config.blob_upload_limit),
         firehose: Firehose::new(
             core.clone(),

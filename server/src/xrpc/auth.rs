@@ -186,8 +186,22 @@ pub fn admin(app: &App, headers: &HeaderMap) -> XrpcResult<()> {
 /// # Errors
 /// 401 for a wrong password, a token that is not good or of another issuer, and without any credentials.
 pub async fn moderator(app: &App, headers: &HeaderMap, method: &str) -> XrpcResult<Option<Use>> {
+    acting_moderator(app, headers, method).await.map(|(_, used)| used)
+}
+
+/// As [`moderator`], with the name under which the audit log knows who acts.
+///
+/// # Errors
+/// As [`moderator`].
+pub async fn acting_moderator(
+    app: &App,
+    headers: &HeaderMap,
+    method: &str,
+) -> XrpcResult<(String, Option<Use>)> {
     match header::parse(value(headers)).map_err(header_error)? {
-        Some(Authorization::Basic(credential)) if app.admin.accepts(credential) => Ok(None),
+        Some(Authorization::Basic(credential)) if app.admin.accepts(credential) => {
+            Ok(("admin".to_owned(), None))
+        }
         Some(Authorization::Basic(_)) => Err(denied()),
         Some(Authorization::Bearer(token)) => {
             let (claims, used) = app.service_auth.verify(token, method).await?;
@@ -196,7 +210,7 @@ pub async fn moderator(app: &App, headers: &HeaderMap, method: &str) -> XrpcResu
             if service.is_some_and(|service| service.did == claims.issuer)
                 && matches!(fragment, None | Some(LABELER))
             {
-                Ok(used)
+                Ok((claims.issuer.to_string(), used))
             } else {
                 Err(ServiceJwtError::Untrusted.into())
             }

@@ -156,7 +156,7 @@ fn keep(used: Option<Use>) {
 }
 
 /// A code as `com.atproto.server.defs#inviteCode`.
-fn invite_json(invite: &Invite) -> Value {
+pub(super) fn invite_json(invite: &Invite) -> Value {
     let uses = invite
         .uses
         .iter()

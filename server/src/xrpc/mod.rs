@@ -5,6 +5,7 @@
 //! from the [`Request`], calls a service and shapes the answer.
 
 pub mod actor;
+pub mod admin;
 pub mod auth;
 pub mod error;
 pub mod identity;
@@ -75,6 +76,15 @@ static METHODS: &[Row] = rows! {
     "com.atproto.server.createInviteCode" Procedure private invites::create_one;
     "com.atproto.server.createInviteCodes" Procedure private invites::create;
     "com.atproto.server.getAccountInviteCodes" Query private invites::of_account;
+    "com.atproto.admin.getAccountInfo" Query private admin::get_account_info;
+    "com.atproto.admin.getAccountInfos" Query private admin::get_account_infos;
+    "com.atproto.admin.searchAccounts" Query private admin::search_accounts;
+    "com.atproto.admin.getSubjectStatus" Query private admin::get_subject_status;
+    "com.atproto.admin.updateSubjectStatus" Procedure private admin::update_subject_status;
+    "com.atproto.admin.updateAccountEmail" Procedure private admin::update_account_email;
+    "com.atproto.admin.updateAccountHandle" Procedure private admin::update_account_handle;
+    "com.atproto.admin.updateAccountPassword" Procedure private admin::update_account_password;
+    "com.atproto.admin.deleteAccount" Procedure private admin::delete_account;
     "com.atproto.admin.getInviteCodes" Query private invites::all;
     "com.atproto.admin.disableInviteCodes" Procedure private invites::disable;
     "com.atproto.admin.disableAccountInvites" Procedure private invites::disable_account;

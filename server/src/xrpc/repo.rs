@@ -1,5 +1,6 @@
 //! `com.atproto.repo.*`: records and blobs of one repo.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -18,6 +19,7 @@ use crate::app::App;
 use crate::auth::methods::UPLOAD_BLOB;
 use crate::auth::permission::Access;
 use crate::limits::Write as Counted;
+use crate::service::moderation::Subject;
 use crate::service::repos::prepare::{Validate, Validation, prepare};
 use crate::service::repos::{
     CommitMeta, MAX_WRITES, RecordSwap, Write, WriteError, WriteResult, Written, read,
@@ -42,10 +44,9 @@ pub async fn create_record(app: Arc<App>, mut request: Request) -> XrpcResult<Re
     let path = new_path(&app, input.collection, input.rkey);
     let record = prepare(&path, input.record, Validate::from(input.validate))?;
     let (cid, validation) = (record.cid, record.validation);
-    let written = app
-        .repos
-        .write(&did, vec![Write::Create(path.clone(), record)], input.swap_commit)
-        .await?;
+    let writes = vec![Write::Create(path.clone(), record)];
+    refuse_hidden(&app, &did, &writes).await?;
+    let written = app.repos.write(&did, writes, input.swap_commit).await?;
     json_answer(&receipt(&did, &path, cid, written.commit.as_ref(), validation))
 }
 
@@ -75,14 +76,9 @@ pub async fn put_record(app: Arc<App>, mut request: Request) -> XrpcResult<Respo
         Some(Some(cid)) => RecordSwap::Is(cid),
     };
     let (cid, validation) = (record.cid, record.validation);
-    let written = app
-        .repos
-        .write(
-            &did,
-            vec![Write::Put(path.clone(), record, swap)],
-            input.swap_commit,
-        )
-        .await?;
+    let writes = vec![Write::Put(path.clone(), record, swap)];
+    refuse_hidden(&app, &did, &writes).await?;
+    let written = app.repos.write(&did, writes, input.swap_commit).await?;
     json_answer(&receipt(&did, &path, cid, written.commit.as_ref(), validation))
 }
 
@@ -191,6 +187,7 @@ pub async fn apply_writes(app: Arc<App>, mut request: Request) -> XrpcResult<Res
         asked.push((path, validation));
         writes.push(write);
     }
+    refuse_hidden(&app, &did, &writes).await?;
     let written = app.repos.write(&did, writes, input.swap_commit).await?;
     json_answer(&apply_writes_answer(&did, &asked, &written))
 }
@@ -249,6 +246,17 @@ pub async fn get_record(app: Arc<App>, mut request: Request) -> XrpcResult<Respo
         .await?
         .filter(|account| account.is_active())
         .ok_or_else(missing)?;
+    if account.hides_some {
+        let subject = Subject::Record(path.clone());
+        if app
+            .moderation
+            .takedown_of(&account.did, &subject)
+            .await?
+            .is_some()
+        {
+            return Err(missing());
+        }
+    }
     let found = read::record(&app.engine, &account.did, &path)?;
     let record = found
         .filter(|record| cid.is_none_or(|wanted| wanted == record.cid))
@@ -281,12 +289,18 @@ pub async fn list_records(app: Arc<App>, mut request: Request) -> XrpcResult<Res
         .await?
         .filter(|account| account.is_active())
         .ok_or_else(|| XrpcError::invalid(format!("Could not find repo: {repo}")))?;
+    let hidden = if account.hides_some {
+        app.moderation.hidden_records(&account.did, &collection).await?
+    } else {
+        HashSet::new()
+    };
     let did = account.did;
     blocking(move || {
         let page = read::Page {
             cursor: cursor.as_ref(),
             reverse,
             limit,
+            hidden: &hidden,
         };
         let records = read::list(&app.engine, &did, &collection, &page)?;
         let blocks: usize = records.iter().map(|(_, record)| record.block.len() + 192).sum();
@@ -358,6 +372,16 @@ pub async fn upload_blob(app: Arc<App>, mut request: Request) -> XrpcResult<Resp
         .blobs
         .upload(&account.did, &declared, length, body.into_data_stream())
         .await?;
+    // What it is, is known only now. Nothing of it is new: a hidden blob was here before.
+    if account.hides_some
+        && app
+            .moderation
+            .hidden_blob(&account.did, vec![blob.cid])
+            .await?
+            .is_some()
+    {
+        return Err(XrpcError::invalid("Blob has been takendown, cannot re-upload"));
+    }
     if let Some(used) = used {
         used.keep();
     }
@@ -442,6 +466,26 @@ async fn repo_of(app: &App, repo: &AtIdentifier, caller: Option<&Did>) -> XrpcRe
         ));
     }
     Ok(account.did)
+}
+
+/// Refuses references to blobs that moderators have hidden: to a writer they are not there.
+async fn refuse_hidden(app: &App, did: &Did, writes: &[Write]) -> XrpcResult<()> {
+    let blobs: Vec<Cid> = writes.iter().flat_map(Write::blobs).collect();
+    if blobs.is_empty() || !hides_some(app, did).await? {
+        return Ok(());
+    }
+    match app.moderation.hidden_blob(did, blobs).await? {
+        Some(cid) => Err(XrpcError::bad(
+            "BlobNotFound",
+            format!("Could not find blob: {cid}"),
+        )),
+        None => Ok(()),
+    }
+}
+
+async fn hides_some(app: &App, did: &Did) -> XrpcResult<bool> {
+    let account = app.accounts.by_did(did).await?;
+    Ok(account.is_some_and(|account| account.hides_some))
 }
 
 fn new_path(app: &App, collection: Nsid, rkey: Option<RecordKey>) -> RepoPath {

@@ -13,6 +13,7 @@ use super::request::{Request, blocking, car, json as json_answer};
 use crate::app::App;
 use crate::auth::permission::Access;
 use crate::service::accounts::{Account, Status};
+use crate::service::blobs::BlobError;
 use crate::service::repos::export;
 
 /// Blocks that one `getBlocks` may ask for.
@@ -128,7 +129,10 @@ pub async fn get_blob(app: Arc<App>, mut request: Request) -> XrpcResult<Respons
     let cid: Cid = request.params.parsed("cid")?;
     let reader = reader(&app, &request.headers, Access::StandardOrTakendown)?;
     request.no_body().await?;
-    available(&app, &did, &reader).await?;
+    let account = available(&app, &did, &reader).await?;
+    if account.hides_some && app.moderation.hidden_blob(&did, vec![cid]).await?.is_some() {
+        return Err(BlobError::NotFound.into());
+    }
     let blob = app.blobs.open(&did, &cid).await?;
     let mut response = Response::new(Body::from_stream(blob.stream));
     let headers = response.headers_mut();

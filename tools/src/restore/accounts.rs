@@ -6,6 +6,8 @@
 //! | `account`, `signing_key` | the row of now: password, address, and the key that the DID's document names |
 //! | `invite_code` | the row of now of codes of then |
 //! | `invite_code_use` | uses of then and of now |
+//! | `subject_takedown` | what was hidden then or is hidden now, of accounts of then; the row of now first |
+//! | `admin_audit` | the rows of then and of now |
 //! | all others: sessions, app passwords, tokens, devices, intents | rows of then that are the same now |
 //!
 //! So nothing that was revoked comes back, nothing that was granted since is kept, and what the outside world (a DID's document)
@@ -27,13 +29,15 @@ const DELETED_FIRST: [&str; 6] = [
     "device",
 ];
 /// Tables with a rule of their own.
-const SPECIAL: [&str; 6] = [
+const SPECIAL: [&str; 8] = [
     "actor",
     "account",
     "signing_key",
     "invite_code",
     "invite_code_use",
     "restored_repo",
+    "subject_takedown",
+    "admin_audit",
 ];
 
 /// One statement on the account database of the restored store.
@@ -191,6 +195,8 @@ pub fn compare(then: &Connection, now: &Connection) -> rusqlite::Result<Plan> {
     logins(&mut plan, &load("account")?);
     keys(&mut plan, &load("signing_key")?);
     invites(&mut plan, &load("invite_code")?, &load("invite_code_use")?);
+    takedowns(&mut plan, &load("subject_takedown")?);
+    audit(&mut plan, &load("admin_audit")?);
     Ok(plan)
 }
 
@@ -309,6 +315,27 @@ fn keys(plan: &mut Plan, (then, now): &(Table, Table)) {
             // An account that is deleted takes its key with it.
             _ if plan.deleted.contains(&did) => {}
             _ => plan.change("signing_key", then.delete(row)),
+        }
+    }
+}
+
+/// What was shown again since stays hidden: it may be asked for anew.
+fn takedowns(plan: &mut Plan, (then, now): &(Table, Table)) {
+    for (key, row) in &now.rows {
+        let kept = now.text(row, "did").is_some_and(|did| plan.kept.contains(&did));
+        match then.rows.get(key) {
+            Some(before) if before == row => {}
+            Some(_) => plan.change("subject_takedown", then.set(row, &then.all_but_keys())),
+            None if kept => plan.change("subject_takedown", then.insert(row)),
+            None => {}
+        }
+    }
+}
+
+fn audit(plan: &mut Plan, (then, now): &(Table, Table)) {
+    for (key, row) in &now.rows {
+        if !then.rows.contains_key(key) {
+            plan.change("admin_audit", then.insert(row));
         }
     }
 }

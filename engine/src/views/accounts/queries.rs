@@ -101,6 +101,17 @@ pub fn account_by_email(conn: &Connection, email: &str) -> Result<Option<Account
     )
 }
 
+/// Whether anything of an account is hidden by moderators. A follower of a writer that is older than this program has no such
+/// table yet.
+pub fn has_takedowns(conn: &Connection, did: &str) -> Result<bool> {
+    let sql = "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'subject_takedown'";
+    if !conn.prepare_cached(sql)?.exists([])? {
+        return Ok(false);
+    }
+    let sql = "SELECT 1 FROM subject_takedown WHERE did = ?1 LIMIT 1";
+    Ok(conn.prepare_cached(sql)?.exists([did])?)
+}
+
 /// Up to `limit` actors in order of creation, then DID, after the one that was created at `after.0` with DID `after.1`.
 pub fn list_actors(conn: &Connection, after: Option<(&str, &str)>, limit: u32) -> Result<Vec<Actor>> {
     let (created_at, did) = after.unwrap_or(("", ""));
@@ -213,7 +224,9 @@ pub fn activate(conn: &Connection, did: &str) -> Result<bool> {
 
 /// Deletes everything that this database knows of an account. False if there was no such actor.
 pub fn delete_account(conn: &Connection, did: &str) -> Result<bool> {
-    const OWNED: [&str; 11] = [
+    const OWNED: [&str; 13] = [
+        "DELETE FROM identity_intent WHERE did = ?1",
+        "DELETE FROM subject_takedown WHERE did = ?1",
         "DELETE FROM repo_root WHERE did = ?1",
         "DELETE FROM email_token WHERE did = ?1",
         "DELETE FROM mail WHERE did = ?1",

@@ -46,6 +46,10 @@ pub const MIGRATIONS: &[Migration] = &[
         name: "008-mail",
         sql: include_str!("migrations/008-mail.sql"),
     },
+    Migration {
+        name: "009-moderation",
+        sql: include_str!("migrations/009-moderation.sql"),
+    },
 ];
 
 /// Columns that together are unique, besides the primary key.

@@ -407,6 +407,7 @@ impl Accounts {
                 Begin::Founded => Status::Active,
                 Begin::Arrived(_) => Status::Deactivated,
             },
+            hides_some: false,
             password_hash: password_hash.clone(),
         };
         let (owner, name, at) = (

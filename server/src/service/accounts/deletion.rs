@@ -44,6 +44,8 @@ enum Condition {
     Code(Code),
     /// Its owner's wish for a time that has passed.
     Overdue(Overdue),
+    /// The administrator's wish.
+    Admin,
 }
 
 impl Accounts {
@@ -76,6 +78,14 @@ impl Accounts {
         self.delete_if(&account, Condition::Overdue(self.overdue())).await
     }
 
+    /// Deletes an account because the administrator wants it, whatever its state.
+    ///
+    /// # Errors
+    /// See [`DeletionError`].
+    pub async fn delete_by_admin(&self, account: &Account) -> Result<(), DeletionError> {
+        self.delete_if(account, Condition::Admin).await
+    }
+
     async fn delete_if(&self, account: &Account, condition: Condition) -> Result<(), DeletionError> {
         let did = account.did.as_str().to_owned();
         let mut locks = vec![LockKey::did(&did)];
@@ -93,6 +103,7 @@ impl Accounts {
                     return Ok(Err(DeletionError::NoAccount));
                 };
                 match condition {
+                    Condition::Admin => {}
                     // The password may have been changed while it was checked.
                     Condition::Code(_) if row.login.map(|login| login.password.0) != proven => {
                         return Ok(Err(DeletionError::Wrong));

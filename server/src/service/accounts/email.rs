@@ -142,6 +142,25 @@ impl Accounts {
     }
 }
 
+impl Accounts {
+    /// Changes the address of an account in its owner's place.
+    ///
+    /// # Errors
+    /// See [`EmailError`].
+    pub async fn set_email_by_admin(&self, did: &engine::repo::Did, email: &str) -> Result<(), EmailError> {
+        let email = check_email(email).map_err(|_| EmailError::Unsupported)?;
+        let did = did.as_str().to_owned();
+        let locks = vec![LockKey::did(&did), LockKey::email(&email)];
+        let changed = self.change(locks, move |tx| set_email(tx, &did, &email));
+        match changed.await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(EmailError::NoAddress),
+            Err(ChangeError::Conflict { .. }) => Err(EmailError::Taken),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
 /// Changes an address: the new one is not confirmed, and codes that were mailed to the old one are gone. False if the account
 /// has no address. Needs the locks of the account and of the new address.
 pub(crate) fn set_email(conn: &Connection, did: &str, email: &str) -> Result<bool, AccountsError> {

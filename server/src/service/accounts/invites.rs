@@ -346,7 +346,11 @@ fn insert(
 }
 
 /// Codes with their uses.
-fn select(conn: &Connection, sql: &str, params: impl rusqlite::Params) -> Result<Vec<Invite>, AccountsError> {
+pub(crate) fn select(
+    conn: &Connection,
+    sql: &str,
+    params: impl rusqlite::Params,
+) -> Result<Vec<Invite>, AccountsError> {
     let mut rows = conn.prepare_cached(sql)?;
     let rows = rows.query_map(params, |row| {
         Ok(Invite {

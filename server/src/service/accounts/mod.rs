@@ -47,6 +47,7 @@ pub(crate) use create::handle_is_promised;
 pub use create::{CreateAccount, CreateError};
 pub use deletion::DeletionError;
 pub use email::EmailError;
+pub(crate) use invites::select as select_invites;
 pub use invites::{Invite, InviteCursor, InviteError, InviteOrder};
 pub use life::LifeError;
 pub use mail::MailError;
@@ -133,6 +134,8 @@ pub struct Account {
     pub email_confirmed: bool,
     /// Its state.
     pub status: Status,
+    /// Whether moderators have hidden some record or blob of it.
+    pub hides_some: bool,
     /// The stored password hash, if it has a password.
     password_hash: Option<String>,
 }
@@ -201,6 +204,7 @@ impl Account {
             password_hash: login.as_ref().map(|login| login.password.0.clone()),
             email: login.map(|login| login.email),
             status,
+            hides_some: false,
         })
     }
 
@@ -368,9 +372,13 @@ impl Accounts {
         query: impl FnOnce(&rusqlite::Connection) -> Result<Option<view::Account>, AccountsError> + Send + 'static,
     ) -> Result<Option<Account>, AccountsUnavailable> {
         let found = self.inner.engine.accounts().read(move |conn| {
-            query(conn)?
-                .map(|row| Account::from_rows(row.actor, row.login))
-                .transpose()
+            let Some(row) = query(conn)? else { return Ok(None) };
+            let hides_some = queries::has_takedowns(conn, &row.actor.did)?;
+            let account = Account::from_rows(row.actor, row.login)?;
+            Ok(Some(Account {
+                hides_some,
+                ..account
+            }))
         });
         found.await.map_err(|error: AccountsError| error.into())
     }

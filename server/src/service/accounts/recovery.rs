@@ -35,18 +35,42 @@ impl Accounts {
         self.mail_code(&account, MailPurpose::ResetPassword).await
     }
 
+    /// Sets a new password in the owner's place, and ends every session of the account. An account without a login has none to set.
+    ///
+    /// # Errors
+    /// See [`RecoveryError`].
+    pub async fn set_password_by_admin(
+        &self,
+        did: &engine::repo::Did,
+        password: &str,
+    ) -> Result<(), RecoveryError> {
+        let password = self.new_hash(password).await?;
+        let owner = did.as_str().to_owned();
+        self.change(vec![LockKey::did(did.as_str())], move |tx| {
+            queries::set_password(tx, &owner, &view::PasswordHash(password))?;
+            queries::delete_refresh_tokens_of(tx, &owner)?;
+            Ok(())
+        })
+        .await?;
+        Ok(())
+    }
+
+    async fn new_hash(&self, password: &str) -> Result<String, RecoveryError> {
+        let hashed = self.inner.passwords.hash(password).await;
+        hashed.map_err(|error| match error {
+            PasswordError::Busy => RecoveryError::Busy,
+            PasswordError::TooLong => RecoveryError::TooLong,
+            other => RecoveryError::Change(ChangeError::Internal(other.to_string())),
+        })
+    }
+
     /// Sets a new password for a mailed code, and ends every session of the account.
     ///
     /// # Errors
     /// See [`RecoveryError`].
     pub async fn reset_password(&self, code: &str, password: &str) -> Result<(), RecoveryError> {
         let code = self.check_code(MailPurpose::ResetPassword, None, code).await?;
-        let hashed = self.inner.passwords.hash(password).await;
-        let hashed = hashed.map_err(|error| match error {
-            PasswordError::Busy => RecoveryError::Busy,
-            PasswordError::TooLong => RecoveryError::TooLong,
-            other => RecoveryError::Change(ChangeError::Internal(other.to_string())),
-        })?;
+        let hashed = self.new_hash(password).await?;
         let used = self.change(vec![LockKey::did(code.did())], move |tx| {
             // Looked at again under the account's lock, so that a code works once.
             if !code.use_up(tx)? {

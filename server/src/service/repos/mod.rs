@@ -141,6 +141,13 @@ impl Write {
         }
     }
 
+    /// The blobs that its record references.
+    pub fn blobs(&self) -> impl Iterator<Item = Cid> {
+        self.record()
+            .into_iter()
+            .flat_map(|record| record.blobs.iter().map(|blob| blob.cid))
+    }
+
     fn record_bytes(&self) -> usize {
         self.record().map_or(0, |record| record.block.len())
     }

@@ -1,5 +1,7 @@
 //! Reads of records: one index look-up and one slice of the log.
 
+use std::collections::HashSet;
+
 use engine::repo::{Cid, Did, Nsid, RecordKey, RepoPath};
 use engine::views::index::ListOrder;
 
@@ -40,6 +42,8 @@ pub struct Page<'a> {
     pub reverse: bool,
     /// Most records.
     pub limit: usize,
+    /// Keys that are left out.
+    pub hidden: &'a HashSet<String>,
 }
 
 /// A page of a collection's records, newest key first unless reversed. It ends early, after at least one record, where it
@@ -60,11 +64,21 @@ pub fn list(
         ListOrder::Descending
     };
     let items = reader
-        .list_records(did, collection, page.cursor, order, page.limit)
+        .list_records(
+            did,
+            collection,
+            page.cursor,
+            order,
+            page.limit + page.hidden.len(),
+        )
         .map_err(internal)?;
-    let mut records = Vec::with_capacity(items.len());
+    let shown = items
+        .into_iter()
+        .filter(|item| !page.hidden.contains(item.rkey.as_str()))
+        .take(page.limit);
+    let mut records = Vec::with_capacity(page.limit);
     let mut bytes = 0;
-    for item in items {
+    for item in shown {
         bytes += item.row.location.len as usize;
         if bytes > PAGE_BYTES && !records.is_empty() {
             break;

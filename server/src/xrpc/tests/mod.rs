@@ -1,6 +1,7 @@
 //! Every method through the router, good and bad.
 
 mod accounts;
+mod admin;
 mod app_passwords;
 mod deletion;
 mod email;

@@ -2,7 +2,7 @@
 
 Arguments: a directory for the certificate of its authority (ca.pem), and any of `auth` (user `pds`, password `hunter2`),
 `starttls` (nothing is taken before it) and `tls` (from the first byte). Prints where it listens, then each mail that it takes as a
-line of JSON. Receivers are answered by their names: `unknown@…` with 550, `greylisted@…` with 451 at the first try.
+line of JSON. Receivers are answered by their names: `bounces@…` with 550, `greylisted@…` with 451 at the first try.
 """
 
 import json
@@ -30,7 +30,7 @@ def tell(value):
 class Sink:
     async def handle_RCPT(self, server, session, envelope, address, options):
         name = address.split("@")[0]
-        if name == "unknown":
+        if name == "bounces":
             tell({"refused": 550})
             return f"550 5.1.1 <{address}> is unknown"
         if name == "greylisted" and address not in greylisted:

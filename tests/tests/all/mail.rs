@@ -62,7 +62,7 @@ async fn a_mailed_code_works_and_what_is_put_off_outlives_a_kill() -> Outcome {
         .with_all(stack.replica(ReplicaKind::Directory, "mail-replica").await?);
     let mut pds = Pds::start(&settings).await?;
     let alice = pds.api.create_account("alice").await?;
-    for name in ["greylisted", "unknown"] {
+    for name in ["greylisted", "bounces"] {
         pds.api.create_account(name).await?;
     }
     ask(&pds, "alice@example.com").await?;
@@ -91,7 +91,7 @@ async fn a_mailed_code_works_and_what_is_put_off_outlives_a_kill() -> Outcome {
         .await?;
     ensure!(session.status == 200, "{}", session.text());
 
-    ask(&pds, "unknown@example.com").await?;
+    ask(&pds, "bounces@example.com").await?;
     metric(&pds, "pds_mail_dead_letters 1").await?;
     ask(&pds, "greylisted@example.com").await?;
     metric(&pds, "pds_mail_total{outcome=\"retried\"} 1").await?;
@@ -180,7 +180,7 @@ async fn an_operator_can_try_the_mail_settings() -> Outcome {
     ensure!(mail["headers"]["subject"] == "Test", "{mail}");
     for (password, address, told) in [
         ("wrong", "operator@example.com", "SMTP 535"),
-        ("hunter2", "unknown@example.com", "SMTP 550"),
+        ("hunter2", "bounces@example.com", "SMTP 550"),
     ] {
         let mut bad = run(password, address)?;
         let status = bad.wait(SOON).await?;

@@ -59,13 +59,17 @@ fn every_problem_is_reported_at_once_and_no_secret_is_shown() {
 fn unknown_names_are_warned_about_with_the_nearest_known_one() {
     let (_, warnings) = read(&[
         ("PDS_HOSTNAM", "x"),
-        ("PDS_LOGO_URL", "https://example.com/logo.png"),
+        ("PDS_LEXICON_AUTHORITY_DID", "did:web:example.com"),
         ("HOME", "/"),
     ])
     .unwrap();
     assert_eq!(warnings.len(), 2);
     assert!(warnings.iter().any(|w| w.contains("did you mean PDS_HOSTNAME")));
-    assert!(warnings.iter().any(|w| w.contains("PDS_LOGO_URL has no effect")));
+    assert!(
+        warnings
+            .iter()
+            .any(|w| w.contains("PDS_LEXICON_AUTHORITY_DID has no effect"))
+    );
 }
 
 #[test]

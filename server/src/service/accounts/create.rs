@@ -122,7 +122,7 @@ pub enum CreateError {
 impl Accounts {
     /// Signs somebody up, with a new did:plc identity or one that there is, and opens a session. An account with an identity that
     /// there is begins deactivated, its repo empty, and nobody is told of it; unless it is activated it is meant to go after
-    /// [`ARRIVAL_DAYS`].
+    /// `ARRIVAL_DAYS`.
     ///
     /// # Errors
     /// See [`CreateError`]; unless it is [`ChangeError::Closed`] or [`ChangeError::Unconfirmed`], nothing of the account remains.

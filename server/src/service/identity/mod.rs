@@ -1,7 +1,7 @@
 //! Identities of accounts: their handles, their keys, and what the did:plc directory says of them.
 //!
 //! A change of an identity concerns the directory, which takes part in no transaction of ours, and what is stored here. So it is
-//! fenced by two entries of the log, as a sign-up is (see [`intent`]): what is about to be sent, durable in the replica before it is
+//! fenced by two entries of the log, as a sign-up is (see `intent`): what is about to be sent, durable in the replica before it is
 //! sent (I1), and what came of it. One change of an identity is under way at a time.
 
 mod handle;

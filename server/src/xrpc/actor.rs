@@ -8,7 +8,7 @@ use engine::repo::Did;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::auth::{caller, service_caller};
+use super::auth::{caller, is_service, moderator};
 use super::error::{XrpcError, XrpcResult};
 use super::request::{JSON_LIMIT, Request, empty, json as json_answer};
 use crate::app::App;
@@ -22,14 +22,14 @@ const PUT_PREFERENCES: &str = "app.bsky.actor.putPreferences";
 
 /// `getPreferences`: of the account that asks; of any for the moderators. Those that another AppView keeps are its to tell.
 pub async fn get_preferences(app: Arc<App>, mut request: Request) -> XrpcResult<Response<Body>> {
-    if let Some(did) = service_caller(&app, &request.headers, GET_PREFERENCES).await? {
-        let moderators = app.config.upstreams.moderation.as_ref();
-        if moderators.is_none_or(|moderators| moderators.did != did) {
-            return Err(XrpcError::unauthorized("UntrustedIss", "Untrusted issuer"));
-        }
+    if is_service(&request.headers)? {
+        let used = moderator(&app, &request.headers, GET_PREFERENCES).await?;
         let subject: Did = request.params.parsed("did")?;
         request.no_body().await?;
         let preferences = app.accounts.preferences(&subject, true).await?;
+        if let Some(used) = used {
+            used.keep();
+        }
         return json_answer(&json!({ "preferences": preferences }));
     }
     if !is_here(&app, GET_PREFERENCES, &request.headers)? {

@@ -94,21 +94,13 @@ pub async fn caller_or_service(
     }
 }
 
-/// The service that calls `method` with a token of its own, or `None` without such a token. The token is used up.
+/// Whether a service calls, with a token of its own, and not an account with a session's.
 ///
 /// # Errors
-/// 401 for a token that is not good.
-pub async fn service_caller(app: &App, headers: &HeaderMap, method: &str) -> XrpcResult<Option<Did>> {
-    match header::parse(value(headers)).map_err(header_error)? {
-        Some(Authorization::Bearer(token)) if looks_like_service_jwt(token) => {
-            let (claims, used) = app.service_auth.verify(token, method).await?;
-            if let Some(used) = used {
-                used.keep();
-            }
-            Ok(Some(claims.issuer))
-        }
-        Some(_) | None => Ok(None),
-    }
+/// As [`caller`].
+pub fn is_service(headers: &HeaderMap) -> XrpcResult<bool> {
+    let credentials = header::parse(value(headers)).map_err(header_error)?;
+    Ok(matches!(credentials, Some(Authorization::Bearer(token)) if looks_like_service_jwt(token)))
 }
 
 /// The refresh token of a request, whose row is not looked up yet.

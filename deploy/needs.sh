@@ -15,7 +15,9 @@ install_packages() {
 # rusqlite generates its bindings of SQLite's session extension with bindgen, which loads libclang.
 has_libclang() {
     [ -n "${LIBCLANG_PATH:-}" ] && return 0
-    for found in /usr/lib/llvm-*/lib/libclang*.so* /usr/lib/*/libclang*.so* /usr/lib/libclang*.so* /usr/lib64/libclang*.so* \
+    # libclang-cpp.so, which comes with other tools, is another library.
+    for found in /usr/lib/llvm-*/lib/libclang.so* /usr/lib/llvm-*/lib/libclang-[0-9]*.so* /usr/lib/*/libclang.so* \
+        /usr/lib/*/libclang-[0-9]*.so* /usr/lib/libclang.so* /usr/lib64/libclang.so* \
         /usr/local/opt/llvm/lib/libclang.dylib /opt/homebrew/opt/llvm/lib/libclang.dylib \
         /Library/Developer/CommandLineTools/usr/lib/libclang.dylib; do
         [ -e "$found" ] && return 0

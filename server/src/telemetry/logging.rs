@@ -8,6 +8,10 @@ use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
 use crate::config::{LogFormat, Logging};
 
+/// What the Azure SDK tells about each failed request is told by whoever asked, if it matters: a standby's look at a chunk that is not
+/// there yet is no event. `LOG_LEVEL` may name the target to hear it nevertheless.
+const QUIET: &str = "typespec_client_core=error";
+
 /// Starts logging to standard output, or to a file, for the whole process. A second call changes nothing.
 ///
 /// # Errors
@@ -16,7 +20,7 @@ pub fn start(settings: &Logging) -> Result<(), String> {
     if !settings.enabled {
         return Ok(());
     }
-    let filter = EnvFilter::try_new(&settings.level)
+    let filter = EnvFilter::try_new(format!("{QUIET},{}", settings.level))
         .map_err(|error| format!("LOG_LEVEL '{}' is not a valid filter: {error}", settings.level))?;
     let is_terminal = settings.destination.is_none() && std::io::stdout().is_terminal();
     let format = settings.format.unwrap_or(if is_terminal {

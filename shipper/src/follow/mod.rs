@@ -294,7 +294,7 @@ impl Tracker {
                 }
             })
             .buffered(self.window);
-        let mut bytes = 0;
+        let (mut bytes, mut failed) = (0, false);
         while let Some(chunk) = chunks.next().await {
             match chunk {
                 Ok(Some(chunk)) => {
@@ -303,13 +303,18 @@ impl Tracker {
                 }
                 Ok(None) => break,
                 // Those before it are good; it is asked for again as the first.
-                Err(_) if !self.fetched.is_empty() => break,
+                Err(_) if !self.fetched.is_empty() => {
+                    failed = true;
+                    break;
+                }
                 Err(error) => return Err(error.into()),
             }
         }
         drop(chunks);
         self.window = match self.fetched.len() {
             _ if bytes > AHEAD_BYTES => 1,
+            // A failure says nothing about how many there are.
+            _ if failed => self.window,
             all if all == self.window => (all * 2).min(MOST_AHEAD),
             some => some.max(1),
         };

@@ -1,6 +1,7 @@
 //! A replica: every live object by its own checksums, the chain of chunks, and then all of it restored and checked as a
 //! data directory. Only reads.
 
+use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use engine::clock::SystemClock;
 use engine::log::{LogId, Lsn};
 use engine::storage::OsStorage;
 use engine::views::checkpoint::Checkpoints;
+use futures_util::future;
 use shipper::checkpoint::{UnpackError, check_object};
 use shipper::chunk::{self, ChunkHeader, ChunkKind, HEADER_BYTES, MAX_IN_FLIGHT, MAX_RAW_BYTES};
 use shipper::fence::ReplicaError;
@@ -34,6 +36,10 @@ const MAX_CHUNK_BYTES: u64 = (HEADER_BYTES + MAX_RAW_BYTES + (1 << 20)) as u64;
 const MAX_ROUNDS: u32 = 5;
 /// The time for one object, all tries together.
 const OBJECT_TIME: Duration = Duration::from_secs(300);
+/// Small objects that are fetched at a time: the time of each is that of the way there and back.
+const AT_ONCE: usize = 8;
+/// Bytes of segments or files of checkpoints that are fetched at a time; one may have more.
+const BYTES_AT_ONCE: u64 = 8 << 20;
 /// The longest that one request of a restore may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// What to do about an object of the log.
@@ -214,6 +220,38 @@ pub(crate) async fn objects(
     Ok(Some(log_id))
 }
 
+/// What is wrong with an object.
+struct Finding {
+    object: String,
+    what: String,
+    advice: &'static str,
+}
+
+impl Finding {
+    fn new(object: &str, what: impl std::fmt::Display, advice: &'static str) -> Finding {
+        Finding {
+            object: object.to_owned(),
+            what: what.to_string(),
+            advice,
+        }
+    }
+}
+
+/// Parts of `all` that are looked at together.
+fn batches<'a, T>(all: &'a [T], bytes: impl Fn(&T) -> u64 + 'a) -> impl Iterator<Item = &'a [T]> {
+    let mut rest = all;
+    std::iter::from_fn(move || {
+        let mut together = 0u64;
+        let fit = rest.iter().take(AT_ONCE).take_while(|one| {
+            together = together.saturating_add(bytes(one));
+            together <= BYTES_AT_ONCE
+        });
+        let (batch, behind) = rest.split_at_checked(fit.count().max(1))?;
+        rest = behind;
+        Some(batch)
+    })
+}
+
 /// What a manifest names has been replaced since: nothing is wrong, begin again with the newer manifest.
 #[derive(Debug, thiserror::Error)]
 #[error("a running server keeps replacing what is being checked; try again, or stop it")]
@@ -303,7 +341,7 @@ impl Walk<'_, '_> {
         let live = manifest.segments.iter().map(|segment| (segment, RESHIP));
         let displaced = manifest.displaced.segments.iter();
         let displaced = displaced.map(|displaced| (&displaced.entry, ONLY_THE_PAST));
-        let mut chosen: Vec<(&SegmentEntry, &str)> = live.chain(displaced).collect();
+        let mut chosen: Vec<(&SegmentEntry, &'static str)> = live.chain(displaced).collect();
         let all = chosen.len();
         if let Scope::Sample { bytes, seed } = self.scope {
             let newest = manifest.segments.last().map(|segment| segment.base);
@@ -317,54 +355,73 @@ impl Walk<'_, '_> {
             self.report
                 .note(format!("{} of {all} segments are looked at", chosen.len()));
         }
-        for (segment, advice) in chosen {
-            self.segment(manifest.log_id(), segment, advice).await?;
+        for batch in batches(&chosen, |(segment, _)| segment.stored_bytes) {
+            let looks = batch.iter().enumerate();
+            let looks =
+                looks.map(|(at, (segment, advice))| self.segment(at, manifest.log_id(), segment, advice));
+            let found = future::try_join_all(looks).await?;
+            self.tell(found);
         }
         Ok(())
     }
 
-    /// Compares a segment with what the manifest says of it.
-    async fn segment(&mut self, log_id: LogId, segment: &SegmentEntry, advice: &str) -> anyhow::Result<()> {
-        let path = self.temp.join("segment");
-        let Some(size) = self.fetch(&segment.object, &path, advice).await? else {
-            return Ok(());
+    fn tell(&mut self, found: Vec<Option<Finding>>) {
+        for finding in found.into_iter().flatten() {
+            self.report.finding(finding.object, finding.what, finding.advice);
+        }
+    }
+
+    /// Compares a segment with what the manifest says of it; `at` is its place among those that are looked at together.
+    async fn segment(
+        &self,
+        at: usize,
+        log_id: LogId,
+        segment: &SegmentEntry,
+        advice: &'static str,
+    ) -> anyhow::Result<Option<Finding>> {
+        let path = self.temp.join(format!("segment-{at}"));
+        let size = match self.fetch(&segment.object, &path, advice).await? {
+            Ok(size) => size,
+            Err(missing) => return Ok(Some(missing)),
         };
         let unpack = path.clone();
         let unpacked = tokio::task::spawn_blocking(move || {
             let mut file = std::fs::File::open(&unpack)?;
             sealed::decode(&mut file, size, &mut std::io::sink())
         });
-        match unpacked.await? {
+        let finding = match unpacked.await? {
             Ok(summary) => {
                 let as_named = summary.base.get() == segment.base
                     && summary.sha256 == segment.sha256
                     && summary.raw_bytes == segment.raw_bytes
                     && summary.log_id == log_id
                     && size == segment.stored_bytes;
-                if !as_named {
-                    self.report
-                        .finding(&segment.object, "it is not what the manifest says", advice);
-                }
+                (!as_named).then(|| Finding::new(&segment.object, "it is not what the manifest says", advice))
             }
             Err(sealed::SealedError::Io(error)) => return Err(error).context("unpacking a segment"),
-            Err(error) => self.report.finding(&segment.object, error, advice),
-        }
-        std::fs::remove_file(&path).context("removing a temporary file")
+            Err(error) => Some(Finding::new(&segment.object, error, advice)),
+        };
+        std::fs::remove_file(&path).context("removing a temporary file")?;
+        Ok(finding)
     }
 
-    /// Fetches an object. `None` if it is not there, which is a finding.
-    async fn fetch(&mut self, object: &str, path: &Path, advice: &str) -> anyhow::Result<Option<u64>> {
+    /// Fetches an object; yields its size, or the finding that it is not there.
+    async fn fetch(
+        &self,
+        object: &str,
+        path: &Path,
+        advice: &'static str,
+    ) -> anyhow::Result<Result<u64, Finding>> {
         let name = ObjectName::new(object)?;
         match self.store.get_to_file(&name, path).await {
             Ok(size) => {
                 self.report.meter().advance(size)?;
-                Ok(Some(size))
+                Ok(Ok(size))
             }
             Err(StoreError::NotFound { .. }) => {
                 self.check_still_newest().await?;
-                self.report
-                    .finding(object, "the manifest names it, but it is missing", advice);
-                Ok(None)
+                let missing = "the manifest names it, but it is missing";
+                Ok(Err(Finding::new(object, missing, advice)))
             }
             Err(error) => Err(error).with_context(|| format!("fetching {object}")),
         }
@@ -373,19 +430,32 @@ impl Walk<'_, '_> {
     async fn chain(&mut self, manifest: &Manifest) -> anyhow::Result<()> {
         let mut end = ChainEnd::after(manifest);
         let listed = self.list(WAL_PREFIX).await?;
-        let mut listed = listed
-            .iter()
-            .filter_map(|object| Some((Ordinal::from_object_name(object.name.as_str())?, object)));
-        // What is below is covered by segments, or a stray in the gap behind a fence.
-        while let Some((ordinal, object)) = listed.by_ref().find(|(ordinal, _)| *ordinal >= end.next) {
-            if ordinal > end.next {
-                let behind = std::iter::once((ordinal, object)).chain(listed);
-                let behind: Vec<_> = behind
-                    .map(|(ordinal, object)| (ordinal, object.clone()))
-                    .collect();
-                return self.hole(&end, &behind).await;
+        // What is below is covered by segments.
+        let listed: Vec<(Ordinal, ObjectMeta)> = listed
+            .into_iter()
+            .filter_map(|object| Some((Ordinal::from_object_name(object.name.as_str())?, object)))
+            .filter(|(ordinal, _)| *ordinal >= end.next)
+            .collect();
+        let (mut fetched, mut fetched_up_to) = (VecDeque::new(), 0usize);
+        for (at, (ordinal, object)) in listed.iter().enumerate() {
+            if at >= fetched_up_to {
+                let next = listed.get(at..).unwrap_or_default();
+                fetched_up_to = at + next.len().min(AT_ONCE);
+                let walk = &*self;
+                let gets = next.iter().take(AT_ONCE);
+                let gets = gets.map(|(_, object)| walk.get(&object.name, MAX_CHUNK_BYTES));
+                let some: Vec<Result<bytes::Bytes, StoreError>> = future::join_all(gets).await;
+                fetched = some.into();
             }
-            let bytes = match self.get(&object.name, MAX_CHUNK_BYTES).await {
+            let Some(bytes) = fetched.pop_front() else { break };
+            // A stray in the gap behind a fence.
+            if *ordinal < end.next {
+                continue;
+            }
+            if *ordinal > end.next {
+                return self.hole(&end, listed.get(at..).unwrap_or_default()).await;
+            }
+            let bytes = match bytes {
                 Err(StoreError::NotFound { .. }) => return Err(MovedOn.into()),
                 other => other.with_context(|| object.name.to_string())?,
             };
@@ -446,28 +516,33 @@ impl Walk<'_, '_> {
             Scope::Sample { .. } => 1,
         };
         let checkpoints = manifest.checkpoints.iter().chain(displaced).take(most);
-        for file in checkpoints.flat_map(|checkpoint| &checkpoint.files) {
-            self.checkpoint_file(file).await?;
+        let files: Vec<&FileEntry> = checkpoints.flat_map(|checkpoint| &checkpoint.files).collect();
+        for batch in batches(&files, |file| file.stored_bytes) {
+            let looks = batch.iter().enumerate();
+            let found = future::try_join_all(looks.map(|(at, file)| self.checkpoint_file(at, file))).await?;
+            self.tell(found);
         }
         Ok(())
     }
 
-    async fn checkpoint_file(&mut self, file: &FileEntry) -> anyhow::Result<()> {
-        let path = self.temp.join("checkpoint-file");
-        if self.fetch(&file.object, &path, DISPENSABLE).await?.is_none() {
-            return Ok(());
+    /// As [`Walk::segment`].
+    async fn checkpoint_file(&self, at: usize, file: &FileEntry) -> anyhow::Result<Option<Finding>> {
+        let path = self.temp.join(format!("checkpoint-file-{at}"));
+        if let Err(missing) = self.fetch(&file.object, &path, DISPENSABLE).await? {
+            return Ok(Some(missing));
         }
         let (unpack, entry) = (path.clone(), file.clone());
         let checked = tokio::task::spawn_blocking(move || {
             let mut object = std::fs::File::open(&unpack)?;
             check_object(&entry, &mut object)
         });
-        match checked.await? {
-            Ok(()) => {}
+        let finding = match checked.await? {
+            Ok(()) => None,
             Err(UnpackError::Io(error)) => return Err(error).context("unpacking a file of a checkpoint"),
-            Err(error) => self.report.finding(&file.object, error, DISPENSABLE),
-        }
-        std::fs::remove_file(&path).context("removing a temporary file")
+            Err(error) => Some(Finding::new(&file.object, error, DISPENSABLE)),
+        };
+        std::fs::remove_file(&path).context("removing a temporary file")?;
+        Ok(finding)
     }
 }
 
@@ -499,18 +574,18 @@ pub async fn next_object(
         newest: manifest.generation(),
     };
     let looked = match manifest.segments.iter().find(|segment| segment.object == object) {
-        Some(segment) => walk.segment(manifest.log_id(), segment, RESHIP).await,
+        Some(segment) => walk.segment(0, manifest.log_id(), segment, RESHIP).await,
         None => {
             let mut files = manifest.checkpoints.iter().flat_map(|c| &c.files);
             match files.find(|file| file.object == object) {
-                Some(file) => walk.checkpoint_file(file).await,
-                None => Ok(()),
+                Some(file) => walk.checkpoint_file(0, file).await,
+                None => Ok(None),
             }
         }
     };
     match looked {
         Err(error) if error.is::<MovedOn>() => {}
-        looked => looked?,
+        looked => walk.tell(vec![looked?]),
     }
     Ok(Some((object.to_owned(), size)))
 }

@@ -12,7 +12,7 @@ use crate::repo::car::{write_block, write_header};
 use crate::repo::cbor::Writer;
 use crate::repo::event::{CommitEvent, OpAction, RepoOp, encode_commit};
 use crate::repo::mst::{NodeSource, Tree};
-use crate::repo::{Cid, Did, SigningKey, Tid, UnsignedCommit};
+use crate::repo::{Cid, Did, SigningKey, Subject, Tid, UnsignedCommit};
 
 pub const LOG_ID: LogId = LogId(*b"a log for tests!");
 
@@ -28,12 +28,12 @@ pub type Write = Option<(Vec<u8>, BTreeSet<Cid>)>;
 /// What one commit does, by path.
 pub type Writes = BTreeMap<String, Write>;
 
-/// A record `{text, blobs: […]}`.
+/// A record `{text, blobs: […], subject: {uri: text}}`.
 pub fn record(text: &str, blobs: &[Cid]) -> Vec<u8> {
     let mut out = Vec::new();
     let mut writer = Writer::new(&mut out);
     writer
-        .map(2)
+        .map(3)
         .text("text")
         .text(text)
         .text("blobs")
@@ -49,6 +49,7 @@ pub fn record(text: &str, blobs: &[Cid]) -> Vec<u8> {
             .text("blob");
         writer.text("mimeType").text("image/png");
     }
+    writer.text("subject").map(1).text("uri").text(text);
     out
 }
 
@@ -300,6 +301,17 @@ impl TestRepo {
             assert_eq!(path.to_string(), *model_path);
             assert_eq!((row.cid, row.rev), (model.cid, model.rev));
             assert_eq!(reader.record(&self.did, path).unwrap(), Some(*row));
+        }
+
+        let mut about: BTreeMap<Subject, Vec<String>> = BTreeMap::new();
+        for (path, record) in &self.records {
+            if let Some(subject) = Subject::of(path, &record.bytes) {
+                let rkey = path.split_once('/').unwrap().1;
+                about.entry(subject).or_default().push(rkey.to_owned());
+            }
+        }
+        for (subject, rkeys) in &about {
+            assert_eq!(reader.about(&self.did, subject, usize::MAX).unwrap(), *rkeys);
         }
 
         let mut collections: BTreeMap<String, Vec<String>> = BTreeMap::new();

@@ -23,7 +23,7 @@ use shipper::store::counted::{CountedStore, Purpose};
 use shipper::store::delayed::DelayedStore;
 use shipper::store::directory::DirectoryStore;
 use shipper::store::s3::{S3Config, S3Store};
-use shipper::store::{ReplicaStore, for_purpose};
+use shipper::store::{ReplicaStore, RetryPolicy, for_purpose, retry};
 use shipper::tier::ReplicaSource;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -79,6 +79,9 @@ pub(super) fn budget(config: &Config, ledger: &Arc<Ledger>) -> Option<Arc<Reques
         .map(|monthly| Arc::new(RequestBudget::new(ledger.clone(), monthly, widest)))
 }
 
+/// How many times the limit of a request the replica may take to answer at a start.
+const REACHING_TRIES: u32 = 3;
+
 /// Opens the replica store and makes sure that its container is there. What it is asked from here on is counted in `ledger`.
 pub(super) async fn open_store(
     replica: &Replica,
@@ -86,11 +89,13 @@ pub(super) async fn open_store(
     ledger: &Arc<Ledger>,
 ) -> Result<Arc<dyn ReplicaStore>, ServerError> {
     let (timeout, latency) = (config.replica_timeout, config.replica_added_latency);
+    // A store that is busy for a moment ends no start.
+    let patience = RetryPolicy::within(timeout * REACHING_TRIES);
     let store: Arc<dyn ReplicaStore> = match replica {
         Replica::Directory(dir) => Arc::new(DirectoryStore::open(dir)?),
         Replica::Azure(settings) => {
             let store = AzureStore::new(&azure_config(settings, timeout))?;
-            store.ensure_container().await?;
+            retry(&patience, || store.ensure_container()).await?;
             Arc::new(store)
         }
         Replica::S3(settings) => {
@@ -108,7 +113,7 @@ pub(super) async fn open_store(
     };
     tracing::info!(store = store.describe(), "replica");
     let store: Arc<dyn ReplicaStore> = Arc::new(CountedStore::new(store, ledger.clone()));
-    store.prove().await?;
+    retry(&patience, || store.prove()).await?;
     Ok(store)
 }
 

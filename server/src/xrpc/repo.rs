@@ -44,7 +44,10 @@ pub async fn create_record(app: Arc<App>, mut request: Request) -> XrpcResult<Re
     let path = new_path(&app, input.collection, input.rkey);
     let record = prepare(&path, input.record, Validate::from(input.validate))?;
     let (cid, validation) = (record.cid, record.validation);
-    let writes = vec![Write::Create(path.clone(), record)];
+    // As with the reference, whoever wants no validation gets no tidying either.
+    let only = record.subject.is_some() && validation != Validation::Skipped;
+    let write = if only { Write::CreateOnly } else { Write::Create };
+    let writes = vec![write(path.clone(), record)];
     refuse_hidden(&app, &did, &writes).await?;
     let written = app.repos.write(&did, writes, input.swap_commit).await?;
     json_answer(&receipt(&did, &path, cid, written.commit.as_ref(), validation))

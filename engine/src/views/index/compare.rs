@@ -6,7 +6,7 @@ use super::reader::IndexReader;
 use super::rows::{HeadRow, NODE_REV_BYTES, NUMBER_BYTES, PREFIX_BYTES};
 use super::{
     BLOB_REFS, BLOBS, COLLECTIONS, DEAD, GENERATIONS, HEADS, IndexError, META, META_ERASED, NODES,
-    RECORD_BLOBS, RECORDS, REMOVED, REPOS, SEGMENTS,
+    RECORD_BLOBS, RECORD_SUBJECTS, RECORDS, REMOVED, REPOS, SEGMENTS, SUBJECTS,
 };
 use crate::log::Lsn;
 
@@ -56,6 +56,8 @@ impl IndexReader {
         sides.compare("blobs", BLOBS, Shape::Blob, &mut found)?;
         sides.compare("blob_refs", BLOB_REFS, Shape::Owned, &mut found)?;
         sides.compare("record_blobs", RECORD_BLOBS, Shape::Owned, &mut found)?;
+        sides.compare("subjects", SUBJECTS, Shape::Owned, &mut found)?;
+        sides.compare("record_subjects", RECORD_SUBJECTS, Shape::Owned, &mut found)?;
         sides.compare("generations", GENERATIONS, Shape::Owned, &mut found)?;
         sides.compare("collections", COLLECTIONS, Shape::Collection, &mut found)?;
         sides.compare("removed", REMOVED, Shape::Removal, &mut found)?;

@@ -7,7 +7,7 @@ use redb::{Database, Key, ReadTransaction, ReadableTable, TableDefinition, Value
 use super::reader::IndexReader;
 use super::{
     BLOB_REFS, BLOBS, COLLECTIONS, DEAD, GENERATIONS, HEADS, IndexError, META, META_ERASED, NODES,
-    RECORD_BLOBS, RECORDS, REMOVED, REPOS, SEGMENTS, database_at, put_meta,
+    RECORD_BLOBS, RECORD_SUBJECTS, RECORDS, REMOVED, REPOS, SEGMENTS, SUBJECTS, database_at, put_meta,
 };
 
 /// Memory that a copy's new file may cache, bytes. Rows are written in order, so little of it is read again.
@@ -48,6 +48,8 @@ impl IndexReader {
             .table(BLOBS)?
             .table(BLOB_REFS)?
             .table(RECORD_BLOBS)?
+            .table(SUBJECTS)?
+            .table(RECORD_SUBJECTS)?
             .table(COLLECTIONS)?
             .table(GENERATIONS)?
             .table(DEAD)?

@@ -24,6 +24,7 @@ mod rows;
 mod scan;
 mod segments;
 mod slot;
+mod subjects;
 mod sweep;
 #[cfg(test)]
 mod tests;
@@ -53,7 +54,7 @@ use slot::Slot;
 
 use crate::entry::{Change, Entry};
 use crate::log::{LogId, Lsn};
-use crate::repo::{Cid, Did};
+use crate::repo::{Cid, Did, subject};
 use crate::views::{View, ViewError};
 
 /// The view's name in logs, metrics and errors.
@@ -61,12 +62,13 @@ pub const NAME: &str = "index";
 /// The index's file name, among the live views and in a checkpoint.
 pub const FILE_NAME: &str = "index.redb";
 /// The layout this program reads and writes; any other is rebuilt from the log.
-const FORMAT: u32 = 5;
+const FORMAT: u32 = 6;
 
 /// Rows that one piece of a sweep takes away: a few milliseconds, for which a batch may have to wait.
 const SWEEP_ROWS: usize = 500;
 
 type Bytes = &'static [u8];
+type SubjectBytes = &'static [u8; subject::DIGEST_BYTES];
 type RecordBytes = &'static [u8; rows::RECORD_ROW_BYTES];
 
 const META: TableDefinition<&str, Bytes> = TableDefinition::new("meta");
@@ -77,6 +79,8 @@ const NODES: TableDefinition<Bytes, Bytes> = TableDefinition::new("nodes");
 const BLOBS: TableDefinition<Bytes, Bytes> = TableDefinition::new("blobs");
 const BLOB_REFS: TableDefinition<Bytes, u64> = TableDefinition::new("blob_refs");
 const RECORD_BLOBS: TableDefinition<Bytes, ()> = TableDefinition::new("record_blobs");
+const SUBJECTS: TableDefinition<Bytes, ()> = TableDefinition::new("subjects");
+const RECORD_SUBJECTS: TableDefinition<Bytes, SubjectBytes> = TableDefinition::new("record_subjects");
 const COLLECTIONS: TableDefinition<Bytes, u64> = TableDefinition::new("collections");
 const GENERATIONS: TableDefinition<Bytes, Bytes> = TableDefinition::new("generations");
 const DEAD: TableDefinition<Bytes, ()> = TableDefinition::new("dead");
@@ -425,6 +429,8 @@ fn create_tables(transaction: &redb::WriteTransaction) -> Result<(), IndexError>
     transaction.open_table(BLOBS)?;
     transaction.open_table(BLOB_REFS)?;
     transaction.open_table(RECORD_BLOBS)?;
+    transaction.open_table(SUBJECTS)?;
+    transaction.open_table(RECORD_SUBJECTS)?;
     transaction.open_table(COLLECTIONS)?;
     transaction.open_table(GENERATIONS)?;
     transaction.open_table(DEAD)?;

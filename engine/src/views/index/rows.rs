@@ -21,6 +21,9 @@
 //! blobs           repo number u32 | cid → 0 size u64 | 8 created-at u64 | 16 media type
 //! blob_refs       prefix | cid | path → rev u64
 //! record_blobs    prefix | path | 0x00 | cid → nothing
+//! subjects        prefix | kind u8 (1 like, 2 repost, 3 follow, 4 block) | the first 16 bytes of the SHA-256 of the subject's text
+//!                   | record key → nothing
+//! record_subjects prefix | kind u8 | record key → these 16 bytes
 //! collections     collection | 0x00 | prefix → number of records u64
 //! removed         LSN of a removal u64 | DID → nothing: a repo that was removed and of which copies may be left
 //! segments        segment's base LSN u64 → 0 records u64 | 8 their bytes u64 | 16 head commits u64 | 24 their bytes u64

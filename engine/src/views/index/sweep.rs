@@ -6,7 +6,10 @@ use super::rows::{
     NUMBER_BYTES, PREFIX_BYTES, RecordRow, RepoKey, after_prefix, collection_key, collection_of,
 };
 use super::segments::Uses;
-use super::{BLOB_REFS, BLOBS, Bytes, COLLECTIONS, DEAD, IndexError, NODES, RECORD_BLOBS, RECORDS};
+use super::{
+    BLOB_REFS, BLOBS, Bytes, COLLECTIONS, DEAD, IndexError, NODES, RECORD_BLOBS, RECORD_SUBJECTS, RECORDS,
+    SUBJECTS,
+};
 
 /// Takes away up to `limit` rows below the first prefix in `dead`, and the prefix with the last of them. Answers whether
 /// there is more to do. Blobs belong to a repo, not to a generation, so they go only with the whole repo.
@@ -20,6 +23,8 @@ pub(super) fn sweep(transaction: &WriteTransaction, limit: usize) -> Result<bool
     left -= sweep_table(transaction, NODES, &prefix, left)?;
     left -= sweep_table(transaction, BLOB_REFS, &prefix, left)?;
     left -= sweep_table(transaction, RECORD_BLOBS, &prefix, left)?;
+    left -= sweep_table(transaction, SUBJECTS, &prefix, left)?;
+    left -= sweep_table(transaction, RECORD_SUBJECTS, &prefix, left)?;
     if prefix.len() == NUMBER_BYTES {
         left -= sweep_table(transaction, BLOBS, &prefix, left)?;
     }

@@ -23,6 +23,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::build::{self, Applied, Head};
 use super::heal::{Nodes, heal};
+use super::subjects::{DOUBLES_MAX, Underway};
 use super::trees::Charge;
 use super::{MAX_WRITES, Shared, Write, WriteError, WriteResult, Written};
 
@@ -94,18 +95,37 @@ struct Task {
     repo: Option<Repo>,
     /// The newest commit that was handed to the log.
     last: Option<Arc<Mutex<Fate>>>,
+    /// What those that are on their way have touched.
+    underway: Underway,
 }
 
 /// What becomes of a commit that the log has taken.
-enum Fate {
+pub(super) enum Fate {
     /// It is on its way; these are told.
     Waiting(Vec<Answer>),
     /// It is durable and applied, or nobody knows.
     Decided(Result<(), WriteError>),
 }
 
+impl Fate {
+    /// Whether it is applied, or nobody will know.
+    pub(super) fn is_decided(&self) -> bool {
+        matches!(self, Fate::Decided(_))
+    }
+
+    #[cfg(test)]
+    pub(super) fn waiting() -> Fate {
+        Fate::Waiting(Vec::new())
+    }
+
+    #[cfg(test)]
+    pub(super) fn decided_for_test(&mut self) {
+        *self = Fate::Decided(Ok(()));
+    }
+}
+
 /// What a request is told when its commit is durable.
-struct Answer {
+pub(super) struct Answer {
     reply: Reply,
     written: Written,
 }
@@ -128,6 +148,7 @@ pub(super) fn spawn(did: Did, shared: Arc<Shared>, mailbox: usize, now: u64) -> 
         charge: charge.clone(),
         repo: None,
         last: None,
+        underway: Underway::default(),
     };
     tokio::spawn(async move {
         let mut waiting = VecDeque::new();
@@ -252,7 +273,10 @@ impl Task {
                 results: Vec::new(),
             });
             let Some(member) = members.last_mut() else { break };
-            let outcome = build::apply(&mut tree, &mut applied, &member.job.writes, swap, source);
+            let writes = &member.job.writes;
+            let doubles = self.doubles(writes, &mut tree, &applied, source);
+            let outcome = doubles
+                .and_then(|doubles| build::apply(&mut tree, &mut applied, writes, &doubles, swap, source));
             let outcome = self.damaged(outcome, source, may_heal)?;
             let nothing_done = applied.mark() == before && !member.job.writes.is_empty();
             match outcome {
@@ -274,6 +298,46 @@ impl Task {
             }
         }
         Ok((tree, applied))
+    }
+
+    /// The records that are about the same as one of `writes` which is to be the only one: those of the index, but for what
+    /// commits on their way and `applied` have made of them. The tree has the last word.
+    fn doubles(
+        &self,
+        writes: &[Write],
+        tree: &mut Tree,
+        applied: &Applied,
+        source: &Nodes<'_>,
+    ) -> Result<Vec<String>, WriteError> {
+        let mut found = Vec::new();
+        for write in writes {
+            let Write::CreateOnly(path, record) = write else {
+                continue;
+            };
+            let Some(subject) = record.subject else { continue };
+            let own = path.to_string();
+            let mut candidates: Vec<String> = self.underway.about(&subject).cloned().collect();
+            for rkey in source.about(&subject, DOUBLES_MAX)? {
+                let path = format!("{}/{rkey}", subject.kind.collection());
+                if !self.underway.knows(&path) {
+                    candidates.push(path);
+                }
+            }
+            candidates.sort_unstable();
+            candidates.dedup();
+            for path in candidates {
+                // What this commit has touched is not about this subject: another commit was begun otherwise.
+                let touched = || applied.subjects.iter().any(|(there, _)| *there == path);
+                if found.len() < DOUBLES_MAX
+                    && path != own
+                    && !touched()
+                    && tree.get(&path, source).map_err(build::tree_error)?.is_some()
+                {
+                    found.push(path);
+                }
+            }
+        }
+        Ok(found)
     }
 
     /// The outcome of what has read nodes, when one of them may have been damaged.
@@ -328,6 +392,7 @@ impl Task {
             return Ok(());
         };
         let engine = &self.shared.engine;
+        self.underway.settle();
         let source = Nodes::new(&self.shared, &self.did);
         let (tree, applied) = self.gather(repo, &source, waiting, members, may_heal)?;
         if members.is_empty() {
@@ -340,6 +405,7 @@ impl Task {
         let started = Instant::now();
         let built = build::commit(&self.did, &repo.key, &repo.head, rev, tree, &applied, &source);
         let built = self.damaged(built, &source, may_heal)??;
+        let touched = applied.subjects;
         metrics::histogram!("pds_commit_build_seconds").record(started.elapsed().as_secs_f64());
         let answers = members.drain(..).map(|member| Answer {
             reply: member.job.reply,
@@ -360,6 +426,7 @@ impl Task {
             decide(&fate, &self.pending, Err(error.into()));
             return Ok(());
         }
+        self.underway.push(&fate, touched);
         self.last = Some(fate);
         if let Some(repo) = self.repo.as_mut() {
             self.charge.tree(built.tree.memory_bytes());
@@ -425,9 +492,17 @@ impl Together {
             self.touched.insert(path.clone());
         }
         self.seen = applied.ops.len();
+        // A commit cannot delete what it has made.
+        let is_double = |write: &Write| match write {
+            Write::CreateOnly(_, record) => record.subject.is_some_and(|subject| {
+                let mut made = applied.subjects.iter();
+                made.any(|(_, about)| *about == Some(subject))
+            }),
+            _ => false,
+        };
         !job.writes
             .iter()
-            .any(|write| self.touched.contains(&write.path().to_string()))
+            .any(|write| self.touched.contains(&write.path().to_string()) || is_double(write))
     }
 
     fn count(&mut self, job: &Job) {

@@ -7,6 +7,7 @@ use engine::entry::{Change, EntryDraft};
 use engine::repo::Cid;
 use engine::repo::Did;
 use engine::repo::SigningKey;
+use engine::repo::SubjectKind;
 use engine::repo::Tid;
 use engine::repo::car;
 use engine::repo::commit::{Commit, UnsignedCommit};
@@ -14,6 +15,7 @@ use engine::repo::event::{self, CommitEvent, EncodeError, OpAction, RepoOp};
 use engine::repo::mst::{NodeSource, Tree, TreeError};
 
 use super::prepare::PreparedRecord;
+use super::subjects::Touched;
 use super::{CommitMeta, RecordSwap, Write, WriteError, WriteResult};
 
 /// The state that the next commit of a repo chains on.
@@ -40,27 +42,47 @@ pub(super) struct Applied {
     pub(super) ops: Vec<(String, OpAction)>,
     /// Record blocks that the event carries.
     pub(super) records: Vec<(Cid, Bytes)>,
+    /// The touched records of collections that have subjects.
+    pub(super) subjects: Vec<Touched>,
 }
 
 impl Applied {
     /// How far it is, to go back to.
-    pub(super) fn mark(&self) -> (usize, usize) {
-        (self.ops.len(), self.records.len())
+    pub(super) fn mark(&self) -> (usize, usize, usize) {
+        (self.ops.len(), self.records.len(), self.subjects.len())
     }
 
     /// Forgets what came after `mark`.
-    pub(super) fn back_to(&mut self, (ops, records): (usize, usize)) {
+    pub(super) fn back_to(&mut self, (ops, records, subjects): (usize, usize, usize)) {
         self.ops.truncate(ops);
         self.records.truncate(records);
+        self.subjects.truncate(subjects);
+    }
+
+    fn push(&mut self, path: String, action: OpAction, record: Option<&PreparedRecord>) {
+        if let Some(record) = record {
+            self.records.push((record.cid, record.block.clone()));
+        }
+        if path
+            .split('/')
+            .next()
+            .is_some_and(|collection| SubjectKind::of(collection).is_some())
+        {
+            let subject = record.and_then(|record| record.subject);
+            self.subjects.push((path.clone(), subject));
+        }
+        self.ops.push((path, action));
     }
 }
 
-/// Applies the `writes` of one request to `tree` and adds them to `applied`; both are useless after an error. `swap` is what
+/// Applies the `writes` of one request to `tree` and adds them to `applied`; both are useless after an error. `doubles` are the
+/// paths of records that are there and about the same as one that is created and should be the only one. `swap` is what
 /// `swapCommit` says of the head; it is asked before anything else about a write, unless that write has nothing to do.
 pub(super) fn apply(
     tree: &mut Tree,
     applied: &mut Applied,
     writes: &[Write],
+    doubles: &[String],
     swap: Result<(), WriteError>,
     source: &dyn NodeSource,
 ) -> Result<Vec<WriteResult>, WriteError> {
@@ -75,7 +97,7 @@ pub(super) fn apply(
         }
         // Creating says by itself whether the record is there.
         let current = match write {
-            Write::Create(..) | Write::Delete(_) => None,
+            Write::Create(..) | Write::CreateOnly(..) | Write::Delete(_) => None,
             _ => tree.get(&key, source).map_err(tree_error)?,
         };
         let nothing_to_do = match write {
@@ -87,6 +109,12 @@ pub(super) fn apply(
             results.push(WriteResult::Unchanged);
         } else {
             swap.as_ref().map_err(WriteError::clone)?;
+            if matches!(write, Write::CreateOnly(..)) {
+                for double in doubles {
+                    let prev = tree.remove(double, source).map_err(tree_error)?;
+                    applied.push(double.clone(), OpAction::Delete { prev }, None);
+                }
+            }
             results.push(apply_one(tree, &key, write, current, source, applied)?);
         }
         touched.insert(key);
@@ -113,7 +141,7 @@ fn apply_one(
     applied: &mut Applied,
 ) -> Result<WriteResult, WriteError> {
     let step = match write {
-        Write::Create(_, record) => Step::Create(record),
+        Write::Create(_, record) | Write::CreateOnly(_, record) => Step::Create(record),
         Write::Update(_, record) => Step::Update(record),
         Write::Delete(_) => Step::Delete,
         Write::Put(_, record, swap) => {
@@ -129,12 +157,11 @@ fn apply_one(
             Step::Delete
         }
     };
-    let (action, result) = match step {
+    let (action, record, result) = match step {
         Step::Create(record) => {
             let cid = record.cid;
             tree.insert(key, cid, source).map_err(tree_error)?;
-            applied.records.push((cid, record.block.clone()));
-            (OpAction::Create { cid }, WriteResult::Created(cid))
+            (OpAction::Create { cid }, Some(record), WriteResult::Created(cid))
         }
         Step::Update(record) => {
             let cid = record.cid;
@@ -143,15 +170,18 @@ fn apply_one(
                 return Ok(WriteResult::Updated(cid));
             }
             let prev = tree.update(key, cid, source).map_err(tree_error)?;
-            applied.records.push((cid, record.block.clone()));
-            (OpAction::Update { cid, prev }, WriteResult::Updated(cid))
+            (
+                OpAction::Update { cid, prev },
+                Some(record),
+                WriteResult::Updated(cid),
+            )
         }
         Step::Delete => {
             let prev = tree.remove(key, source).map_err(tree_error)?;
-            (OpAction::Delete { prev }, WriteResult::Deleted)
+            (OpAction::Delete { prev }, None, WriteResult::Deleted)
         }
     };
-    applied.ops.push((key.to_owned(), action));
+    applied.push(key.to_owned(), action, record);
     Ok(result)
 }
 
@@ -318,7 +348,7 @@ fn sign(did: &Did, key: &SigningKey, data: Cid, rev: Tid) -> Result<Commit, Writ
     .map_err(|error| WriteError::Internal(format!("cannot sign a commit of {did}: {error}")))
 }
 
-fn tree_error(error: TreeError) -> WriteError {
+pub(super) fn tree_error(error: TreeError) -> WriteError {
     match error {
         TreeError::InvalidKey(_) => WriteError::InvalidRequest(error.to_string()),
         TreeError::Exists(_) => WriteError::InvalidRequest(format!("Record already exists: {error}")),

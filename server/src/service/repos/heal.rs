@@ -10,12 +10,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::repo::mst::{NodePlace, NodeSource, NodeSourceError};
-use engine::repo::{Cid, Did};
-use engine::views::index::{IndexError, Rebuilt, RepoNodes};
+use engine::repo::{Cid, Did, Subject};
+use engine::views::index::{IndexError, IndexReader, Rebuilt, RepoNodes};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
-use super::Shared;
+use super::{Shared, WriteError};
 
 /// How long after a repo's nodes were built anew they are not built again.
 const HEAL_AGAIN: Duration = Duration::from_secs(60);
@@ -27,6 +27,7 @@ const HEALED_MAX: usize = 1024;
 pub(super) struct Nodes<'a> {
     shared: &'a Shared,
     did: &'a Did,
+    reader: RefCell<Option<IndexReader>>,
     snapshot: RefCell<Option<RepoNodes>>,
     damage: RefCell<Option<NodeSourceError>>,
 }
@@ -36,6 +37,7 @@ impl<'a> Nodes<'a> {
         Nodes {
             shared,
             did,
+            reader: RefCell::default(),
             snapshot: RefCell::default(),
             damage: RefCell::default(),
         }
@@ -46,13 +48,28 @@ impl<'a> Nodes<'a> {
         self.damage.borrow_mut().take()
     }
 
+    fn reader(&self) -> Result<IndexReader, IndexError> {
+        let mut reader = self.reader.borrow_mut();
+        if let Some(reader) = &*reader {
+            return Ok(reader.clone());
+        }
+        Ok(reader.insert(self.shared.engine.reader()?).clone())
+    }
+
+    /// The keys of the records about `subject` in the snapshot, at most `limit`.
+    pub(super) fn about(&self, subject: &Subject, limit: usize) -> Result<Vec<String>, WriteError> {
+        self.reader()
+            .and_then(|reader| reader.about(self.did, subject, limit))
+            .map_err(|error| WriteError::Internal(error.to_string()))
+    }
+
     fn stored(&self, cid: &Cid, place: &NodePlace<'_>) -> Result<bytes::Bytes, NodeSourceError> {
         let mut snapshot = self.snapshot.borrow_mut();
         if let Some(nodes) = &*snapshot {
             return nodes.node(cid, place);
         }
         let io = |error: IndexError| NodeSourceError::Io(error.to_string());
-        let reader = self.shared.engine.reader().map_err(io)?;
+        let reader = self.reader().map_err(io)?;
         let nodes = reader.nodes(self.did).map_err(io)?;
         snapshot
             .insert(nodes.ok_or(NodeSourceError::Missing)?)

@@ -19,6 +19,7 @@ pub mod read;
 #[cfg(test)]
 mod removal_tests;
 mod restored;
+mod subjects;
 #[cfg(test)]
 mod tests;
 mod trees;
@@ -111,6 +112,9 @@ pub enum WriteError {
 pub enum Write {
     /// The record must not exist.
     Create(RepoPath, PreparedRecord),
+    /// The record must not exist. Others that are about the same are deleted in the same commit: see
+    /// [`engine::repo::Subject`].
+    CreateOnly(RepoPath, PreparedRecord),
     /// The record must exist.
     Update(RepoPath, PreparedRecord),
     /// Creates or updates. An identical record is no write at all, whatever the swaps say.
@@ -127,6 +131,7 @@ impl Write {
     pub fn path(&self) -> &RepoPath {
         match self {
             Write::Create(path, _)
+            | Write::CreateOnly(path, _)
             | Write::Update(path, _)
             | Write::Put(path, _, _)
             | Write::Delete(path)
@@ -136,7 +141,10 @@ impl Write {
 
     fn record(&self) -> Option<&PreparedRecord> {
         match self {
-            Write::Create(_, record) | Write::Update(_, record) | Write::Put(_, record, _) => Some(record),
+            Write::Create(_, record)
+            | Write::CreateOnly(_, record)
+            | Write::Update(_, record)
+            | Write::Put(_, record, _) => Some(record),
             Write::Delete(_) | Write::DeleteIfPresent(_, _) => None,
         }
     }

@@ -2,7 +2,7 @@
 
 use engine::repo::cbor::{BlobRef, Value};
 use engine::repo::json::FromJson;
-use engine::repo::{Cid, RepoPath};
+use engine::repo::{Cid, RepoPath, Subject};
 
 use super::WriteError;
 use crate::lexicon;
@@ -16,6 +16,8 @@ pub struct PreparedRecord {
     pub block: bytes::Bytes,
     /// The media blobs that it references.
     pub blobs: Vec<BlobRef>,
+    /// What it is about, where a repo should have one record about it.
+    pub subject: Option<Subject>,
     /// Whether its lexicon was asked.
     pub validation: Validation,
 }
@@ -97,6 +99,7 @@ pub fn prepare(
     let blobs = blob_refs(&value)?;
     let block = value.encode();
     Ok(PreparedRecord {
+        subject: Subject::of(&path.to_string(), &block),
         cid: Cid::for_dag_cbor(&block),
         block: block.into(),
         blobs,

@@ -330,6 +330,23 @@ fn any_request(random: &mut Random, n: usize) -> (Vec<Write>, bool) {
     (writes, random.below(8) == 0)
 }
 
+/// A record that should be the only one about its subject.
+fn any_like(random: &mut Random, n: usize) -> (Vec<Write>, bool) {
+    let path: RepoPath = format!("app.bsky.feed.like/key{:02}", random.below(13))
+        .parse()
+        .unwrap();
+    let value = json!({"subject": {"uri": format!("at://{}", random.below(5))}, "n": n});
+    let record = prepare(&path, value, Validate::Off).unwrap();
+    assert!(record.subject.is_some());
+    let write = match random.below(8) {
+        0 => Write::Delete(path),
+        1 => Write::Put(path, record, RecordSwap::Any),
+        2 => Write::Create(path, record),
+        _ => Write::CreateOnly(path, record),
+    };
+    (vec![write], false)
+}
+
 /// The outcome without what depends on how many commits were made.
 fn outcome_of(
     outcome: &Result<super::Written, WriteError>,
@@ -356,7 +373,10 @@ async fn requests_in_one_commit_do_what_they_do_one_after_the_other() {
             server.repo(&bobby.did).await.commit.cid(),
         ];
         let batch: Vec<(Vec<Write>, bool)> = (0..1 + random.below(24))
-            .map(|n| any_request(&mut random, round * 100 + n))
+            .map(|n| match random.below(3) {
+                0 => any_like(&mut random, round * 100 + n),
+                _ => any_request(&mut random, round * 100 + n),
+            })
             .collect();
         requests += batch.len();
         // On one thread all of these are sent before the actor runs.

@@ -2,6 +2,7 @@
 
 use axum::body::Body;
 use axum::http::Method;
+use engine::repo::Cid;
 use serde_json::{Value, json};
 
 use crate::testkit::{NOTE, Server, User, basic};
@@ -555,4 +556,52 @@ async fn the_administrator_writes_to_any_active_repo_and_nobody_else_does() {
         .sql("UPDATE actor SET takedownRef = 'x' WHERE did = ?1", &alice.did)
         .await;
     assert_ne!(send(basic()).await.status, 200);
+}
+
+/// A like of the same post, a follow of the same account and so on takes the place of the one before, in one commit.
+#[tokio::test]
+async fn statement_51_a_second_record_about_the_same_replaces_the_first_unless_validation_is_off() {
+    let server = Server::start().await;
+    let (alice, bob) = (server.sign_up("alice").await, server.sign_up("bob").await);
+    let now = "2026-11-20T08:30:15.250Z";
+    let cid = Cid::for_dag_cbor(&[0xa0]).to_string();
+    let of = |rkey: &str| json!({"uri": format!("at://{}/app.bsky.feed.post/{rkey}", bob.did), "cid": cid});
+    let (post, other) = (of("3kznmn7xqxl22"), of("3kznmn7xqxl23"));
+    for (collection, same, different) in [
+        ("app.bsky.feed.like", &post, &other),
+        ("app.bsky.feed.repost", &post, &other),
+        ("app.bsky.graph.follow", &json!(bob.did), &json!(alice.did)),
+        ("app.bsky.graph.block", &json!(bob.did), &json!(alice.did)),
+    ] {
+        let create = async |subject: &Value, validate: Option<bool>| {
+            let record = json!({"$type": collection, "subject": subject, "createdAt": now});
+            let mut body = json!({"repo": alice.did, "collection": collection, "record": record});
+            if let Some(validate) = validate {
+                body["validate"] = json!(validate);
+            }
+            let made = server.call_as(&alice.access, CREATE, &body).await.ok();
+            made["uri"].as_str().unwrap().to_owned()
+        };
+        let listed = async || -> Vec<String> {
+            let query = format!("repo={}&collection={collection}", alice.did);
+            let answer = server.query(LIST, &query).await.ok();
+            let records = answer["records"].as_array().unwrap().clone();
+            let mut uris: Vec<String> = records
+                .iter()
+                .map(|r| r["uri"].as_str().unwrap().to_owned())
+                .collect();
+            uris.sort();
+            uris
+        };
+        let first = create(same, None).await;
+        let kept = create(different, None).await;
+        assert_eq!(listed().await, [first.clone(), kept.clone()]);
+        let second = create(same, Some(true)).await;
+        assert_eq!(listed().await, [kept.clone(), second.clone()], "{collection}");
+        let unasked = create(same, Some(false)).await;
+        assert_eq!(listed().await, [kept.clone(), second, unasked], "{collection}");
+        // Both go.
+        let third = create(same, None).await;
+        assert_eq!(listed().await, [kept, third], "{collection}");
+    }
 }

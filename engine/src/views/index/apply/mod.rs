@@ -15,7 +15,8 @@ use super::rows::{BlobRow, HeadRow, RepoKey, collection_key, collection_of, pack
 use super::segments::Uses;
 use super::{
     ApplyError, BLOB_REFS, BLOBS, Bytes, COLLECTIONS, DEAD, GENERATIONS, HEADS, IndexError, META,
-    META_NEXT_REPO, NODES, RECORD_BLOBS, RECORDS, REMOVED, REPOS, RecordBytes,
+    META_NEXT_REPO, NODES, RECORD_BLOBS, RECORD_SUBJECTS, RECORDS, REMOVED, REPOS, RecordBytes, SUBJECTS,
+    SubjectBytes,
 };
 use crate::entry::{Change, Entry, EntryKind};
 use crate::log::Lsn;
@@ -67,6 +68,8 @@ struct Tables<'t> {
     blobs: Table<'t, Bytes, Bytes>,
     blob_refs: Table<'t, Bytes, u64>,
     record_blobs: Table<'t, Bytes, ()>,
+    subjects: Table<'t, Bytes, ()>,
+    record_subjects: Table<'t, Bytes, SubjectBytes>,
     generations: Table<'t, Bytes, Bytes>,
     dead: Table<'t, Bytes, ()>,
     collections: Table<'t, Bytes, u64>,
@@ -120,6 +123,8 @@ impl<'t> Tables<'t> {
             blobs: transaction.open_table(BLOBS)?,
             blob_refs: transaction.open_table(BLOB_REFS)?,
             record_blobs: transaction.open_table(RECORD_BLOBS)?,
+            subjects: transaction.open_table(SUBJECTS)?,
+            record_subjects: transaction.open_table(RECORD_SUBJECTS)?,
             generations: transaction.open_table(GENERATIONS)?,
             dead: transaction.open_table(DEAD)?,
             collections: transaction.open_table(COLLECTIONS)?,

@@ -8,6 +8,7 @@ use super::{ApplyError, Repo, Tables, contradiction};
 use crate::log::Lsn;
 use crate::repo::cbor::blob_refs;
 use crate::repo::mst::key_layer;
+use crate::repo::{Subject, SubjectKind};
 use crate::views::index::rows::{CID_BYTES, Counts, RecordRow, RepoKey, after_prefix, cid_in_key, pack_cid};
 
 /// Changes records of one generation of a repo.
@@ -59,6 +60,7 @@ impl<'a, 't> Records<'a, 't> {
         let refs = blob_refs(bytes).map_err(|error| contradiction(self.lsn, format!("{path}: {error}")))?;
         let blobs = refs.iter().map(|blob| pack_cid(&blob.cid)).collect();
         self.set_blobs(path, row.rev.to_u64(), blobs, old.is_some())?;
+        self.set_subject(path, Subject::of(path, bytes), old.is_some())?;
         match &old {
             None => {
                 self.counts.records += 1;
@@ -77,6 +79,7 @@ impl<'a, 't> Records<'a, 't> {
             return Ok(None);
         };
         self.set_blobs(path, 0, BTreeSet::new(), true)?;
+        self.set_subject(path, None, true)?;
         self.counts.records = self.counts.records.saturating_sub(1);
         self.tables.add_to_collection(path.as_bytes(), self.repo, -1);
         self.tables.uses.record_gone(old.location);
@@ -129,6 +132,42 @@ impl<'a, 't> Records<'a, 't> {
             self.tables
                 .blob_refs
                 .insert(repo.key(&[blob, path]).as_slice(), rev)?;
+        }
+        Ok(())
+    }
+
+    /// Makes `now` the subject of the record at `path`. `was_there`: a record at this path may have another.
+    fn set_subject(&mut self, path: &str, now: Option<Subject>, was_there: bool) -> Result<(), ApplyError> {
+        let Some((kind, rkey)) = path
+            .split_once('/')
+            .and_then(|(collection, rkey)| Some((SubjectKind::of(collection)?, rkey.as_bytes())))
+        else {
+            return Ok(());
+        };
+        let (repo, kind) = (self.repo, [kind as u8]);
+        let back = repo.key(&[&kind, rkey]);
+        if was_there {
+            let before = self
+                .tables
+                .record_subjects
+                .get(back.as_slice())?
+                .map(|row| *row.value());
+            if before == now.map(|subject| subject.digest) {
+                return Ok(());
+            }
+            if let Some(before) = before {
+                self.tables
+                    .subjects
+                    .remove(repo.key(&[&kind, &before, rkey]).as_slice())?;
+            }
+            if now.is_none() {
+                self.tables.record_subjects.remove(back.as_slice())?;
+            }
+        }
+        if let Some(now) = now {
+            self.tables.record_subjects.insert(back.as_slice(), &now.digest)?;
+            let key = repo.key(&[&kind, &now.digest, rkey]);
+            self.tables.subjects.insert(key.as_slice(), ())?;
         }
         Ok(())
     }

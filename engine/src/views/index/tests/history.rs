@@ -9,6 +9,9 @@ use super::*;
 /// Collection, record key, and text and blobs unless it deletes.
 type AnyWrite = (u8, u16, Option<(u8, Vec<u8>)>);
 
+/// One of them has records with a subject.
+const COLLECTIONS: [&str; 3] = ["app.test.c0", "app.bsky.feed.like", "app.test.c2"];
+
 /// A step of the property test.
 #[derive(Clone, Debug)]
 enum Step {
@@ -103,7 +106,7 @@ proptest! {
                             let list: Vec<Cid> = blobs.iter().copied().collect();
                             (record(&format!("text {text}"), &list), blobs)
                         });
-                        (format!("app.test.c{collection}/{rkey}"), write)
+                        (format!("{}/{rkey}", COLLECTIONS[usize::from(collection)]), write)
                     }).collect();
                     vec![match nodes {
                         Some(nodes) => repo.commit(&writes, &nodes),
@@ -126,7 +129,7 @@ proptest! {
                         let (text, blobs) = write.unwrap();
                         let blobs: BTreeSet<Cid> = blobs.iter().map(|n| Cid::for_raw(&[*n])).collect();
                         let list: Vec<Cid> = blobs.iter().copied().collect();
-                        (format!("app.test.c{collection}/{rkey}"), (record(&format!("text {text}"), &list), blobs))
+                        (format!("{}/{rkey}", COLLECTIONS[usize::from(collection)]), (record(&format!("text {text}"), &list), blobs))
                     }).collect();
                     let before = (repo.records.clone(), repo.tree.clone(), repo.head);
                     let (mut drafts, flip) = repo.import(generation, &records, piece, in_order);

@@ -43,6 +43,8 @@ fn dump(view: &IndexView) -> Vec<(&'static str, Vec<u8>, Vec<u8>)> {
     table!(NODES, |k: &[u8]| k.to_vec(), |v: &[u8]| v.to_vec());
     table!(BLOBS, |k: &[u8]| k.to_vec(), |v: &[u8]| v.to_vec());
     table!(RECORD_BLOBS, |k: &[u8]| k.to_vec(), |()| Vec::new());
+    table!(SUBJECTS, |k: &[u8]| k.to_vec(), |()| Vec::new());
+    table!(RECORD_SUBJECTS, |k: &[u8]| k.to_vec(), |v: &[u8; 16]| v.to_vec());
     table!(BLOB_REFS, |k: &[u8]| k.to_vec(), |v: u64| v
         .to_be_bytes()
         .to_vec());

@@ -137,7 +137,18 @@ impl Routes {
         }
         let _entered = span.enter();
         let (path, ms) = (uri.path(), u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX));
-        if path.starts_with("/_health") || path == "/metrics" {
+        if self
+            .0
+            .app
+            .config
+            .logging
+            .slow
+            .is_some_and(|limit| elapsed >= limit)
+        {
+            metrics::counter!("pds_slow_requests_total", "method" => row.map_or("other", xrpc::Row::nsid))
+                .increment(1);
+            tracing::warn!(%method, path, status, ms, "answered slowly");
+        } else if path.starts_with("/_health") || path == "/metrics" {
             tracing::debug!(%method, path, status, ms, "answered");
         } else {
             tracing::info!(%method, path, status, ms, "answered");

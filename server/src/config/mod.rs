@@ -328,6 +328,8 @@ pub struct Logging {
     pub level: String,
     /// `None` = text on a terminal, JSON otherwise.
     pub format: Option<LogFormat>,
+    /// `PDS_SLOW_REQUEST_MS`: how long an answer may take before it is logged as slow.
+    pub slow: Option<Duration>,
     /// `LOG_DESTINATION`: a file; `None` = standard output.
     pub destination: Option<PathBuf>,
 }

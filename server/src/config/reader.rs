@@ -421,6 +421,12 @@ impl Reader {
                 enabled: self.flag("LOG_ENABLED", true),
                 level: self.text("LOG_LEVEL").unwrap_or_else(|| "info".to_owned()),
                 format,
+                slow: Some(Duration::from_millis(self.number(
+                    "PDS_SLOW_REQUEST_MS",
+                    2_000,
+                    0..=3_600_000,
+                )))
+                .filter(|limit| !limit.is_zero()),
                 destination: self.text("LOG_DESTINATION").map(PathBuf::from),
             },
             service_did: service_did.ok()?,

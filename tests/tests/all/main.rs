@@ -8,6 +8,7 @@ mod dev;
 mod drill;
 mod e2e;
 mod limits;
+mod logs;
 mod mail;
 mod memory;
 mod outage;

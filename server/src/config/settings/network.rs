@@ -128,6 +128,12 @@ pub(super) const SETTINGS: &[Setting] = &[
         "text on a terminal, else json",
         "`text` or `json`",
     ),
+    ours(
+        "PDS_SLOW_REQUEST_MS",
+        Number,
+        "2000",
+        "ms from which on an answer is logged as slow, as a warning, and counted (`pds_slow_requests_total`); 0: never",
+    ),
     meaningless(
         "LOG_SYSTEMS",
         "LOG_LEVEL chooses parts of the program, by target=level",

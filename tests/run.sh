@@ -24,6 +24,8 @@ if node_ready; then
         fi
     done
     echo "Node $(node --version)"
+    # The reference server, which some tests run beside this one.
+    tests/reference/install.sh || echo "the reference server cannot be installed: what needs it is skipped"
 else
     echo "no Node: what needs it is skipped"
 fi

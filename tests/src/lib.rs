@@ -14,6 +14,7 @@ pub mod node;
 pub mod process;
 pub mod random;
 pub mod redis;
+pub mod reference;
 pub mod smtp;
 pub mod stack;
 pub mod tools;

@@ -11,6 +11,7 @@ mod limits;
 mod logs;
 mod mail;
 mod memory;
+mod migration;
 mod outage;
 mod past;
 mod proxy;

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod campaign;
+mod corpus;
 mod damage;
 mod decoders;
 mod dev;

@@ -8,6 +8,7 @@ mod decoders;
 mod dev;
 mod drill;
 mod e2e;
+mod fuzz;
 mod limits;
 mod logs;
 mod mail;

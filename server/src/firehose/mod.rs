@@ -10,6 +10,7 @@
 //! wakes them: one wake-up of a thousand for four events costs a quarter of four.
 
 mod places;
+mod removed;
 pub mod ring;
 mod socket;
 #[cfg(test)]

@@ -16,6 +16,7 @@ use futures_util::{Sink, SinkExt, StreamExt};
 use tokio::time::{Instant, interval_at};
 
 use super::places::{Full, Place};
+use super::removed::Removed;
 use super::ring::{Event, Found};
 use super::{BACKFILL_BYTES, Inner, READ_BYTES, error_message, read, to_event};
 use crate::app::App;
@@ -148,6 +149,11 @@ pub(super) async fn feed<S: EventSink>(
         }
         Start::Future => return End::Error("FutureCursor", "Cursor in the future."),
     };
+    // Until it has caught up; what is removed later is told after what came before.
+    let mut removed = match cursor {
+        Some(_) => Removed::since(&inner.engine, position).await,
+        None => Removed::default(),
+    };
     let mut watch = inner.ring.watch();
     let mut pings = interval_at(Instant::now() + PING_EVERY, PING_EVERY);
     let mut live = false;
@@ -160,13 +166,17 @@ pub(super) async fn feed<S: EventSink>(
             Found::Events(events) => {
                 tail = None;
                 live = true;
+                let through = events.last().map_or(position, |event| event.lsn);
+                let events = removed.without(events);
                 if let Err(end) = send_all(inner, sink, events, &mut position).await {
                     return end;
                 }
+                position = position.max(through);
             }
             Found::CaughtUp => {
                 tail = None;
                 live = true;
+                removed = Removed::default();
                 place.at(newest);
                 tokio::select! {
                     changed = watch.changed() => if changed.is_err() { return End::Stopping },
@@ -194,7 +204,7 @@ pub(super) async fn feed<S: EventSink>(
                             reader.position()
                         };
                         tail = Some(reader);
-                        let events = batch.iter().filter_map(to_event).collect();
+                        let events = removed.without(batch.iter().filter_map(to_event).collect());
                         if let Err(end) = send_all(inner, sink, events, &mut position).await {
                             return end;
                         }

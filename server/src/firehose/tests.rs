@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use axum::extract::ws::Message;
 use engine::log::Lsn;
+use engine::repo::cbor::Value as Cbor;
 use engine::repo::event::{self, Event};
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -72,6 +73,23 @@ fn seq(message: &[u8]) -> u64 {
         Event::Account(event) => event.seq,
         other => panic!("{other:?} has no seq"),
     }
+}
+
+/// The names of the fields of a message's header and body.
+fn fields(message: &[u8]) -> (Vec<String>, Vec<String>) {
+    let (header, body) = parts(message);
+    let names = |value: &Cbor| {
+        let fields = value.as_map().unwrap().iter();
+        fields.map(|(name, _)| name.to_owned()).collect()
+    };
+    (names(&header), names(&body))
+}
+
+/// Header and body: two values, one behind the other.
+fn parts(message: &[u8]) -> (Cbor, Cbor) {
+    let mut cuts = (1..message.len()).map(|at| message.split_at(at));
+    cuts.find_map(|(header, body)| Some((Cbor::decode(header).ok()?, Cbor::decode(body).ok()?)))
+        .unwrap()
 }
 
 /// Sequence numbers of all events in the log.
@@ -278,6 +296,9 @@ async fn a_cursor_out_of_the_window_is_told_only_if_something_was_missed() {
             ),
             "{cursor}"
         );
+        let (header, body) = fields(&first);
+        assert_eq!(header, ["t", "op"]);
+        assert_eq!(body, ["name", "message"], "statement 79: no seq");
         assert_eq!(late.until(newest).await, [newest]);
     }
 }
@@ -357,4 +378,93 @@ async fn only_events_leave_and_nothing_private_with_them() {
         }
     }
     assert_eq!(logged(&server).await.len(), 5);
+}
+
+#[tokio::test]
+async fn statements_73_74_and_75_events_have_the_fields_that_they_must_and_no_others() {
+    let server = Server::start().await;
+    let alice = server.sign_up("alice").await;
+    let record = |text: &str| json!({"repo": alice.did, "collection": crate::testkit::NOTE, "rkey": "a", "record": {"text": text}});
+    let put = "com.atproto.repo.putRecord";
+    for text in ["one", "two"] {
+        server.call_as(&alice.access, put, &record(text)).await.ok();
+    }
+    let delete = "com.atproto.repo.deleteRecord";
+    server.call_as(&alice.access, delete, &record("")).await.ok();
+    let off = "com.atproto.server.deactivateAccount";
+    server.call_as(&alice.access, off, &json!({})).await;
+    let mut subscriber = Subscriber::connect(&server, Some(0), 100);
+    let identity = subscriber.next().await;
+    assert_eq!(fields(&identity).1, ["did", "seq", "time", "handle"]);
+    let account = subscriber.next().await;
+    assert_eq!(fields(&account).1, ["did", "seq", "time", "active"], "no status");
+    let mut actions = Vec::new();
+    for nth in 0..5 {
+        let message = subscriber.next().await;
+        if nth == 1 {
+            assert_eq!(fields(&message).1, ["did", "rev", "seq", "time", "blocks"]);
+            continue;
+        }
+        let (_, body) = parts(&message);
+        let body = body.as_map().unwrap();
+        for flag in ["tooBig", "rebase"] {
+            assert_eq!(body.get(flag), Some(&Cbor::Bool(false)), "{flag}");
+        }
+        assert_eq!(body.get("blobs"), Some(&Cbor::Array(Vec::new())));
+        let Some(Cbor::Array(ops)) = body.get("ops") else {
+            panic!("no operations")
+        };
+        for op in ops {
+            let op = op.as_map().unwrap();
+            let action = op.get_text("action").unwrap().to_owned();
+            assert_eq!(op.get("prev").is_some(), action != "create", "{action}");
+            assert_eq!(op.get("cid") == Some(&Cbor::Null), action == "delete", "{action}");
+            actions.push(action);
+        }
+    }
+    assert_eq!(actions, ["create", "update", "delete"]);
+    let account = subscriber.next().await;
+    assert_eq!(fields(&account).1, ["did", "seq", "time", "active", "status"]);
+}
+
+#[tokio::test]
+async fn statement_71_of_a_deleted_account_a_cursor_brings_back_nothing_but_its_end() {
+    let server = Server::start().await;
+    let (alice, bob) = (server.sign_up("alice").await, server.sign_up("bob").await);
+    posts(&server, &alice, 3, 10).await;
+    posts(&server, &bob, 2, 10).await;
+    let delete = "com.atproto.admin.deleteAccount";
+    let answer = server.as_admin(delete, &json!({"did": alice.did})).await;
+    assert_eq!(answer.status, 200);
+    posts(&server, &bob, 1, 10).await;
+    let newest = pumped(&server).await;
+    let last = *logged(&server).await.last().unwrap();
+    assert!(last <= newest);
+    let told = async |server: &Server| {
+        let mut subscriber = Subscriber::connect(server, Some(0), 100);
+        let (mut of_alice, mut others) = (Vec::new(), 0);
+        loop {
+            let message = subscriber.next().await;
+            let (did, word) = match event::decode(&message).unwrap() {
+                Event::Commit(view) => (view.repo, "commit"),
+                Event::Sync(view) => (view.did, "sync"),
+                Event::Identity(view) => (view.did, "identity"),
+                Event::Account(view) => (view.did, view.inactive.map_or("active", |status| status.name())),
+                other => panic!("{other:?}"),
+            };
+            if did == alice.did {
+                of_alice.push(word);
+            } else {
+                others += 1;
+            }
+            if seq(&message) == last {
+                return (of_alice, others);
+            }
+        }
+    };
+    // Out of memory, and out of the log.
+    assert_eq!(told(&server).await, (vec!["deleted"], 7));
+    let server = server.restart().await;
+    pumped(&server).await;
+    assert_eq!(told(&server).await, (vec!["deleted"], 7));
 }

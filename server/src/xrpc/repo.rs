@@ -20,10 +20,13 @@ use crate::auth::methods::UPLOAD_BLOB;
 use crate::auth::permission::Access;
 use crate::limits::Write as Counted;
 use crate::service::moderation::Subject;
-use crate::service::repos::prepare::{Validate, Validation, prepare};
+use crate::service::repos::prepare::{PreparedRecord, Validate, Validation, prepare, prepare_profile};
 use crate::service::repos::{
     CommitMeta, MAX_WRITES, RecordSwap, Write, WriteError, WriteResult, Written, read,
 };
+
+/// Where pictures may be of a form that elsewhere is not taken any more.
+const PROFILE: &str = "app.bsky.actor.profile";
 
 /// `createRecord`.
 pub async fn create_record(app: Arc<App>, mut request: Request) -> XrpcResult<Response<Body>> {
@@ -72,7 +75,12 @@ pub async fn put_record(app: Arc<App>, mut request: Request) -> XrpcResult<Respo
     let did = own_repo(&app, &input.repo, &claims.did).await?;
     request.metered.writes(&did, [Counted::Update]).await?;
     let path = RepoPath::new(input.collection, input.rkey);
-    let record = prepare(&path, input.record, Validate::from(input.validate))?;
+    let validate = Validate::from(input.validate);
+    let record = if path.collection.as_str() == PROFILE {
+        replace_profile(&app, &did, &path, input.record, validate)?
+    } else {
+        prepare(&path, input.record, validate)?
+    };
     let swap = match input.swap_record {
         None => RecordSwap::Any,
         Some(None) => RecordSwap::Absent,
@@ -83,6 +91,26 @@ pub async fn put_record(app: Arc<App>, mut request: Request) -> XrpcResult<Respo
     refuse_hidden(&app, &did, &writes).await?;
     let written = app.repos.write(&did, writes, input.swap_commit).await?;
     json_answer(&receipt(&did, &path, cid, written.commit.as_ref(), validation))
+}
+
+/// A profile, which may take the place of one from before blobs had a type.
+fn replace_profile(
+    app: &App,
+    did: &Did,
+    path: &RepoPath,
+    record: FromJson,
+    validate: Validate,
+) -> XrpcResult<PreparedRecord> {
+    let reader = app.engine.reader().map_err(XrpcError::internal)?;
+    if reader.record(did, path).map_err(XrpcError::internal)?.is_none() {
+        return Ok(prepare(path, record, validate)?);
+    }
+    let size_of = |cid: &Cid| {
+        let row = reader.blob(did, cid);
+        let row = row.map_err(|error| WriteError::Internal(error.to_string()))?;
+        Ok(row.map(|row| row.size))
+    };
+    Ok(prepare_profile(path, record, validate, size_of)?)
 }
 
 /// `deleteRecord`.

@@ -1,6 +1,6 @@
 //! From a request's JSON to a checked record block: `$type`, data model, lexicon, blob references, CID.
 
-use engine::repo::cbor::{BlobRef, Value};
+use engine::repo::cbor::{BlobRef, Map, Value};
 use engine::repo::json::FromJson;
 use engine::repo::{Cid, RepoPath, Subject};
 
@@ -75,12 +75,49 @@ pub fn prepare(
     record: impl Into<FromJson>,
     validate: Validate,
 ) -> Result<PreparedRecord, WriteError> {
+    finish(path, parse(record)?, validate)
+}
+
+/// As [`prepare`], for what takes the place of a profile: where its pictures have the form from before blobs had a type, as profiles
+/// of then do, they get today's. `size_of` tells how large a blob of the account is.
+///
+/// # Errors
+/// As [`prepare`]; also [`WriteError::Blob`] for a picture that is not here.
+pub fn prepare_profile(
+    path: &RepoPath,
+    record: impl Into<FromJson>,
+    validate: Validate,
+    size_of: impl Fn(&Cid) -> Result<Option<u64>, WriteError>,
+) -> Result<PreparedRecord, WriteError> {
+    let mut record = parse(record)?;
+    for field in ["avatar", "banner"] {
+        let picture = match record.get(field) {
+            Some(Value::Map(map)) => BlobRef::from_map(map),
+            _ => None,
+        };
+        let Some(mut picture) = picture.filter(BlobRef::is_legacy) else {
+            continue;
+        };
+        let Some(size) = size_of(&picture.cid)? else {
+            return Err(WriteError::Blob {
+                name: "BlobNotFound",
+                message: format!("Could not find blob: {}", picture.cid),
+            });
+        };
+        picture.size = Some(size);
+        record.insert(field, picture.to_value());
+    }
+    finish(path, record, validate)
+}
+
+fn parse(record: impl Into<FromJson>) -> Result<Map, WriteError> {
+    let record = record.into().into_record();
+    record.map_err(|error| WriteError::InvalidRecord(format!("Invalid record: {error}")))
+}
+
+fn finish(path: &RepoPath, mut record: Map, validate: Validate) -> Result<PreparedRecord, WriteError> {
     let invalid = |message: String| WriteError::InvalidRecord(message);
     let collection = &path.collection;
-    let mut record = record
-        .into()
-        .into_record()
-        .map_err(|error| invalid(format!("Invalid record: {error}")))?;
     match record.get_text("$type") {
         // Whatever is no text was refused before.
         None => {

@@ -148,3 +148,44 @@ async fn each_result_of_a_batch_tells_its_own_status_and_one_fault_refuses_all()
     let off = json!([write("create", POST, "any", json!({"text": 5}))]);
     assert_eq!(statuses(&apply(off, Some(false)).await.ok()), [Value::Null]);
 }
+
+#[tokio::test]
+async fn a_profile_from_before_blobs_had_a_type_gets_todays_form_when_it_is_put() {
+    let server = Server::start().await;
+    let alice = server.sign_up("alice").await;
+    let blob = server.upload(&alice, "image/png", "a picture").await.ok()["blob"].clone();
+    let mime = blob["mimeType"].clone();
+    let legacy = json!({"cid": blob["ref"]["$link"], "mimeType": mime});
+    let put = async |collection: &str, record: Value| {
+        let input = json!({"repo": alice.did, "collection": collection, "rkey": "self", "record": record});
+        server.call_as(&alice.access, PUT, &input).await
+    };
+    let refused = (400, "InvalidRequest".to_owned());
+    let record = json!({"displayName": "Alice", "avatar": legacy, "banner": legacy});
+    assert_eq!(
+        put(PROFILE, record.clone()).await.error(),
+        refused,
+        "there is no profile yet"
+    );
+    put(PROFILE, json!({"displayName": "Alice"})).await.ok();
+    let answer = put(PROFILE, record.clone()).await.ok();
+    assert_eq!(answer["validationStatus"], "valid");
+    let query = format!("repo={}&collection={PROFILE}&rkey=self", alice.did);
+    let found = server.query("com.atproto.repo.getRecord", &query).await.ok();
+    assert_eq!(
+        (&found["value"]["avatar"], &found["value"]["banner"]),
+        (&blob, &blob)
+    );
+    let again = put(PROFILE, record.clone()).await.ok();
+    assert!(again.get("commit").is_none(), "it is the same");
+    // Nowhere else, and only what is here.
+    let mut elsewhere = record.clone();
+    elsewhere["pinned"] = legacy.clone();
+    assert_eq!(put(PROFILE, elsewhere).await.error(), refused);
+    put(NOTE, json!({"text": "x"})).await.ok();
+    assert_eq!(put(NOTE, json!({"avatar": legacy})).await.error(), refused);
+    let mut missing = legacy.clone();
+    missing["cid"] = json!(engine::repo::Cid::for_raw(b"not here").to_string());
+    let answer = put(PROFILE, json!({"avatar": missing})).await;
+    assert_eq!(answer.error(), (400, "BlobNotFound".into()));
+}

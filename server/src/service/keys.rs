@@ -1,7 +1,6 @@
 //! The repos' signing keys: wrapped in the account database, unwrapped in a bounded cache.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use engine::repo::Did;
 use engine::repo::SigningKey;
@@ -47,9 +46,9 @@ pub enum KeyError {
 pub struct SigningKeys {
     engine: Core,
     wrap: Arc<KeyWrap>,
-    cache: Arc<Cache<Did, Arc<SigningKey>>>,
-    /// How often keys were forgotten.
-    forgotten: Arc<AtomicU64>,
+    /// Keys and the revision of the account database that was asked for before they were read. While it is the same no account
+    /// has another key, on a server that only follows the log, too.
+    cache: Arc<Cache<Did, (u64, Arc<SigningKey>)>>,
 }
 
 impl SigningKeys {
@@ -60,7 +59,6 @@ impl SigningKeys {
             engine,
             wrap,
             cache: Arc::new(Cache::new(CACHED_KEYS)),
-            forgotten: Arc::default(),
         }
     }
 
@@ -69,10 +67,10 @@ impl SigningKeys {
     /// # Errors
     /// See [`KeyError`].
     pub async fn get(&self, did: &Did) -> Result<Option<Arc<SigningKey>>, KeyError> {
-        if let Some(key) = self.cache.get(did) {
+        let revision = self.engine.accounts().revision();
+        if let Some((_, key)) = self.cache.get(did).filter(|(at, _)| *at == revision) {
             return Ok(Some(key));
         }
-        let forgotten = self.forgotten.load(Ordering::Acquire);
         let wanted = did.clone();
         let row = self
             .engine
@@ -84,29 +82,26 @@ impl SigningKeys {
                 message: error.to_string(),
             })?;
         let Some(row) = row else { return Ok(None) };
+        let key = Arc::new(self.open(did, did.as_str(), &row.wrapped)?);
+        self.cache.insert(did.clone(), (revision, key.clone()));
+        Ok(Some(key))
+    }
+
+    /// A key for `did` out of an envelope that was sealed under `name`.
+    ///
+    /// # Errors
+    /// See [`KeyError`].
+    pub fn open(&self, did: &Did, name: &str, wrapped: &[u8]) -> Result<SigningKey, KeyError> {
         let opened = self
             .wrap
-            .unwrap(Purpose::REPO_SIGNING_KEY, did.as_str(), &row.wrapped)
+            .unwrap(Purpose::REPO_SIGNING_KEY, name, wrapped)
             .map_err(|source| KeyError::Wrap {
                 did: did.clone(),
                 source,
             })?;
-        let key = <[u8; 32]>::try_from(opened.expose().as_slice())
+        <[u8; 32]>::try_from(opened.expose().as_slice())
             .ok()
             .and_then(|bytes| SigningKey::from_bytes(&bytes).ok())
-            .ok_or_else(|| KeyError::Malformed { did: did.clone() })?;
-        let key = Arc::new(key);
-        self.cache.insert(did.clone(), key.clone());
-        // What was read before a key was forgotten may be that key.
-        if self.forgotten.load(Ordering::Acquire) != forgotten {
-            self.cache.remove(did);
-        }
-        Ok(Some(key))
-    }
-
-    /// The repo of `did` is gone: if it gets another, that has a key of its own.
-    pub fn forget(&self, did: &Did) {
-        self.forgotten.fetch_add(1, Ordering::AcqRel);
-        self.cache.remove(did);
+            .ok_or_else(|| KeyError::Malformed { did: did.clone() })
     }
 }

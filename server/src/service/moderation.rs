@@ -78,12 +78,26 @@ impl From<AccountsUnavailable> for ModerationError {
     }
 }
 
+/// An entry of the audit log, whose outcome is not written down yet.
+#[derive(Debug)]
+#[must_use = "its outcome is to be written down"]
+pub struct Noted {
+    id: String,
+    detail: serde_json::Map<String, serde_json::Value>,
+}
+
 /// What moderators do; cheap to clone.
 #[derive(Clone)]
 pub struct Moderation {
     core: Core,
     accounts: Accounts,
     repos: Repos,
+}
+
+impl Noted {
+    fn detail_text(&self) -> String {
+        serde_json::Value::from(self.detail.clone()).to_string()
+    }
 }
 
 impl Moderation {
@@ -110,29 +124,46 @@ impl Moderation {
         actor: &str,
         action: &str,
         subject: &str,
-        detail: &serde_json::Value,
-    ) -> Result<(), ChangeError> {
+        detail: serde_json::Map<String, serde_json::Value>,
+    ) -> Result<Noted, ChangeError> {
         let id = self.repos.next_tid();
         let oldest = engine::repo::Tid::from_micros(id.micros().saturating_sub(AUDIT_MICROS), 0).to_string();
+        let noted = Noted {
+            id: id.to_string(),
+            detail,
+        };
         let row = [
-            id.to_string(),
+            noted.id.clone(),
             self.now(),
             actor.to_owned(),
             action.to_owned(),
             subject.to_owned(),
-            detail.to_string(),
+            noted.detail_text(),
         ];
         tracing::info!(actor, action, subject, "an administrative action");
-        self.accounts
-            .change(Vec::new(), move |tx| {
-                tx.execute("DELETE FROM admin_audit WHERE id < ?1", [&oldest])?;
-                tx.execute(
-                    "INSERT INTO admin_audit (id, at, actor, action, subject, detail) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-                    row,
-                )?;
-                Ok(())
-            })
-            .await
+        let written = self.accounts.change(Vec::new(), move |tx| {
+            tx.execute("DELETE FROM admin_audit WHERE id < ?1", [&oldest])?;
+            tx.execute(
+                "INSERT INTO admin_audit (id, at, actor, action, subject, detail) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                row,
+            )?;
+            Ok(())
+        });
+        written.await?;
+        Ok(noted)
+    }
+
+    /// Adds what came of an action to its entry: `done`, or the name of an error. An entry that says neither is of an action that
+    /// was interrupted.
+    pub async fn conclude(&self, mut noted: Noted, outcome: &str) {
+        noted.detail.insert("outcome".to_owned(), outcome.into());
+        let row = [noted.id.clone(), noted.detail_text()];
+        let written = self.accounts.change(Vec::new(), move |tx| {
+            Ok(tx.execute("UPDATE admin_audit SET detail = ?2 WHERE id = ?1", row)?)
+        });
+        if let Err(error) = written.await {
+            tracing::warn!(id = noted.id, outcome, %error, "the outcome of an administrative action is not written down");
+        }
     }
 
     /// Takes an account down or brings it back, deactivates it in its owner's place, or neither, and tells subscribers how it

@@ -14,6 +14,7 @@ mod drills;
 mod error;
 mod follow;
 mod handover;
+mod identities;
 mod lease;
 mod mail;
 mod pursuit;

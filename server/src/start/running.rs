@@ -24,6 +24,7 @@ use super::compose::{
 };
 use super::deletions::deletions;
 use super::follow::Followed;
+use super::identities::{PACE, identities};
 use super::lease::LeaseTask;
 use super::pursuit::Pursuit;
 use super::threads::FirehoseThreads;
@@ -226,8 +227,11 @@ impl Running {
             tracing::warn!(buried, "interrupted sign-ups were cleaned up");
         }
         let resumed = app.identities.resume().await.map_err(|error| other(&error))?;
-        if resumed > 0 {
-            tracing::warn!(resumed, "interrupted changes of identities were looked at");
+        if resumed.settled > 0 {
+            tracing::warn!(
+                settled = resumed.settled,
+                "interrupted changes of identities were looked at"
+            );
         }
         let set_right = app
             .accounts
@@ -244,6 +248,8 @@ impl Running {
         self.tasks.spawn(checkpoints(app.clone(), self.work.clone()));
         self.tasks.spawn(compaction(app.clone(), self.work.clone()));
         self.tasks.spawn(deletions(app.clone(), self.work.clone()));
+        self.tasks
+            .spawn(identities(app.identities.clone(), PACE, self.work.clone()));
         self.tasks.spawn(mail::mail(app.clone(), self.work.clone()));
         self.tasks
             .spawn(relays::ask_to_crawl(app.clone(), self.work.clone()));

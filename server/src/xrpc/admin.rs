@@ -1,6 +1,7 @@
 //! `com.atproto.admin.*` but for invite codes: what administrators and moderators see and do. Whatever changes something is
 //! written down first.
 
+use std::future::Future;
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -18,10 +19,13 @@ use crate::app::App;
 use crate::auth::replay::Use;
 use crate::service::accounts::Account;
 use crate::service::identity::By;
+use crate::service::mail::Letter;
 use crate::service::moderation::{AccountView, ModerationError, Subject, Takedown};
 
 /// Who acts where only the administrator may.
-const ADMIN: &str = "admin";
+pub(super) const ADMIN: &str = "admin";
+/// Subject of a moderator's mail that has none.
+const DEFAULT_SUBJECT: &str = "Message via your PDS";
 
 /// `getAccountInfo`.
 pub async fn get_account_info(app: Arc<App>, mut request: Request) -> XrpcResult<Response<Body>> {
@@ -158,25 +162,28 @@ pub async fn update_subject_status(app: Arc<App>, mut request: Request) -> XrpcR
         told
     });
     let detail = json!({ "subject": input.subject, "takedown": told, "deactivated": off });
-    app.moderation.note(&actor, method, did.as_str(), &detail).await?;
-    match part {
-        None => {
-            // What activation does is told by itself.
-            if takedown.is_some() || off != Some(false) {
-                app.moderation
-                    .set_account(&did, takedown, off == Some(true))
-                    .await?;
+    let act = async {
+        match part {
+            None => {
+                // What activation does is told by itself.
+                if takedown.is_some() || off != Some(false) {
+                    app.moderation
+                        .set_account(&did, takedown, off == Some(true))
+                        .await?;
+                }
+                if off == Some(false) {
+                    app.accounts.activate(&did).await?;
+                }
             }
-            if off == Some(false) {
-                app.accounts.activate(&did).await?;
+            Some(subject) => {
+                if let Some(takedown) = takedown {
+                    app.moderation.set_takedown(&did, &subject, takedown).await?;
+                }
             }
         }
-        Some(subject) => {
-            if let Some(takedown) = takedown {
-                app.moderation.set_takedown(&did, &subject, takedown).await?;
-            }
-        }
-    }
+        Ok(())
+    };
+    recorded(&app, &actor, method, did.as_str(), detail, act).await?;
     keep(used);
     let mut answer = Map::new();
     answer.insert("subject".into(), input.subject);
@@ -198,16 +205,12 @@ pub async fn update_account_email(app: Arc<App>, mut request: Request) -> XrpcRe
     let account = app.accounts.find(&input.account).await?;
     let account =
         account.ok_or_else(|| XrpcError::invalid(format!("Account does not exist: {}", input.account)))?;
-    note(
-        &app,
-        "com.atproto.admin.updateAccountEmail",
-        &account.did,
-        &json!({}),
-    )
-    .await?;
-    app.accounts
-        .set_email_by_admin(&account.did, &input.email)
-        .await?;
+    let act = async {
+        let set = app.accounts.set_email_by_admin(&account.did, &input.email).await;
+        Ok(set?)
+    };
+    let method = "com.atproto.admin.updateAccountEmail";
+    recorded(&app, ADMIN, method, account.did.as_str(), json!({}), act).await?;
     Ok(empty())
 }
 
@@ -222,16 +225,14 @@ pub async fn update_account_handle(app: Arc<App>, mut request: Request) -> XrpcR
     let input: Input = request.json(JSON_LIMIT).await?;
     let account = known(&app, &input.did).await?;
     let detail = json!({ "handle": input.handle });
-    note(
-        &app,
-        "com.atproto.admin.updateAccountHandle",
-        &account.did,
-        &detail,
-    )
-    .await?;
-    app.identities
-        .update_handle(&account.did, &input.handle, By::Admin)
-        .await?;
+    let act = async {
+        let updated = app
+            .identities
+            .update_handle(&account.did, &input.handle, By::Admin);
+        Ok(updated.await?)
+    };
+    let method = "com.atproto.admin.updateAccountHandle";
+    recorded(&app, ADMIN, method, account.did.as_str(), detail, act).await?;
     Ok(empty())
 }
 
@@ -245,16 +246,35 @@ pub async fn update_account_password(app: Arc<App>, mut request: Request) -> Xrp
     admin(&app, &request.headers)?;
     let input: Input = request.json(JSON_LIMIT).await?;
     let account = known(&app, &input.did).await?;
-    note(
-        &app,
-        "com.atproto.admin.updateAccountPassword",
-        &account.did,
-        &json!({}),
-    )
-    .await?;
-    app.accounts
-        .set_password_by_admin(&account.did, &input.password)
-        .await?;
+    let act = async {
+        let set = app.accounts.set_password_by_admin(&account.did, &input.password);
+        Ok(set.await?)
+    };
+    let method = "com.atproto.admin.updateAccountPassword";
+    recorded(&app, ADMIN, method, account.did.as_str(), json!({}), act).await?;
+    Ok(empty())
+}
+
+/// `updateAccountSigningKey`: to a key that this server has made by `reserveSigningKey`, since it has to sign with it.
+pub async fn update_account_signing_key(app: Arc<App>, mut request: Request) -> XrpcResult<Response<Body>> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Input {
+        did: Did,
+        signing_key: String,
+    }
+    admin(&app, &request.headers)?;
+    let input: Input = request.json(JSON_LIMIT).await?;
+    let account = known(&app, &input.did).await?;
+    let detail = json!({ "signingKey": input.signing_key });
+    let act = async {
+        let updated = app
+            .identities
+            .update_signing_key(&account.did, &input.signing_key);
+        Ok(updated.await?)
+    };
+    let method = "com.atproto.admin.updateAccountSigningKey";
+    recorded(&app, ADMIN, method, account.did.as_str(), detail, act).await?;
     Ok(empty())
 }
 
@@ -268,13 +288,69 @@ pub async fn delete_account(app: Arc<App>, mut request: Request) -> XrpcResult<R
     let input: Input = request.json(JSON_LIMIT).await?;
     let account = known(&app, &input.did).await?;
     let detail = json!({ "handle": account.handle_text() });
-    note(&app, "com.atproto.admin.deleteAccount", &account.did, &detail).await?;
-    app.accounts.delete_by_admin(&account).await?;
+    let act = async { Ok(app.accounts.delete_by_admin(&account).await?) };
+    let method = "com.atproto.admin.deleteAccount";
+    recorded(&app, ADMIN, method, account.did.as_str(), detail, act).await?;
     Ok(empty())
 }
 
-async fn note(app: &App, action: &str, did: &Did, detail: &Value) -> XrpcResult<()> {
-    Ok(app.moderation.note(ADMIN, action, did.as_str(), detail).await?)
+/// `sendEmail`: what a moderator writes, by the moderators' mail server if they have one. Accounts in every state get it.
+pub async fn send_email(app: Arc<App>, mut request: Request) -> XrpcResult<Response<Body>> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Input {
+        recipient_did: Did,
+        content: String,
+        subject: Option<String>,
+        sender_did: Option<Did>,
+        comment: Option<String>,
+    }
+    let method = "com.atproto.admin.sendEmail";
+    let (actor, used) = acting_moderator(&app, &request.headers, method).await?;
+    let input: Input = request.json(JSON_LIMIT).await?;
+    let account = app.accounts.by_did(&input.recipient_did).await?;
+    let account = account.ok_or_else(|| XrpcError::invalid("Recipient not found"))?;
+    let address = account
+        .email
+        .as_deref()
+        .ok_or_else(|| XrpcError::invalid("account does not have an email address"))?;
+    let subject = input.subject.unwrap_or_else(|| DEFAULT_SUBJECT.to_owned());
+    // What the mail says is between the two of them.
+    let detail = json!({ "subject": subject, "sender": input.sender_did, "comment": input.comment });
+    let letter = Letter::Moderation {
+        subject,
+        content: input.content,
+    };
+    let act = async {
+        let queued = app
+            .accounts
+            .mail(account.did.as_str(), address, letter, Vec::new(), |_| Ok(()));
+        Ok(queued.await?)
+    };
+    recorded(&app, &actor, method, account.did.as_str(), detail, act).await?;
+    keep(used);
+    json_answer(&json!({ "sent": true }))
+}
+
+/// Writes down what is about to be done, does it, and writes down what came of it. An error is written down by its name: its
+/// message may tell what is nobody's business.
+pub(super) async fn recorded<T>(
+    app: &App,
+    actor: &str,
+    action: &str,
+    subject: &str,
+    detail: Value,
+    act: impl Future<Output = XrpcResult<T>>,
+) -> XrpcResult<T> {
+    let detail = match detail {
+        Value::Object(detail) => detail,
+        _ => Map::new(),
+    };
+    let noted = app.moderation.note(actor, action, subject, detail).await?;
+    let done = act.await;
+    let outcome = done.as_ref().map_or_else(|error| error.name.as_ref(), |_| "done");
+    app.moderation.conclude(noted, outcome).await;
+    done
 }
 
 async fn known(app: &App, did: &Did) -> XrpcResult<Account> {

@@ -64,6 +64,9 @@ pub async fn refresh_identity(app: Arc<App>, mut request: Request) -> XrpcResult
     }
     caller(&app, &request.headers, Access::Standard)?;
     let input: Input = request.json(JSON_LIMIT).await?;
+    if let AtIdentifier::Did(did) = &input.identifier {
+        app.identities.settle_open(did).await;
+    }
     identity(&app, &input.identifier, true).await
 }
 
@@ -189,6 +192,7 @@ impl From<IdentityError> for XrpcError {
             IdentityError::Busy => XrpcError::unavailable(error.to_string(), 2),
             IdentityError::Plc(plc) => plc.into(),
             IdentityError::Change(change) => change.into(),
+            IdentityError::Repo(repo) => repo.into(),
         }
     }
 }

@@ -8,13 +8,17 @@ use engine::repo::Did;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::auth::{account_in_standing, admin, moderator};
+use super::admin::{ADMIN, recorded};
+use super::auth::{account_in_standing, acting_moderator, admin, moderator};
 use super::error::{XrpcError, XrpcResult};
 use super::request::{JSON_LIMIT, Request, empty, json as json_answer};
 use crate::app::App;
 use crate::auth::permission::Access;
 use crate::auth::replay::Use;
 use crate::service::accounts::{Invite, InviteCursor, InviteError, InviteOrder};
+
+/// What the audit log calls the subject of an action on many codes.
+const CODES: &str = "invite codes";
 
 /// `createInviteCode`, for the administrator.
 pub async fn create_one(app: Arc<App>, mut request: Request) -> XrpcResult<Response<Body>> {
@@ -26,13 +30,11 @@ pub async fn create_one(app: Arc<App>, mut request: Request) -> XrpcResult<Respo
     }
     admin(&app, &request.headers)?;
     let input: Input = request.json(JSON_LIMIT).await?;
-    let code = app
-        .accounts
-        .create_invite(
-            input.use_count,
-            input.for_account.as_ref().map_or("admin", Did::as_str),
-        )
-        .await?;
+    let owner = input.for_account.as_ref().map_or(ADMIN, Did::as_str);
+    let act = async { Ok(app.accounts.create_invite(input.use_count, owner).await?) };
+    let method = "com.atproto.server.createInviteCode";
+    let detail = json!({ "useCount": input.use_count });
+    let code = recorded(&app, ADMIN, method, owner, detail, act).await?;
     json_answer(&json!({ "code": code }))
 }
 
@@ -47,15 +49,18 @@ pub async fn create(app: Arc<App>, mut request: Request) -> XrpcResult<Response<
     }
     admin(&app, &request.headers)?;
     let input: Input = request.json(JSON_LIMIT).await?;
-    let accounts = match input.for_accounts {
+    let accounts: Vec<String> = match input.for_accounts {
         Some(accounts) => accounts.iter().map(Did::to_string).collect(),
-        None => vec!["admin".to_owned()],
+        None => vec![ADMIN.to_owned()],
     };
     let count = usize::try_from(input.code_count).unwrap_or(usize::MAX);
-    let made = app
-        .accounts
-        .create_invites(input.use_count, count, accounts)
-        .await?;
+    let detail = json!({ "codeCount": input.code_count, "useCount": input.use_count, "accounts": accounts });
+    let act = async {
+        let made = app.accounts.create_invites(input.use_count, count, accounts);
+        Ok(made.await?)
+    };
+    let method = "com.atproto.server.createInviteCodes";
+    let made = recorded(&app, ADMIN, method, CODES, detail, act).await?;
     let codes = made
         .into_iter()
         .map(|(account, codes)| json!({ "account": account, "codes": codes }));
@@ -109,13 +114,16 @@ pub async fn disable(app: Arc<App>, mut request: Request) -> XrpcResult<Response
         codes: Option<Vec<String>>,
         accounts: Option<Vec<String>>,
     }
-    let used = moderator(&app, &request.headers, "com.atproto.admin.disableInviteCodes").await?;
+    let method = "com.atproto.admin.disableInviteCodes";
+    let (actor, used) = acting_moderator(&app, &request.headers, method).await?;
     let input: Input = request.json(JSON_LIMIT).await?;
     let (codes, accounts) = (
         input.codes.unwrap_or_default(),
         input.accounts.unwrap_or_default(),
     );
-    app.accounts.disable_invites(codes, accounts).await?;
+    let detail = json!({ "codes": codes, "accounts": accounts });
+    let act = async { Ok(app.accounts.disable_invites(codes, accounts).await?) };
+    recorded(&app, &actor, method, CODES, detail, act).await?;
     keep(used);
     Ok(empty())
 }
@@ -139,12 +147,16 @@ async fn set_account(
     #[derive(Deserialize)]
     struct Input {
         account: Did,
+        note: Option<String>,
     }
-    let used = moderator(app, &request.headers, method).await?;
+    let (actor, used) = acting_moderator(app, &request.headers, method).await?;
     let input: Input = request.json(JSON_LIMIT).await?;
-    app.accounts
-        .set_invites_disabled(&input.account, disabled)
-        .await?;
+    let act = async {
+        let set = app.accounts.set_invites_disabled(&input.account, disabled);
+        Ok(set.await?)
+    };
+    let detail = json!({ "note": input.note });
+    recorded(app, &actor, method, input.account.as_str(), detail, act).await?;
     keep(used);
     Ok(empty())
 }

@@ -84,7 +84,9 @@ static METHODS: &[Row] = rows! {
     "com.atproto.admin.updateAccountEmail" Procedure private admin::update_account_email;
     "com.atproto.admin.updateAccountHandle" Procedure private admin::update_account_handle;
     "com.atproto.admin.updateAccountPassword" Procedure private admin::update_account_password;
+    "com.atproto.admin.updateAccountSigningKey" Procedure private admin::update_account_signing_key;
     "com.atproto.admin.deleteAccount" Procedure private admin::delete_account;
+    "com.atproto.admin.sendEmail" Procedure private admin::send_email;
     "com.atproto.admin.getInviteCodes" Query private invites::all;
     "com.atproto.admin.disableInviteCodes" Procedure private invites::disable;
     "com.atproto.admin.disableAccountInvites" Procedure private invites::disable_account;
@@ -135,6 +137,8 @@ static METHODS: &[Row] = rows! {
     "com.atproto.sync.getLatestCommit" Query private sync::get_latest_commit;
     "com.atproto.sync.getRepoStatus" Query public sync::get_repo_status;
     "com.atproto.sync.listRepos" Query public sync::list_repos;
+    "com.atproto.sync.getHead" Query private sync::get_head;
+    "com.atproto.sync.getCheckout" Query private sync::get_checkout;
     "com.atproto.sync.getBlob" Query private sync::get_blob;
     "com.atproto.sync.listBlobs" Query private sync::list_blobs;
     "app.bsky.actor.getPreferences" Query private actor::get_preferences;

@@ -74,6 +74,27 @@ pub async fn get_latest_commit(app: Arc<App>, mut request: Request) -> XrpcResul
     json_answer(&json!({ "cid": head.commit, "rev": head.rev.to_string() }))
 }
 
+/// `getHead`, which is what `getLatestCommit` was once.
+pub async fn get_head(app: Arc<App>, mut request: Request) -> XrpcResult<Response<Body>> {
+    let did: Did = request.params.parsed("did")?;
+    let reader = reader(&app, &request.headers, Access::Standard)?;
+    request.no_body().await?;
+    available(&app, &did, &reader).await?;
+    let head = export::head(&app.engine, &did)?
+        .ok_or_else(|| XrpcError::bad("HeadNotFound", format!("Could not find root for DID: {did}")))?;
+    json_answer(&json!({ "root": head.commit }))
+}
+
+/// `getCheckout`, which is what `getRepo` was once: always the whole repo.
+pub async fn get_checkout(app: Arc<App>, mut request: Request) -> XrpcResult<Response<Body>> {
+    let did: Did = request.params.parsed("did")?;
+    let reader = reader(&app, &request.headers, Access::Standard)?;
+    request.no_body().await?;
+    available(&app, &did, &reader).await?;
+    let stream = export::repo(&app.engine, &app.exports, &did, None).await?;
+    Ok(car(Body::from_stream(stream)))
+}
+
 /// `getRepoStatus`.
 pub async fn get_repo_status(app: Arc<App>, mut request: Request) -> XrpcResult<Response<Body>> {
     let did: Did = request.params.parsed("did")?;

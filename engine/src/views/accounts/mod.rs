@@ -350,7 +350,7 @@ impl Accounts {
     }
 
     /// Changes whenever an account that exists may read differently: a row of `actor` or `account` was changed or removed, a takedown of something of it came or went,
-    /// or the schema moved. New accounts, sessions and tokens do not change it. What was read *after* asking for the
+    /// its signing key became another, or the schema moved. New accounts, sessions and tokens do not change it. What was read *after* asking for the
     /// revision is still so while the revision is the same: that is all a cache has to compare.
     #[must_use]
     pub fn revision(&self) -> u64 {

@@ -459,7 +459,8 @@ fn apply_changeset(conn: &Connection, changeset: &[u8]) -> Result<bool, String> 
         match (op.table_name(), op.code()) {
             ("actor", Action::SQLITE_INSERT) => logins_without_actor -= 1,
             ("account", Action::SQLITE_INSERT) => logins_without_actor += 1,
-            ("actor" | "account" | "subject_takedown", _) => accounts_changed = true,
+            ("signing_key", Action::SQLITE_INSERT) => {}
+            ("actor" | "account" | "subject_takedown" | "signing_key", _) => accounts_changed = true,
             _ => {}
         }
         Ok(())

@@ -72,7 +72,7 @@ struct Newcomer {
     email: Option<String>,
     password_hash: Option<String>,
     invite: Option<String>,
-    recovery: Option<PublicKey>,
+    recovery: Vec<PublicKey>,
 }
 
 /// How an account begins.
@@ -160,12 +160,13 @@ impl Accounts {
         }
         let invite = self.check_invite(input.invite_code).await?;
         self.check_free(&handle, email.as_deref()).await?;
+        // The owner's key is stronger than the operator's.
         let recovery = input
             .recovery_key
-            .or_else(|| inner.config.recovery_did_key.clone());
-        let recovery = recovery
-            .map(|text| PublicKey::from_did_key(&text))
-            .transpose()
+            .iter()
+            .chain(&inner.config.recovery_did_key)
+            .map(|text| PublicKey::from_did_key(text))
+            .collect::<Result<Vec<_>, _>>()
             .map_err(|error| CreateError::Invalid(format!("recoveryKey: {error}")))?;
         let password_hash = match &input.password {
             Some(password) => Some(inner.passwords.hash(password).await.map_err(password_error)?),
@@ -202,12 +203,13 @@ impl Accounts {
         let handle = newcomer.handle.clone();
         let key = SigningKey::generate(inner.engine.entropy()).map_err(|e| internal(&e))?;
         let rotation = inner.rotation_key()?;
-        let rotation_keys: Vec<PublicKey> = newcomer
-            .recovery
-            .iter()
-            .copied()
-            .chain([rotation.public_key()])
-            .collect();
+        let mut rotation_keys = Vec::new();
+        for key in newcomer.recovery.iter().copied().chain([rotation.public_key()]) {
+            // The directory takes no key twice.
+            if !rotation_keys.contains(&key) {
+                rotation_keys.push(key);
+            }
+        }
         let state = PlcState::account(
             &rotation_keys,
             &key.public_key(),

@@ -14,6 +14,7 @@ mod mail;
 mod mail_tokens;
 mod preferences;
 mod recovery;
+mod rekey;
 mod reserved;
 mod restored;
 #[cfg(test)]
@@ -55,6 +56,7 @@ pub(crate) use mail_tokens::MailPurpose;
 pub use mail_tokens::{CodeError, NotMailed};
 pub use preferences::PreferencesError;
 pub use recovery::RecoveryError;
+pub(crate) use rekey::StoredKey;
 pub use sessions::{LoginError, RefreshError, Session};
 
 /// The accounts of this server; cheap to clone.

@@ -59,6 +59,41 @@ impl Accounts {
         .await
     }
 
+    /// The reserved key with this public key, sealed for the account `did`: reserved for it, or for nobody in particular.
+    pub(crate) async fn reserved_key_named(
+        &self,
+        did: &Did,
+        public_key: &str,
+    ) -> Result<Option<Vec<u8>>, ChangeError> {
+        let inner = &self.inner;
+        let (owner, wanted) = (did.as_str().to_owned(), public_key.to_owned());
+        let row = inner.engine.accounts().read(move |conn| {
+            let sql = "SELECT name, wrapped FROM reserved_key WHERE name IN (?1, ?2) AND publicKey = ?2";
+            let row = conn.query_row(sql, [owner, wanted], |row| {
+                Ok((row.get::<_, String>(0)?, row.get::<_, Vec<u8>>(1)?))
+            });
+            row.optional().map_err(AccountsError::from)
+        });
+        let Some((name, wrapped)) = row.await.map_err(ChangeError::from)? else {
+            return Ok(None);
+        };
+        if name == did.as_str() {
+            return Ok(Some(wrapped));
+        }
+        let failed = |error: &dyn std::fmt::Display| {
+            ChangeError::Internal(format!("the reserved key {name}: {error}"))
+        };
+        let opened = inner.wrap.unwrap(Purpose::REPO_SIGNING_KEY, &name, &wrapped);
+        let opened = opened.map_err(|error| failed(&error))?;
+        let wrapped = inner.wrap.wrap(
+            Purpose::REPO_SIGNING_KEY,
+            did.as_str(),
+            opened.expose(),
+            inner.engine.entropy(),
+        );
+        wrapped.map(Some).map_err(|error| failed(&error))
+    }
+
     /// The key that is reserved for a DID, and how it is stored: the account of that DID may take it as it is.
     pub(super) async fn reserved_key(&self, did: &Did) -> Result<Option<(SigningKey, Vec<u8>)>, ChangeError> {
         let inner = &self.inner;

@@ -43,11 +43,11 @@ impl Identities {
             .state()
             .ok_or_else(|| IdentityError::Invalid("Did is tombstoned".to_owned()))?;
         if first_alias(&state) == Some(handle.as_str()) {
-            return self.settle(did, Wanted::Handle(handle)).await;
+            return self.settle(did, Wanted::Handle(handle), None).await;
         }
         state.set_handle(&handle);
         let operation = Operation::update(state, last.cid(), &self.rotation_key()?)?;
-        self.carry_out(did, operation, Wanted::Handle(handle)).await
+        self.carry_out(did, operation, Wanted::Handle(handle), None).await
     }
 
     /// A document that its owner keeps has to name the handle already.
@@ -59,6 +59,6 @@ impl Identities {
                 "DID is not properly configured for handle".to_owned(),
             ));
         }
-        self.settle(did, Wanted::Handle(handle)).await
+        self.settle(did, Wanted::Handle(handle), None).await
     }
 }

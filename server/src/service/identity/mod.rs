@@ -6,6 +6,7 @@
 
 mod handle;
 mod intent;
+mod key;
 mod operation;
 
 use std::collections::HashSet;
@@ -13,6 +14,7 @@ use std::sync::Arc;
 
 use engine::repo::{Did, Handle, SigningKey};
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use crate::client::did::DidError;
 use crate::client::plc::{PlcError, SharedPlc};
@@ -25,8 +27,9 @@ use crate::service::accounts::{Accounts, AccountsUnavailable, ChangeError};
 use crate::service::core::Core;
 use crate::service::keys::SigningKeys;
 use crate::service::names::Names;
-use crate::service::repos::Repos;
+use crate::service::repos::{Repos, WriteError};
 
+pub use intent::Resumed;
 pub use operation::Overlay;
 
 /// Why an identity was not changed, or is not known.
@@ -53,6 +56,9 @@ pub enum IdentityError {
     /// The account database or the log.
     #[error(transparent)]
     Change(#[from] ChangeError),
+    /// The account's repo.
+    #[error(transparent)]
+    Repo(#[from] WriteError),
 }
 
 impl From<AccountsUnavailable> for IdentityError {
@@ -131,6 +137,8 @@ struct Inner {
     parts: Parts,
     /// Identities that are being changed.
     busy: Arc<Mutex<HashSet<Did>>>,
+    /// A change was left open.
+    left_open: Notify,
 }
 
 /// The right to change an identity, until it is dropped.
@@ -153,6 +161,7 @@ impl Identities {
             inner: Arc::new(Inner {
                 parts,
                 busy: Arc::default(),
+                left_open: Notify::new(),
             }),
         }
     }
@@ -170,6 +179,15 @@ impl Identities {
             busy,
             did: did.clone(),
         })
+    }
+
+    /// Looks back at an open change of this identity, if there is one. Whoever asks does so for the sake of freshness: what cannot
+    /// be told now is told later.
+    pub async fn settle_open(&self, did: &Did) {
+        let Ok(_turn) = self.turn(did) else { return };
+        if let Err(error) = self.look_back(did).await {
+            tracing::warn!(%did, %error, "an interrupted change of an identity stays open");
+        }
     }
 
     fn rotation_key(&self) -> Result<SigningKey, IdentityError> {

@@ -41,13 +41,18 @@ impl Closing {
 }
 
 /// A repo that takes no writes. It takes them again when this is dropped.
-pub(super) struct Closed {
+pub(crate) struct Closed {
     repos: Repos,
     did: Did,
     closing: Arc<Closing>,
 }
 
 impl Closed {
+    /// Whose repo it is.
+    pub(super) fn did(&self) -> &Did {
+        &self.did
+    }
+
     /// For whoever works while it is closed.
     pub(super) fn closing(&self) -> Arc<Closing> {
         self.closing.clone()
@@ -63,7 +68,10 @@ impl Drop for Closed {
 
 impl Repos {
     /// Sends the repo's actor away when it has done what it was asked, and lets no other come until the answer is dropped.
-    pub(super) async fn close_to_writes(&self, did: &Did) -> Result<Closed, WriteError> {
+    ///
+    /// # Errors
+    /// [`WriteError::Busy`]: somebody else has closed it, or its writes do not end in time.
+    pub(crate) async fn close_to_writes(&self, did: &Did) -> Result<Closed, WriteError> {
         self.close(did, false).await
     }
 
@@ -169,8 +177,6 @@ impl Repos {
         }
         let lsns = receipt.durable().await;
         let lsns = lsns.map_err(|error| WriteError::Closed(error.to_string()))?;
-        // The next repo of this DID has a key of its own.
-        shared.keys.forget(did);
         self.inner.removals.fetch_add(1, Ordering::AcqRel);
         drop(closed);
         tracing::info!(%did, lsn = lsns.first.get(), "a repo was removed");

@@ -16,6 +16,7 @@ mod heal_tests;
 pub mod import;
 pub mod prepare;
 pub mod read;
+mod rekey;
 #[cfg(test)]
 mod removal_tests;
 mod restored;
@@ -42,6 +43,9 @@ use closing::Closing;
 use heal::Healing;
 use prepare::PreparedRecord;
 use trees::{ACTOR_BYTES, Trees};
+
+pub(crate) use closing::Closed;
+pub(crate) use rekey::Rekeying;
 
 pub use build::{Genesis, genesis, silent_genesis};
 

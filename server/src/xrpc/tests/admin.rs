@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 use crate::auth::service_jwt::{ServiceJwt, issue};
 use crate::client::plc::PlcClient;
 use crate::plc::op::{Operation, PlcState};
-use crate::testkit::{Answer, NOTE, Options, PASSWORD, Server, User, basic, bearer};
+use crate::service::mail::stub::Stub;
+use crate::testkit::{Answer, Mood, NOTE, Options, PASSWORD, Server, User, basic, bearer};
 
 const UPDATE: &str = "com.atproto.admin.updateSubjectStatus";
 const STATUS: &str = "com.atproto.admin.getSubjectStatus";
@@ -17,21 +18,6 @@ const LOGIN: &str = "com.atproto.server.createSession";
 const REFRESH: &str = "com.atproto.server.refreshSession";
 
 impl Server {
-    async fn as_admin(&self, nsid: &str, input: &Value) -> Answer {
-        let authorization = basic();
-        let headers = [
-            ("content-type", "application/json"),
-            ("authorization", authorization.as_str()),
-        ];
-        self.request(
-            Method::POST,
-            &format!("/xrpc/{nsid}"),
-            &headers,
-            input.to_string(),
-        )
-        .await
-    }
-
     async fn ask_as_admin(&self, nsid: &str, query: &str) -> Answer {
         let authorization = basic();
         let headers = [("authorization", authorization.as_str())];
@@ -48,6 +34,21 @@ impl Server {
         let mut input = more.clone();
         input["subject"] = subject.clone();
         self.as_admin(UPDATE, &input).await
+    }
+
+    /// Whose action on what came to what, in order.
+    pub(super) async fn audited(&self) -> Vec<[String; 4]> {
+        let read = self.app.engine.accounts().read(|conn| {
+            let sql = "SELECT actor, action, subject, detail FROM admin_audit ORDER BY id";
+            let mut rows = conn.prepare(sql)?;
+            let rows = rows.query_map([], |row| {
+                let detail: Value = serde_json::from_str(&row.get::<_, String>(3)?).unwrap();
+                let outcome = detail["outcome"].as_str().unwrap_or("unknown").to_owned();
+                Ok([row.get(0)?, row.get(1)?, row.get(2)?, outcome])
+            })?;
+            Ok::<_, engine::views::accounts::AccountsError>(rows.collect::<rusqlite::Result<_>>()?)
+        });
+        read.await.unwrap()
     }
 
     async fn noted(&self) -> Vec<(String, String)> {
@@ -487,4 +488,133 @@ async fn the_moderation_service_acts_with_its_tokens_and_nobody_else_does() {
         )
         .await;
     assert_eq!(answer.error(), (401, "AuthenticationRequired".into()));
+}
+
+#[tokio::test]
+async fn what_a_moderator_writes_goes_by_the_moderators_server_as_it_is_also_to_who_is_taken_down() {
+    const SEND: &str = "com.atproto.admin.sendEmail";
+    let (ordinary, moderation) = (Stub::start(&[]).await, Stub::start(&[]).await);
+    let options = Options {
+        vars: vec![
+            ("PDS_EMAIL_SMTP_URL", ordinary.url("", "")),
+            ("PDS_EMAIL_FROM_ADDRESS", "noreply@pds.example.com".to_owned()),
+            ("PDS_MODERATION_EMAIL_SMTP_URL", moderation.url("", "")),
+            ("PDS_MODERATION_EMAIL_ADDRESS", "mods@pds.example.com".to_owned()),
+        ],
+        ..Options::default()
+    };
+    let server = Server::with(options).await;
+    let alice = server.sign_up("alice").await;
+    server
+        .sql("UPDATE actor SET takedownRef = 'x' WHERE did = ?1", &alice.did)
+        .await;
+    let input = json!({"recipientDid": alice.did, "senderDid": "did:web:mod.example.com",
+        "content": "<p>Please <b>stop</b></p>", "comment": "the third time"});
+    let answer = server.as_admin(SEND, &input).await.ok();
+    assert_eq!(answer, json!({"sent": true}));
+    let mut with_subject = input.clone();
+    with_subject["subject"] = json!("About your post");
+    server.as_admin(SEND, &with_subject).await.ok();
+    server.app.accounts.deliver_mail().await.unwrap();
+    assert!(ordinary.messages().is_empty());
+    let mut sent = moderation.messages();
+    sent.sort_by_key(|message| message.contains("About your post"));
+    assert_eq!(sent.len(), 2);
+    assert!(sent[0].contains("Subject: Message via your PDS"), "{}", sent[0]);
+    assert!(sent[1].contains("Subject: About your post"));
+    for message in &sent {
+        assert!(message.contains("From: mods@pds.example.com"), "{message}");
+        assert!(message.contains("<p>Please <b>stop</b></p>") && message.contains("Please stop"));
+        assert!(!message.contains("third time"), "a comment is for moderators");
+    }
+    // Nobody to send to.
+    let mut nobody = input.clone();
+    nobody["recipientDid"] = json!("did:plc:ewvi7nxzyoun6zhxrhs64oiz");
+    let answer = server.as_admin(SEND, &nobody).await;
+    assert_eq!(answer.error(), (400, "InvalidRequest".into()));
+    assert_eq!(answer.json()["message"], "Recipient not found");
+    let bare = json!({"handle": "bobby.test"});
+    let bobby = server.call("com.atproto.server.createAccount", &bare).await.ok();
+    let mut no_address = input.clone();
+    no_address["recipientDid"] = bobby["did"].clone();
+    let answer = server.as_admin(SEND, &no_address).await;
+    assert_eq!(answer.json()["message"], "account does not have an email address");
+    let mut long = input.clone();
+    long["content"] = json!("x".repeat(100_000));
+    let answer = server.as_admin(SEND, &long).await;
+    assert_eq!(answer.error(), (400, "InvalidRequest".into()), "too long");
+    for broken in [
+        json!({"recipientDid": alice.did}),
+        json!({"recipientDid": "x", "content": ""}),
+    ] {
+        assert_eq!(
+            server.as_admin(SEND, &broken).await.error(),
+            (400, "InvalidRequest".into())
+        );
+    }
+    assert_eq!(server.call(SEND, &input).await.status, 401);
+    let row = |outcome: &str| ["admin", SEND, alice.did.as_str(), outcome].map(str::to_owned);
+    assert_eq!(
+        server.audited().await,
+        [row("done"), row("done"), row("InvalidRequest")],
+        "what was queued, and what was too long"
+    );
+}
+
+#[tokio::test]
+async fn the_audit_log_says_what_came_of_an_action() {
+    let server = Server::start().await;
+    let (alice, _bob) = (server.sign_up("alice").await, server.sign_up("bob").await);
+    let handle = "com.atproto.admin.updateAccountHandle";
+    let taken = json!({"did": alice.did, "handle": "bob.test"});
+    server.as_admin(handle, &taken).await.error();
+    server.set_status(&account(&alice), &hidden(true)).await.ok();
+    // The directory says that the account is elsewhere, so that it cannot be activated.
+    server.plc.set(Mood::Down);
+    let on = json!({"deactivated": {"applied": false}});
+    server.set_status(&account(&alice), &on).await.error();
+    server.plc.set(Mood::Well);
+    for (nsid, input) in [
+        (
+            "com.atproto.admin.disableAccountInvites",
+            json!({"account": alice.did, "note": "spam"}),
+        ),
+        (
+            "com.atproto.admin.enableAccountInvites",
+            json!({"account": alice.did}),
+        ),
+        (
+            "com.atproto.admin.disableInviteCodes",
+            json!({"accounts": ["admin"]}),
+        ),
+        ("com.atproto.admin.disableInviteCodes", json!({"codes": ["x"]})),
+        ("com.atproto.server.createInviteCode", json!({"useCount": 1})),
+        (
+            "com.atproto.server.createInviteCodes",
+            json!({"codeCount": 1, "useCount": 1}),
+        ),
+    ] {
+        server.as_admin(nsid, &input).await;
+    }
+    let did = alice.did.as_str();
+    let row =
+        |action: &str, subject: &str, outcome: &str| ["admin", action, subject, outcome].map(str::to_owned);
+    assert_eq!(
+        server.audited().await,
+        [
+            row(handle, did, "HandleNotAvailable"),
+            row(UPDATE, did, "done"),
+            row(UPDATE, did, "UpstreamFailure"),
+            row("com.atproto.admin.disableAccountInvites", did, "done"),
+            row("com.atproto.admin.enableAccountInvites", did, "done"),
+            row(
+                "com.atproto.admin.disableInviteCodes",
+                "invite codes",
+                "InvalidRequest"
+            ),
+            row("com.atproto.admin.disableInviteCodes", "invite codes", "done"),
+            row("com.atproto.server.createInviteCode", "admin", "done"),
+            row("com.atproto.server.createInviteCodes", "invite codes", "done"),
+        ]
+    );
 }

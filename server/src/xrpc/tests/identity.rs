@@ -2,6 +2,8 @@
 
 use axum::http::Method;
 use engine::log::Lsn;
+use engine::repo::car::{CarLimits, CarSlice};
+use engine::repo::commit::Commit;
 use engine::repo::event::{self, Event};
 use engine::repo::keys::SigningKey;
 use serde_json::{Value, json};
@@ -51,6 +53,31 @@ impl Server {
         }
     }
 
+    /// The commits of a repo that the stream tells of, in its order.
+    pub(super) fn commits(&self, did: &engine::repo::Did) -> Vec<Commit> {
+        let engine = &self.app.engine;
+        let (mut tail, mut commits) = (engine.tail(Lsn::ZERO), Vec::new());
+        loop {
+            let batch = tail.next_public_batch(engine.applied().get(), 1 << 20).unwrap();
+            if batch.is_empty() {
+                return commits;
+            }
+            for message in batch.iter().filter_map(crate::firehose::to_event) {
+                let car = match event::decode(&message.message).unwrap() {
+                    Event::Commit(event) if event.repo == *did => event.blocks,
+                    Event::Sync(event) if event.did == *did => event.blocks,
+                    _ => continue,
+                };
+                let car = CarSlice::new(car, CarLimits::default()).unwrap();
+                let root = car.roots()[0];
+                let mut blocks = car.map(Result::unwrap);
+                let commit = blocks.find(|block| block.cid == root).unwrap();
+                let bytes = axum::body::Bytes::copy_from_slice(commit.bytes);
+                commits.push(Commit::decode(bytes).unwrap());
+            }
+        }
+    }
+
     async fn rename(&self, user: &User, handle: &str) -> crate::testkit::Answer {
         self.call_as(&user.access, UPDATE, &json!({ "handle": handle }))
             .await
@@ -59,6 +86,12 @@ impl Server {
     async fn aliases(&self, user: &User) -> Vec<String> {
         self.plc.data(&user.did).await.unwrap().also_known_as
     }
+}
+
+/// How many open changes a look has settled and left.
+async fn looked(server: &Server) -> (usize, usize) {
+    let resumed = server.app.identities.resume().await.unwrap();
+    (resumed.settled, resumed.left)
 }
 
 #[tokio::test]
@@ -197,7 +230,7 @@ async fn a_lost_answer_of_the_directory_is_made_good_at_the_next_look() {
         );
         if restart {
             server = server.restart().await;
-            assert_eq!(server.app.identities.resume().await.unwrap(), 1);
+            assert_eq!(looked(&server).await, (1, 0));
         } else {
             // Another change of the same identity looks back first.
             assert_eq!(server.rename(&alice, "alicia.test").await.status, 200);
@@ -219,12 +252,28 @@ async fn an_interrupted_change_that_the_directory_never_saw_is_dropped_at_the_ne
     server.sql(sql, &alice.did).await;
     let server = server.restart().await;
     server.plc.set(Mood::Down);
-    assert_eq!(server.app.identities.resume().await.unwrap(), 0);
+    assert_eq!(looked(&server).await, (0, 1));
     assert_eq!(server.count(INTENTS).await, 1, "nobody knows yet");
     server.plc.set(Mood::Well);
-    assert_eq!(server.app.identities.resume().await.unwrap(), 1);
+    assert_eq!(looked(&server).await, (1, 0));
     assert_eq!(server.count(INTENTS).await, 0);
     assert_eq!(server.log_in("alice").await.did, alice.did);
+}
+
+#[tokio::test]
+async fn a_refreshed_identity_settles_what_was_left_open() {
+    let server = Server::start().await;
+    let alice = server.sign_up("alice").await;
+    server.plc.set(Mood::Dying);
+    server.rename(&alice, "alicia.test").await.error();
+    server.plc.set(Mood::Well);
+    let input = json!({ "identifier": alice.did });
+    let refreshed = server
+        .call_as(&alice.access, "com.atproto.identity.refreshIdentity", &input)
+        .await
+        .ok();
+    assert_eq!(refreshed["handle"], "alicia.test");
+    assert_eq!(server.count(INTENTS).await, 0);
 }
 
 #[tokio::test]

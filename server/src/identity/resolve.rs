@@ -185,6 +185,36 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn statement_88_records_that_contradict_each_other_leave_it_to_the_web() {
+        /// Says two DIDs, and notes whose address is asked for.
+        struct Two(parking_lot::Mutex<Vec<String>>);
+
+        #[async_trait]
+        impl Dns for Two {
+            async fn addresses(&self, name: &str) -> Result<Vec<IpAddr>, DnsError> {
+                self.0.lock().push(name.to_owned());
+                Err(DnsError::NotFound)
+            }
+
+            async fn txt(&self, _: &str) -> Result<Vec<String>, DnsError> {
+                let two = ["did=did:web:a.example", "did=did:web:b.example"];
+                Ok(two.map(str::to_owned).to_vec())
+            }
+        }
+
+        let two = Arc::new(Two(parking_lot::Mutex::default()));
+        let fetcher = Fetcher::new(FetchPolicy::public(TIMEOUT), two.clone()).unwrap();
+        let resolver = HandleResolver::new(two.clone(), None, fetcher, TIMEOUT);
+        assert!(
+            resolver
+                .resolve(&"alice.example.com".parse().unwrap())
+                .await
+                .is_none()
+        );
+        assert_eq!(*two.0.lock(), ["alice.example.com"], "its host was asked");
+    }
+
+    #[tokio::test]
     async fn the_backup_servers_are_asked_when_the_others_fail_or_hang() {
         let record = || Script::Says(vec!["did=did:plc:ewvi7nxzyoun6zhxrhs64oiz"]);
         assert_eq!(

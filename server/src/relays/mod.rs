@@ -160,6 +160,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_relay_is_asked_when_there_is_something_new_and_not_too_often() {
+        assert_eq!(PACE.pause, Duration::from_secs(20 * 60), "as the reference");
         let (relay, mut asked) = relay(Vec::new()).await;
         let events = watch::Sender::new(Lsn::ZERO);
         let pace = Pace {

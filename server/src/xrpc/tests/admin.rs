@@ -523,7 +523,7 @@ async fn what_a_moderator_writes_goes_by_the_moderators_server_as_it_is_also_to_
     assert!(sent[0].contains("Subject: Message via your PDS"), "{}", sent[0]);
     assert!(sent[1].contains("Subject: About your post"));
     for message in &sent {
-        assert!(message.contains("From: mods@pds.example.com"), "{message}");
+        assert!(message.contains("<mods@pds.example.com>"), "{message}");
         assert!(message.contains("<p>Please <b>stop</b></p>") && message.contains("Please stop"));
         assert!(!message.contains("third time"), "a comment is for moderators");
     }

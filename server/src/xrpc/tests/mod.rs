@@ -3,6 +3,7 @@
 mod accounts;
 mod admin;
 mod app_passwords;
+mod coverage;
 mod deletion;
 mod email;
 mod identity;
@@ -14,5 +15,7 @@ mod protocol;
 mod proxy;
 mod records;
 mod service_auth;
+mod signing_keys;
+mod statements;
 mod sync;
 mod validation;

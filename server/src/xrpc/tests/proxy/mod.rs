@@ -246,7 +246,7 @@ async fn statement_22_methods_that_are_the_accounts_own_or_privileged_are_not_se
     let (service, server, alice) = with_app_view().await;
     for path in [
         "/xrpc/com.atproto.server.GETSESSION",
-        "/xrpc/com.atproto.admin.sendEmail",
+        "/xrpc/com.atproto.admin.SENDEMAIL",
     ] {
         assert_eq!(
             server.get(path).await.error(),

@@ -25,6 +25,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const AT_ONCE: usize = 8;
 /// After so many there are new accounts: those before may be gone by then.
 const ROUND: u64 = 250;
+/// A body of more bytes may be refused while it is sent; the smallest limit of a body is near it.
+const EARLY_REFUSAL: usize = 100 << 10;
 /// Characters of a query. What is longer than the HTTP libraries take is asked over a bare socket (`bad_input`).
 const QUERY_LIMIT: usize = 2000;
 
@@ -269,13 +271,21 @@ async fn send(http: &reqwest::Client, url: &str, api: &Api, cast: &Cast, ask: &A
     if let Some(kind) = ask.content_type {
         request = request.header("content-type", kind);
     }
-    let answer = request.body(ask.body.clone()).send().await.context("no answer")?;
+    let answer = match request.body(ask.body.clone()).send().await {
+        Ok(answer) => answer,
+        // A refusal need not wait for all of a body that is too large.
+        Err(error) if ask.body.len() > EARLY_REFUSAL && !error.is_timeout() => return Ok(413),
+        Err(error) => return Err(error).context("no answer"),
+    };
     let status = answer.status().as_u16();
+    let again = answer.headers().contains_key("retry-after");
     let body = answer.bytes().await.context("half an answer")?;
     let text = String::from_utf8_lossy(body.get(..body.len().min(300)).unwrap_or_default());
     // Somebody else was asked, who is not there.
     let elsewhere = ask.method.contains(".identity.") && status == 502 && text.contains("UpstreamFailure");
-    ensure!(status < 500 || elsewhere, "{status} {text}");
+    // At its limits the server says when to come back (I9).
+    let busy = status == 503 && again && text.contains("NotEnoughResources");
+    ensure!(status < 500 || elsewhere || busy, "{status} {text}");
     if status >= 400 {
         let told: Value = serde_json::from_slice(&body).with_context(|| format!("{status} {text}"))?;
         ensure!(
@@ -290,7 +300,7 @@ async fn send(http: &reqwest::Client, url: &str, api: &Api, cast: &Cast, ask: &A
 async fn unknowing() -> Result<String> {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     let url = format!("http://{}", listener.local_addr()?);
-    let app = axum::Router::new().fallback(|| async {
+    let app = axum::Router::new().fallback(|_: axum::body::Bytes| async {
         let body = json!({ "error": "InvalidRequest", "message": "nothing is known here" });
         (StatusCode::BAD_REQUEST, axum::Json(body))
     });

@@ -6,11 +6,11 @@ use redb::ReadOnlyTable;
 
 use super::nodes::{FoundKind, RepoNodes, records_in};
 use super::reader::IndexReader;
-use super::rows::{RecordRow, RepoKey};
+use super::rows::{PREFIX_BYTES, RecordRow, RepoKey, text_in_key};
 use super::{Bytes, IndexError, RecordBytes};
 use crate::log::Location;
 use crate::repo::mst::{NodeData, NodePlace};
-use crate::repo::{Cid, Did, Tid};
+use crate::repo::{Cid, Did, Nsid, Tid};
 
 /// A block of [`IndexReader::changed_since`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +24,10 @@ pub enum ChangedBlock<'a> {
     },
     /// A record.
     Record {
+        /// Where it is in the repo.
+        path: &'a str,
+        /// The commit that made it what it is.
+        rev: Tid,
         /// Its address.
         cid: &'a Cid,
         /// Its bytes in the log.
@@ -64,6 +68,21 @@ impl IndexReader {
         since: Tid,
         take: impl FnMut(ChangedBlock<'_>) -> Result<(), E>,
     ) -> Result<bool, Stop<E>> {
+        self.changed_in(did, since, None, take)
+    }
+
+    /// The same for one collection: its records, and nodes in whose place some of its records may be. Nodes that only others lie
+    /// below are not looked at.
+    ///
+    /// # Errors
+    /// See [`Stop`].
+    pub fn changed_in<E>(
+        &self,
+        did: &Did,
+        since: Tid,
+        collection: Option<&Nsid>,
+        take: impl FnMut(ChangedBlock<'_>) -> Result<(), E>,
+    ) -> Result<bool, Stop<E>> {
         let Some((number, head)) = self.head(did)? else {
             return Ok(false);
         };
@@ -82,6 +101,8 @@ impl IndexReader {
             records: self.records(),
             repo,
             since: since.to_u64(),
+            // `0` follows `/`.
+            within: collection.map(|name| (format!("{name}/"), format!("{name}0"))),
             take,
         };
         pass.subtree(&at.data, &NodePlace::ROOT)?;
@@ -94,6 +115,8 @@ struct Pass<'r, T> {
     records: &'r ReadOnlyTable<Bytes, RecordBytes>,
     repo: RepoKey,
     since: u64,
+    /// The first path that is of interest and the first after them, if not all are.
+    within: Option<(String, String)>,
     take: T,
 }
 
@@ -102,7 +125,23 @@ impl<E, T: FnMut(ChangedBlock<'_>) -> Result<(), E>> Pass<'_, T> {
         (self.take)(block).map_err(Stop::Taker)
     }
 
+    /// Whether something of interest may lie in a place.
+    fn may_hold(&self, place: &NodePlace<'_>) -> bool {
+        self.within.as_ref().is_none_or(|(first, end)| {
+            place.high.is_none_or(|high| high > first.as_str())
+                && place.low.is_none_or(|low| low < end.as_str())
+        })
+    }
+
+    fn is_wanted(&self, path: &str) -> bool {
+        let within = self.within.as_ref();
+        within.is_none_or(|(first, end)| (first.as_str()..end.as_str()).contains(&path))
+    }
+
     fn subtree(&mut self, cid: &Cid, place: &NodePlace<'_>) -> Result<(), Stop<E>> {
+        if !self.may_hold(place) {
+            return Ok(());
+        }
         let found = self.nodes.find(cid, place)?.map_err(|_| Stop::Node(*cid))?;
         if matches!(found.kind, FoundKind::Stored { rev } if rev <= self.since) {
             return Ok(());
@@ -144,6 +183,9 @@ impl<E, T: FnMut(ChangedBlock<'_>) -> Result<(), E>> Pass<'_, T> {
 
     /// The record of a node's entry.
     fn record(&mut self, path: &str, cid: &Cid) -> Result<(), Stop<E>> {
+        if !self.is_wanted(path) {
+            return Ok(());
+        }
         let damaged = || IndexError::Row { table: "records" };
         let key = self.repo.key(&[path.as_bytes()]);
         let row = match self.records.get(key.as_slice())? {
@@ -153,7 +195,7 @@ impl<E, T: FnMut(ChangedBlock<'_>) -> Result<(), E>> Pass<'_, T> {
         if row.cid != *cid {
             return Err(damaged().into());
         }
-        self.give_new(&row)
+        self.give_new(path, &row)
     }
 
     /// The records in the place of a leaf.
@@ -161,17 +203,22 @@ impl<E, T: FnMut(ChangedBlock<'_>) -> Result<(), E>> Pass<'_, T> {
         let (low, high) = records_in(self.repo, place);
         let range = (low.as_ref().map(Vec::as_slice), Bound::Excluded(high.as_slice()));
         for row in self.records.range::<&[u8]>(range)? {
-            let row = RecordRow::decode(row?.1.value())?;
-            self.give_new(&row)?;
+            let (key, row) = row?;
+            let path = text_in_key(key.value(), PREFIX_BYTES, "records")?;
+            if self.is_wanted(path) {
+                self.give_new(path, &RecordRow::decode(row.value())?)?;
+            }
         }
         Ok(())
     }
 
-    fn give_new(&mut self, row: &RecordRow) -> Result<(), Stop<E>> {
+    fn give_new(&mut self, path: &str, row: &RecordRow) -> Result<(), Stop<E>> {
         if row.rev.to_u64() <= self.since {
             return Ok(());
         }
         self.give(ChangedBlock::Record {
+            path,
+            rev: row.rev,
             cid: &row.cid,
             location: row.location,
         })

@@ -255,7 +255,7 @@ fn walk(
     if let Some(since) = since {
         let known = reader.changed_since(did, since, |block| match block {
             ChangedBlock::Node { cid, bytes } => out.block(cid, bytes),
-            ChangedBlock::Record { cid, location } => out.block_at(&mut blocks, cid, location),
+            ChangedBlock::Record { cid, location, .. } => out.block_at(&mut blocks, cid, location),
         });
         let known = known.map_err(|stop| match stop {
             Stop::Taker(error) => error,

@@ -226,6 +226,22 @@ proptest! {
                     let newer = repo.records.values().filter(|record| record.rev > *rev);
                     prop_assert_eq!(records, newer.map(|record| record.cid).collect());
                 }
+                for prefix in ["app.test.c0/", "app.test.c1/", "app.test.c2/"] {
+                    let collection: Nsid = prefix.trim_end_matches('/').parse().unwrap();
+                    let mut found = BTreeMap::new();
+                    let within = reader.changed_in(&repo.did, *rev, Some(&collection), |block| {
+                        if let ChangedBlock::Record { path, rev, cid, .. } = block {
+                            assert!(found.insert(path.to_owned(), (rev, *cid)).is_none(), "a record comes once");
+                        }
+                        Ok::<(), std::convert::Infallible>(())
+                    }).unwrap();
+                    prop_assert_eq!(within, known);
+                    if known {
+                        let newer = repo.records.iter().filter(|(path, record)| path.starts_with(prefix) && record.rev > *rev);
+                        let newer = newer.map(|(path, record)| (path.clone(), (record.rev, record.cid)));
+                        prop_assert_eq!(found, newer.collect::<BTreeMap<_, _>>());
+                    }
+                }
                 if repo.head.is_some_and(|(_, head, _)| head == *rev) {
                     prop_assert!(known && given.is_empty(), "nothing since the head");
                 }

@@ -9,9 +9,9 @@ use redb::{ReadableDatabase, ReadableTable};
 
 use super::*;
 use crate::entry::{Change, EntryDraft};
-use crate::repo::Tid;
 use crate::repo::cid::Cid;
 use crate::repo::mst::{NodePlace, NodeSource, NodeSourceError, Tree, WalkItem, build_from_sorted};
+use crate::repo::{Nsid, Tid};
 use crate::views::testkit::{LOG_ID, Placer, TestRepo, Write, Writes, lsn, record};
 
 fn open(dir: &Path) -> IndexView {

@@ -230,7 +230,7 @@ fn is_compressible(response: &Response<Body>) -> bool {
 }
 
 /// Whether the client takes gzip, as far as must be known to leave the compressing layer out.
-fn accepts_gzip(headers: &HeaderMap) -> bool {
+pub(crate) fn accepts_gzip(headers: &HeaderMap) -> bool {
     headers.get_all(header::ACCEPT_ENCODING).iter().any(|value| {
         value.to_str().is_ok_and(|codings| {
             codings.split(',').any(|coding| {

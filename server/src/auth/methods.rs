@@ -11,6 +11,11 @@ pub const UPLOAD_BLOB: &str = "com.atproto.repo.uploadBlob";
 /// What an app keeps for an account.
 pub const GET_PREFERENCES: &str = "app.bsky.actor.getPreferences";
 
+/// Where an account's devices are told of what happens.
+pub const REGISTER_PUSH: &str = "app.bsky.notification.registerPush";
+/// And no longer are.
+pub const UNREGISTER_PUSH: &str = "app.bsky.notification.unregisterPush";
+
 /// What only the account itself may do at its own server: never proxied, and no token is made for it.
 const PROTECTED: [&str; 16] = [
     "com.atproto.admin.sendEmail",

@@ -251,6 +251,8 @@ pub struct Upstreams {
     pub moderation: Option<Upstream>,
     /// `PDS_REPORT_SERVICE_URL`, `PDS_REPORT_SERVICE_DID`; else the moderation service.
     pub reports: Option<Upstream>,
+    /// `PDS_BSKY_APP_VIEW_CDN_URL_PATTERN`: has `%s` three times.
+    pub images: Option<String>,
 }
 
 /// How requests for other services are bounded: `PDS_PROXY_*`.
@@ -262,6 +264,8 @@ pub struct ProxySettings {
     pub headers_timeout: Duration,
     /// `PDS_PROXY_BODY_TIMEOUT`.
     pub body_timeout: Duration,
+    /// `PDS_PROXY_PREFER_COMPRESSED`.
+    pub prefer_compressed: bool,
     /// `PDS_PROXY_MAX_RESPONSE_SIZE`, bytes.
     pub max_response_bytes: u64,
     /// `PDS_PROXY_MAX_RETRIES`.

@@ -281,7 +281,18 @@ fn a_service_needs_a_url_and_a_did_and_reports_go_to_the_moderators_by_default()
     assert_eq!(config.proxy.max_response_bytes, 10_485_760);
     assert_eq!((config.proxy.max_retries, config.proxy.allow_http2), (0, false));
 
+    let pattern = "PDS_BSKY_APP_VIEW_CDN_URL_PATTERN";
+    let images = "https://cdn.example.com/img/%s/plain/%s/%s";
+    let (config, warnings) = read(&[(pattern, images)]).unwrap();
+    assert_eq!(config.upstreams.images.as_deref(), Some(images));
+    assert!(
+        warnings.iter().any(|warning| warning.contains(pattern)),
+        "{warnings:?}"
+    );
+
     for (extra, part) in [
+        (vec![(pattern, "https://cdn.example.com/%s/%s")], pattern),
+        (vec![(pattern, "cdn.example.com/%s/%s/%s")], pattern),
         (
             vec![("PDS_BSKY_APP_VIEW_URL", url)],
             "PDS_BSKY_APP_VIEW_URL needs PDS_BSKY_APP_VIEW_DID",

@@ -5,13 +5,16 @@ use std::io::Read;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
+use axum::http::response::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use futures_util::{StreamExt, stream};
 use serde::Deserialize;
+use serde_json::Value;
 use tokio::time::Instant;
 
 use super::slots::Slot;
 use crate::xrpc::error::{XrpcError, default_name};
+use crate::xrpc::room::BodyPlace;
 
 /// Headers of an answer that the client gets.
 const DOWN: [HeaderName; 7] = [
@@ -56,30 +59,138 @@ pub(super) async fn pass(
     bounds: Bounds,
     slot: Slot,
 ) -> Result<Response<Body>, XrpcError> {
-    if answer.status().is_client_error() || answer.status().is_server_error() {
+    if is_error(&answer) {
         return Err(told(answer, bounds).await);
     }
+    if head {
+        let (parts, _) = begun(answer, bounds, slot, true)?;
+        return Ok(Response::from_parts(parts, Body::empty()));
+    }
+    let (parts, download) = begun(answer, bounds, slot, false)?;
+    Ok(Response::from_parts(parts, download.into_body(Vec::new())))
+}
+
+/// Whether an answer is one that [`told`] reads.
+pub(super) fn is_error(answer: &reqwest::Response) -> bool {
+    answer.status().is_client_error() || answer.status().is_server_error()
+}
+
+/// What the client gets of an answer's head, and the body to come.
+fn begun(
+    answer: reqwest::Response,
+    bounds: Bounds,
+    slot: Slot,
+    head: bool,
+) -> Result<(Parts, Download), XrpcError> {
     let declared = answer.headers().get(header::CONTENT_LENGTH);
     let declared = declared.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     if declared.is_some_and(|length| length > bounds.bytes) && !head {
         tracing::warn!(declared, limit = bounds.bytes, "a service's answer is too large");
         return Err(unreachable());
     }
-    let mut response = Response::new(Body::empty());
-    *response.status_mut() = answer.status();
+    let (mut parts, ()) = Response::new(()).into_parts();
+    parts.status = answer.status();
     for name in DOWN {
         for value in answer.headers().get_all(&name) {
-            response.headers_mut().append(name.clone(), value.clone());
+            parts.headers.append(name.clone(), value.clone());
         }
     }
-    if !head {
-        let download = Download {
-            answer,
-            left: bounds.bytes,
-            bounds,
-            _slot: slot,
+    let download = Download {
+        answer,
+        left: bounds.bytes,
+        bounds,
+        _slot: slot,
+    };
+    Ok((parts, download))
+}
+
+/// A good answer whose body is read here as long as it is short.
+pub(super) struct Held {
+    /// Its head, as the client gets it.
+    pub(super) parts: Parts,
+    /// What has been read.
+    pub(super) bytes: Vec<u8>,
+    /// The rest of it, and its slot.
+    download: Download,
+    /// Whether there is no rest.
+    whole: bool,
+}
+
+/// Reads the body of a good answer, up to `limit` bytes and as far as there is room.
+///
+/// # Errors
+/// 502 if it breaks off meanwhile, since nothing of it has gone to the client.
+pub(super) async fn hold(
+    answer: reqwest::Response,
+    bounds: Bounds,
+    slot: Slot,
+    limit: usize,
+    place: &mut BodyPlace,
+) -> Result<Held, XrpcError> {
+    let (parts, mut download) = begun(answer, bounds, slot, false)?;
+    let mut bytes = Vec::new();
+    loop {
+        let chunk = download.next().await.map_err(|error| {
+            tracing::warn!(%error, "a service's answer broke off");
+            unreachable()
+        })?;
+        let Some(chunk) = chunk else {
+            return Ok(Held {
+                parts,
+                bytes,
+                download,
+                whole: true,
+            });
         };
-        let pieces = stream::unfold(Some(download), |download| async {
+        let length = bytes.len() + chunk.len();
+        bytes.extend_from_slice(&chunk);
+        if length > limit || place.grow_to(length).await.is_err() {
+            return Ok(Held {
+                parts,
+                bytes,
+                download,
+                whole: false,
+            });
+        }
+    }
+}
+
+impl Held {
+    /// The body as it was before it was packed, if all of it is here and it has at most `limit` bytes.
+    pub(super) fn unpacked(&self, limit: usize) -> Option<Cow<'_, [u8]>> {
+        if !self.whole {
+            return None;
+        }
+        let unpacked = match coding(&self.parts.headers)? {
+            Coding::Identity => Cow::Borrowed(&*self.bytes),
+            Coding::Gzip => Cow::Owned(unpack(flate2::read::GzDecoder::new(&*self.bytes), limit + 1)?),
+            Coding::Deflate => Cow::Owned(unpack(flate2::read::ZlibDecoder::new(&*self.bytes), limit + 1)?),
+        };
+        (unpacked.len() <= limit).then_some(unpacked)
+    }
+
+    /// The answer as it came.
+    pub(super) fn untouched(self) -> Response<Body> {
+        let body = if self.whole {
+            Body::from(self.bytes)
+        } else {
+            self.download.into_body(self.bytes)
+        };
+        Response::from_parts(self.parts, body)
+    }
+}
+
+struct Download {
+    answer: reqwest::Response,
+    left: u64,
+    bounds: Bounds,
+    _slot: Slot,
+}
+
+impl Download {
+    /// What has been read already, and all that comes.
+    fn into_body(self, read: Vec<u8>) -> Body {
+        let pieces = stream::unfold(Some(self), |download| async {
             let mut download = download?;
             match download.next().await {
                 Ok(chunk) => Some((Ok(chunk?), Some(download))),
@@ -91,19 +202,14 @@ pub(super) async fn pass(
             }
         });
         // Whoever packs a body asks again after its end.
-        *response.body_mut() = Body::from_stream(pieces.fuse());
+        let pieces = pieces.fuse();
+        if read.is_empty() {
+            return Body::from_stream(pieces);
+        }
+        let read = stream::iter([Ok(Bytes::from(read))]);
+        Body::from_stream(read.chain(pieces))
     }
-    Ok(response)
-}
 
-struct Download {
-    answer: reqwest::Response,
-    left: u64,
-    bounds: Bounds,
-    _slot: Slot,
-}
-
-impl Download {
     async fn next(&mut self) -> std::io::Result<Option<Bytes>> {
         let until = self.bounds.deadline.min(Instant::now() + self.bounds.idle);
         let chunk = tokio::time::timeout_at(until, self.answer.chunk())
@@ -119,9 +225,25 @@ impl Download {
     }
 }
 
+/// The JSON of a good and short answer to a question of this server's own.
+///
+/// # Errors
+/// What the service says, and 502 for what is no short JSON object or array.
+pub(super) async fn value(answer: reqwest::Response, bounds: Bounds) -> Result<Value, XrpcError> {
+    if is_error(&answer) {
+        return Err(told(answer, bounds).await);
+    }
+    let body = collect(answer, bounds).await;
+    body.and_then(|body| serde_json::from_slice(&body).ok())
+        .ok_or_else(|| {
+            tracing::warn!("a service's answer is not what was asked for");
+            unreachable()
+        })
+}
+
 /// An upstream error as our own: the same status, and name and message if they can be had. What is no error of XRPC is not told
 /// on, and a mistake of theirs is not shown as one of ours.
-async fn told(mut answer: reqwest::Response, bounds: Bounds) -> XrpcError {
+pub(super) async fn told(mut answer: reqwest::Response, bounds: Bounds) -> XrpcError {
     let theirs = answer.status() == StatusCode::INTERNAL_SERVER_ERROR;
     let status = if theirs {
         StatusCode::BAD_GATEWAY
@@ -129,7 +251,11 @@ async fn told(mut answer: reqwest::Response, bounds: Bounds) -> XrpcError {
         answer.status()
     };
     let headers = std::mem::take(answer.headers_mut());
-    let found = match collect(answer, bounds).await {
+    let short = Bounds {
+        bytes: ERROR_BYTES as u64,
+        ..bounds
+    };
+    let found = match collect(answer, short).await {
         Some(body) if is_json(&headers) => read_error(&headers, &body),
         Some(_) | None => Told::default(),
     };
@@ -147,12 +273,12 @@ async fn told(mut answer: reqwest::Response, bounds: Bounds) -> XrpcError {
     error
 }
 
-/// The body of an error, if it is short and comes in time.
+/// The whole of a short body, if it comes in time.
 async fn collect(mut answer: reqwest::Response, bounds: Bounds) -> Option<Vec<u8>> {
     let until = bounds.deadline.min(Instant::now() + bounds.idle);
     let mut body = Vec::new();
     while let Some(chunk) = tokio::time::timeout_at(until, answer.chunk()).await.ok()?.ok()? {
-        if body.len() + chunk.len() > ERROR_BYTES {
+        if (body.len() + chunk.len()) as u64 > bounds.bytes {
             return None;
         }
         body.extend_from_slice(&chunk);
@@ -166,7 +292,7 @@ struct Told {
     message: Option<String>,
 }
 
-fn is_json(headers: &HeaderMap) -> bool {
+pub(super) fn is_json(headers: &HeaderMap) -> bool {
     headers
         .get(header::CONTENT_TYPE)
         .map(HeaderValue::as_bytes)
@@ -177,22 +303,39 @@ fn is_json(headers: &HeaderMap) -> bool {
 }
 
 fn read_error(headers: &HeaderMap, body: &[u8]) -> Told {
-    let coding = headers
-        .get(header::CONTENT_ENCODING)
-        .map(|coding| coding.as_bytes().to_ascii_lowercase());
-    let unpacked = match coding.as_deref() {
-        None | Some(b"" | b"identity") => Some(body.to_vec()),
-        Some(b"gzip" | b"x-gzip") => unpack(flate2::read::GzDecoder::new(body)),
-        Some(b"deflate") => unpack(flate2::read::ZlibDecoder::new(body)),
-        Some(_) => None,
+    let unpacked = match coding(headers) {
+        Some(Coding::Identity) => Some(body.to_vec()),
+        Some(Coding::Gzip) => unpack(flate2::read::GzDecoder::new(body), ERROR_BYTES),
+        Some(Coding::Deflate) => unpack(flate2::read::ZlibDecoder::new(body), ERROR_BYTES),
+        None => None,
     };
     unpacked
         .and_then(|json| serde_json::from_slice(&json).ok())
         .unwrap_or_default()
 }
 
-fn unpack(packed: impl Read) -> Option<Vec<u8>> {
+/// How a body is packed, if it can be unpacked here.
+enum Coding {
+    Identity,
+    Gzip,
+    Deflate,
+}
+
+fn coding(headers: &HeaderMap) -> Option<Coding> {
+    let coding = headers
+        .get(header::CONTENT_ENCODING)
+        .map(|coding| coding.as_bytes().to_ascii_lowercase());
+    match coding.as_deref() {
+        None | Some(b"" | b"identity") => Some(Coding::Identity),
+        Some(b"gzip" | b"x-gzip") => Some(Coding::Gzip),
+        Some(b"deflate") => Some(Coding::Deflate),
+        Some(_) => None,
+    }
+}
+
+/// At most `limit` bytes of what is packed.
+fn unpack(packed: impl Read, limit: usize) -> Option<Vec<u8>> {
     let mut bytes = Vec::new();
-    packed.take(ERROR_BYTES as u64).read_to_end(&mut bytes).ok()?;
+    packed.take(limit as u64).read_to_end(&mut bytes).ok()?;
     Some(bytes)
 }

@@ -88,9 +88,9 @@ impl Clients {
         http::check_url(endpoint, self.allow_local)
     }
 
-    /// Sends a request, with what the client sends if it does, and with a new token from `token` for each try, until the head of an answer is here. Only what changes nothing
+    /// Sends a request, with what the client sends if it does, and with a new token from `token` for each try, or without one, until the head of an answer is here. Only what changes nothing
     /// is tried again, and only if the connection failed.
-    pub(super) async fn send<T: Future<Output = Result<String, XrpcError>>>(
+    pub(super) async fn send<T: Future<Output = Result<Option<String>, XrpcError>>>(
         &self,
         outgoing: Outgoing,
         mut body: Option<Body>,
@@ -100,7 +100,7 @@ impl Clients {
         let mut tries_left = if repeatable { self.retries } else { 0 };
         loop {
             let token = token().await?;
-            match self.attempt(&outgoing, &token, body.take()).await {
+            match self.attempt(&outgoing, token.as_deref(), body.take()).await {
                 Ok(answer) => return Ok(answer),
                 Err(Failure::Connection(error)) if tries_left > 0 => {
                     tries_left -= 1;
@@ -114,7 +114,7 @@ impl Clients {
     async fn attempt(
         &self,
         outgoing: &Outgoing,
-        token: &str,
+        token: Option<&str>,
         body: Option<Body>,
     ) -> Result<reqwest::Response, Failure> {
         let client = if outgoing.configured {
@@ -124,8 +124,10 @@ impl Clients {
         };
         let mut request = client
             .request(outgoing.method.clone(), outgoing.url.clone())
-            .headers(outgoing.headers.clone())
-            .bearer_auth(token);
+            .headers(outgoing.headers.clone());
+        if let Some(token) = token {
+            request = request.bearer_auth(token);
+        }
         let progress = Progress::new();
         if let Some(body) = body {
             let upload = Upload::new(body.into_data_stream(), progress.clone());

@@ -14,11 +14,15 @@
 //! | a client that sends nothing of its body for 20 s | 408 |
 //! | `EXCHANGE_LIMIT` for all of it | it breaks off |
 //!
-//! Bodies pass in both directions as they come.
+//! Bodies pass in both directions as they come, but for answers to which [`fresh`] adds something.
 
 mod answer;
 mod client;
+pub mod feeds;
+pub mod fresh;
+pub mod push;
 mod slots;
+pub mod strangers;
 mod target;
 mod upload;
 
@@ -27,7 +31,9 @@ use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Response, header};
+use engine::repo::Did;
 use reqwest::Url;
+use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::app::App;
@@ -40,11 +46,15 @@ use crate::xrpc::auth::{Caller, caller};
 use crate::xrpc::error::{XrpcError, XrpcResult};
 use answer::Bounds;
 use client::{Clients, Outgoing};
-use slots::Slots;
+use slots::{Slot, Slots};
 use target::Target;
 
 /// How long one exchange may take, upload and answer together.
 const EXCHANGE_LIMIT: Duration = Duration::from_secs(600);
+
+/// How long a question of this server's own may take, and how long its answer may be.
+const QUESTION_LIMIT: Duration = Duration::from_secs(5);
+const QUESTION_BYTES: u64 = 1 << 20;
 
 /// Headers of a request that the service gets, whatever the verb.
 const UP: [HeaderName; 4] = [
@@ -121,6 +131,51 @@ impl Proxy {
         })
     }
 
+    /// A place for a request of `account`, or of nobody.
+    fn slot(&self, account: Option<&Did>) -> XrpcResult<Slot> {
+        self.slots.take(account).ok_or_else(|| {
+            metrics::counter!("pds_proxy_refused_total").increment(1);
+            XrpcError::unavailable("Too many requests to other services at once", 1)
+        })
+    }
+
+    /// Sends `errand` to the service and waits for the head of its answer.
+    async fn exchange(
+        &self,
+        app: &App,
+        target: &Target,
+        errand: Errand<'_>,
+    ) -> XrpcResult<(reqwest::Response, Bounds)> {
+        let mut url = self.locate(app, target).await?;
+        url.set_path(&format!("/xrpc/{}", errand.nsid));
+        url.set_query(errand.query);
+        let deadline = Instant::now() + EXCHANGE_LIMIT;
+        let outgoing = Outgoing {
+            headers: errand.headers,
+            method: errand.method,
+            url,
+            configured: target.configured.is_some(),
+            deadline,
+        };
+        let token = || async {
+            let Some(token) = errand.token else {
+                return Ok(None);
+            };
+            let token = app
+                .service_auth
+                .for_call(token.account, token.audience, token.lxm)
+                .await;
+            token.map(Some).map_err(XrpcError::from)
+        };
+        let answer = self.clients.send(outgoing, errand.body, token).await?;
+        let bounds = Bounds {
+            bytes: self.settings.max_response_bytes,
+            idle: self.settings.body_timeout,
+            deadline,
+        };
+        Ok((answer, bounds))
+    }
+
     async fn forward(
         &self,
         app: &App,
@@ -133,39 +188,106 @@ impl Proxy {
             lxm: call.nsid,
         };
         caller.permission.call(rpc)?;
-        let slot = self.slots.take(&caller.did).ok_or_else(|| {
-            metrics::counter!("pds_proxy_refused_total").increment(1);
-            XrpcError::unavailable("Too many requests to other services at once", 1)
-        })?;
-        let mut url = self.locate(app, target).await?;
-        url.set_path(&format!("/xrpc/{}", call.nsid));
-        url.set_query(call.query);
+        let slot = self.slot(Some(&caller.did))?;
+        let token = Token {
+            account: &caller.did,
+            audience: &target.did,
+            lxm: call.nsid,
+        };
+        self.carry(app, target, call, token, slot).await
+    }
+
+    /// What the service says to a question of this server's own, asked for `account`, which has a slot already.
+    async fn question(
+        &self,
+        app: &App,
+        account: &Did,
+        target: &Target,
+        nsid: &str,
+        query: &str,
+    ) -> XrpcResult<Value> {
+        let errand = Errand {
+            method: Method::GET,
+            nsid,
+            query: Some(query),
+            headers: as_it_is(),
+            body: None,
+            token: Some(Token {
+                account,
+                audience: &target.did,
+                lxm: nsid,
+            }),
+        };
+        let asking = async {
+            let (answer, bounds) = self.exchange(app, target, errand).await?;
+            let short = Bounds {
+                bytes: bounds.bytes.min(QUESTION_BYTES),
+                ..bounds
+            };
+            answer::value(answer, short).await
+        };
+        tokio::time::timeout(QUESTION_LIMIT, asking).await.map_err(|_| {
+            tracing::warn!(nsid, "a service does not answer a question in time");
+            answer::unreachable()
+        })?
+    }
+
+    /// A client's request and its answer, as they are.
+    async fn carry(
+        &self,
+        app: &App,
+        target: &Target,
+        call: Call<'_>,
+        token: Token<'_>,
+        slot: Slot,
+    ) -> XrpcResult<Response<Body>> {
         let head = call.method == Method::HEAD;
-        let deadline = Instant::now() + EXCHANGE_LIMIT;
         let posted = call.method == Method::POST;
-        let body = (posted && !call.body.is_end_stream()).then_some(call.body);
-        let outgoing = Outgoing {
+        let errand = Errand {
+            body: (posted && !call.body.is_end_stream()).then_some(call.body),
             headers: headers_up(call.headers, posted),
             method: call.method,
-            url,
-            configured: target.configured.is_some(),
-            deadline,
+            nsid: call.nsid,
+            query: call.query,
+            token: Some(token),
         };
-        let token = || async {
-            let token = app
-                .service_auth
-                .for_call(&caller.did, &target.did, call.nsid)
-                .await;
-            token.map_err(XrpcError::from)
-        };
-        let answer = self.clients.send(outgoing, body, token).await?;
-        let bounds = Bounds {
-            bytes: self.settings.max_response_bytes,
-            idle: self.settings.body_timeout,
-            deadline,
-        };
+        let (answer, bounds) = self.exchange(app, target, errand).await?;
         answer::pass(answer, head, bounds, slot).await
     }
+}
+
+/// One request to a service.
+struct Errand<'a> {
+    method: Method,
+    nsid: &'a str,
+    query: Option<&'a str>,
+    headers: HeaderMap,
+    body: Option<Body>,
+    token: Option<Token<'a>>,
+}
+
+/// The token that goes with it.
+#[derive(Clone, Copy)]
+struct Token<'a> {
+    account: &'a Did,
+    audience: &'a Did,
+    lxm: &'a str,
+}
+
+/// A caller of a method of the AppView's that has a part of its own here, and the service that answers it.
+pub struct Admitted {
+    caller: Caller,
+    target: Target,
+}
+
+/// Lets an account in, or not, that calls such a method.
+///
+/// # Errors
+/// 400 without a service, 401 or 400 for the credentials.
+pub fn admit(app: &App, nsid: &str, headers: &HeaderMap) -> XrpcResult<Admitted> {
+    let target = target::choose(&app.proxy.upstreams, nsid, headers)?;
+    let caller = caller(app, headers, Access::Standard)?;
+    Ok(Admitted { caller, target })
 }
 
 /// What no method of this server is: for the service that the client or the settings name.
@@ -215,4 +337,19 @@ fn headers_up(given: &HeaderMap, with_body: bool) -> HeaderMap {
         .entry(header::ACCEPT_ENCODING)
         .or_insert(HeaderValue::from_static("identity"));
     headers
+}
+
+/// Headers of a request of this server's own: the answer is to come as it is.
+fn as_it_is() -> HeaderMap {
+    [(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"))]
+        .into_iter()
+        .collect()
+}
+
+/// Parameters as a query string.
+fn query_of<'a>(params: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
+    // The place is of no matter, and a sound one.
+    let url = Url::parse_with_params("http://localhost/", params).ok();
+    url.and_then(|url| url.query().map(str::to_owned))
+        .unwrap_or_default()
 }

@@ -64,6 +64,12 @@ impl Target {
         format!("{}#{}", self.did, self.fragment)
     }
 
+    /// The AppView of the settings.
+    pub(super) fn app_view(upstreams: &Upstreams) -> Option<Target> {
+        let upstream = upstreams.app_view.as_ref()?;
+        Some(Target::of(upstream, APP_VIEW))
+    }
+
     fn of(upstream: &Upstream, fragment: &str) -> Target {
         Target {
             did: upstream.did.clone(),
@@ -141,6 +147,7 @@ mod tests {
             app_view: upstream("api"),
             moderation: upstream("mod"),
             reports: upstream("reports"),
+            images: None,
         }
     }
 

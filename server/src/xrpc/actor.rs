@@ -1,4 +1,4 @@
-//! `app.bsky.actor.*`: what apps keep here for an account.
+//! `app.bsky.actor.*`: what apps keep here for an account, and profiles.
 
 use std::sync::Arc;
 
@@ -10,10 +10,12 @@ use serde_json::{Map, Value, json};
 
 use super::auth::{caller, is_service, moderator};
 use super::error::{XrpcError, XrpcResult};
+use super::feed::view;
 use super::request::{JSON_LIMIT, Request, empty, json as json_answer};
 use crate::app::App;
 use crate::auth::methods::GET_PREFERENCES;
 use crate::auth::permission::Access;
+use crate::proxy::fresh::View;
 use crate::proxy::{Call, is_here, send_on};
 use crate::service::accounts::PreferencesError;
 
@@ -71,6 +73,16 @@ pub async fn put_preferences(app: Arc<App>, mut request: Request) -> XrpcResult<
         .put_preferences(&caller.did, input.preferences, personal)
         .await?;
     Ok(empty())
+}
+
+/// `getProfile`.
+pub async fn get_profile(app: Arc<App>, request: Request) -> XrpcResult<Response<Body>> {
+    view(&app, View::Profile, request).await
+}
+
+/// `getProfiles`.
+pub async fn get_profiles(app: Arc<App>, request: Request) -> XrpcResult<Response<Body>> {
+    view(&app, View::Profiles, request).await
 }
 
 impl From<PreferencesError> for XrpcError {

@@ -8,9 +8,11 @@ pub mod actor;
 pub mod admin;
 pub mod auth;
 pub mod error;
+pub mod feed;
 pub mod identity;
 pub mod invites;
 pub mod moderation;
+pub mod notification;
 pub mod params;
 pub mod repo;
 pub mod request;
@@ -30,7 +32,7 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderValue, Method, Response, header};
 
 use crate::app::App;
-use crate::auth::methods::CREATE_REPORT;
+use crate::auth::methods::{CREATE_REPORT, REGISTER_PUSH, UNREGISTER_PUSH};
 use crate::limits::Meter;
 use crate::limits::buckets::{self, CountedBy};
 use crate::proxy::{Call, catch_all};
@@ -143,6 +145,15 @@ static METHODS: &[Row] = rows! {
     "com.atproto.sync.listBlobs" Query private sync::list_blobs;
     "app.bsky.actor.getPreferences" Query private actor::get_preferences;
     "app.bsky.actor.putPreferences" Procedure private actor::put_preferences;
+    "app.bsky.actor.getProfile" Query private actor::get_profile;
+    "app.bsky.actor.getProfiles" Query private actor::get_profiles;
+    "app.bsky.feed.getTimeline" Query private feed::get_timeline;
+    "app.bsky.feed.getAuthorFeed" Query private feed::get_author_feed;
+    "app.bsky.feed.getActorLikes" Query private feed::get_actor_likes;
+    "app.bsky.feed.getPostThread" Query private feed::get_post_thread;
+    "app.bsky.feed.getFeed" Query private feed::get_feed;
+    "app.bsky.notification.registerPush" Procedure private notification::register_push;
+    "app.bsky.notification.unregisterPush" Procedure private notification::unregister_push;
     "com.atproto.temp.checkSignupQueue" Query private temp::check_signup_queue;
 };
 
@@ -203,7 +214,7 @@ pub fn is_write(method: &Method, path: &str) -> bool {
         return false;
     }
     match path.strip_prefix("/xrpc/") {
-        Some(CREATE_REPORT) => false,
+        Some(CREATE_REPORT | REGISTER_PUSH | UNREGISTER_PUSH) => false,
         Some(nsid) => nsid.contains(['%', '/']) || METHODS.iter().any(|row| row.nsid == nsid),
         None => true,
     }
@@ -246,6 +257,8 @@ async fn answer(
     let answer = (row.call)(
         app,
         Request {
+            method: parts.method,
+            uri: parts.uri,
             params,
             headers: parts.headers,
             body,

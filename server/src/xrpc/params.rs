@@ -10,7 +10,7 @@ use super::error::{XrpcError, XrpcResult};
 const MAX_PARAMS: usize = 1000;
 
 /// The decoded query string. Empty values count as absent, as in the reference.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Params(Vec<(String, String)>);
 
 impl Params {

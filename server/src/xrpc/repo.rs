@@ -19,6 +19,8 @@ use crate::app::App;
 use crate::auth::methods::UPLOAD_BLOB;
 use crate::auth::permission::Access;
 use crate::limits::Write as Counted;
+use crate::proxy::strangers;
+use crate::service::accounts::Account;
 use crate::service::moderation::Subject;
 use crate::service::repos::prepare::{PreparedRecord, Validate, Validation, prepare, prepare_profile};
 use crate::service::repos::{
@@ -256,7 +258,7 @@ fn apply_writes_answer(did: &Did, asked: &[(RepoPath, Validation)], written: &Wr
     Value::Object(answer)
 }
 
-/// `getRecord`.
+/// `getRecord`. Those of repos that are not here, or no longer, the AppView has.
 pub async fn get_record(app: Arc<App>, mut request: Request) -> XrpcResult<Response<Body>> {
     let params = &request.params;
     let repo: AtIdentifier = params.parsed("repo")?;
@@ -271,12 +273,12 @@ pub async fn get_record(app: Arc<App>, mut request: Request) -> XrpcResult<Respo
             format!("Could not locate record: at://{repo}/{path}"),
         )
     };
-    let account = app
-        .accounts
-        .find(&repo)
-        .await?
-        .filter(|account| account.is_active())
-        .ok_or_else(missing)?;
+    let account = app.accounts.find(&repo).await?;
+    let Some(account) = account.filter(Account::is_active) else {
+        return strangers::record(&app, &request.params)
+            .await?
+            .ok_or_else(missing);
+    };
     if account.hides_some {
         let subject = Subject::Record(path.clone());
         if app

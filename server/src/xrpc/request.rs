@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, BodyDataStream, Bytes};
-use axum::http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri, header};
 use engine::repo::Did;
 use futures_util::StreamExt;
 use serde::Serialize;
@@ -44,6 +44,10 @@ const PATIENCE: Patience = Patience {
 
 /// A request to a method that this server implements. Not to be printed: its headers hold credentials.
 pub struct Request {
+    /// GET, HEAD or POST, as the method wants it.
+    pub method: Method,
+    /// Where it went, as it came.
+    pub uri: Uri,
     /// The query parameters.
     pub params: Params,
     /// The headers.
@@ -358,6 +362,8 @@ mod tests {
         let call = async |did: &str, body: &'static str| {
             let meter = limits.meter(None, &HeaderMap::new()).unwrap();
             let mut request = Request {
+                method: Method::POST,
+                uri: Uri::default(),
                 params: Params::parse(None).unwrap(),
                 headers: [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))]
                     .into_iter()

@@ -31,6 +31,10 @@ async fn official_services_accept_what_is_sent_on_to_them() -> Result<()> {
         .settings(&stack.place("data"))
         .with("PDS_BSKY_APP_VIEW_URL", &url)
         .with("PDS_BSKY_APP_VIEW_DID", "did:web:api.example.com")
+        .with(
+            "PDS_BSKY_APP_VIEW_CDN_URL_PATTERN",
+            "https://cdn.example.com/img/%s/%s/%s",
+        )
         .with("PDS_MOD_SERVICE_URL", &url)
         .with("PDS_MOD_SERVICE_DID", "did:web:mod.example.com");
     let pds = Pds::start(&settings).await?;

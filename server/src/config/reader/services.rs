@@ -22,11 +22,29 @@ impl Reader {
     pub(super) fn upstreams(&mut self) -> Upstreams {
         let moderation = self.upstream("PDS_MOD_SERVICE_URL", "PDS_MOD_SERVICE_DID");
         let reports = self.upstream("PDS_REPORT_SERVICE_URL", "PDS_REPORT_SERVICE_DID");
+        let app_view = self.upstream("PDS_BSKY_APP_VIEW_URL", "PDS_BSKY_APP_VIEW_DID");
         Upstreams {
-            app_view: self.upstream("PDS_BSKY_APP_VIEW_URL", "PDS_BSKY_APP_VIEW_DID"),
+            images: self.images(app_view.is_some()),
+            app_view,
             reports: reports.or_else(|| moderation.clone()),
             moderation,
         }
+    }
+
+    /// Where the AppView has images.
+    fn images(&mut self, has_app_view: bool) -> Option<String> {
+        const NAME: &str = "PDS_BSKY_APP_VIEW_CDN_URL_PATTERN";
+        let pattern = self.text(NAME)?;
+        let sound = Url::parse(&pattern.replace("%s", "x")).is_ok_and(|url| is_service(&url));
+        if !sound || pattern.matches("%s").count() != 3 {
+            self.problems.push(format!(
+                "{NAME} must be an http or https URL with %s three times: for the size, the DID and the CID"
+            ));
+        } else if !has_app_view {
+            self.warnings
+                .push(format!("{NAME} has no effect without PDS_BSKY_APP_VIEW_URL"));
+        }
+        Some(pattern)
     }
 
     /// A service, if its URL is set. A DID alone is of no use, and told.
@@ -93,6 +111,7 @@ impl Reader {
             headers_timeout: timeout("PDS_PROXY_HEADERS_TIMEOUT", 10_000),
             body_timeout: timeout("PDS_PROXY_BODY_TIMEOUT", 30_000),
             allow_http2: self.flag("PDS_PROXY_ALLOW_HTTP2", false),
+            prefer_compressed: self.flag("PDS_PROXY_PREFER_COMPRESSED", false),
             max_response_bytes: self.number("PDS_PROXY_MAX_RESPONSE_SIZE", 10 << 20, 1..=1 << 32),
             max_retries: self.number("PDS_PROXY_MAX_RETRIES", 0, 0..=10),
             max_requests: self.number("PDS_PROXY_MAX_REQUESTS", 256, 1..=100_000),

@@ -18,6 +18,12 @@ pub(super) const SETTINGS: &[Setting] = &[
         "the AppView's DID; required with its URL",
     ),
     reference(
+        "PDS_BSKY_APP_VIEW_CDN_URL_PATTERN",
+        Text,
+        "unset: this server's getBlob",
+        "where the AppView has images, for what is added to its answers: a URL with %s three times, for the size, the account's DID and the image's CID",
+    ),
+    reference(
         "PDS_MOD_SERVICE_URL",
         Text,
         "unset",
@@ -70,6 +76,12 @@ pub(super) const SETTINGS: &[Setting] = &[
         Number,
         "0",
         "how often a read is tried again if the connection to another service fails",
+    ),
+    reference(
+        "PDS_PROXY_PREFER_COMPRESSED",
+        Flag,
+        "false",
+        "whether an answer to which this server may add something is asked for packed (gzip) where the client takes that; else as it is",
     ),
     reference(
         "PDS_CRAWLERS",

@@ -37,15 +37,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         "PDS_HANDLE_BACKUP_NAMESERVERS",
         "handles are asked of the system's name servers only",
     ),
-    later(
-        "PDS_BSKY_APP_VIEW_CDN_URL_PATTERN",
-        "nothing is added to what an AppView answers yet",
-    ),
     secret(later("PDS_DPOP_SECRET", "OAuth and its pages are not served yet")),
-    later(
-        "PDS_PROXY_PREFER_COMPRESSED",
-        "nothing is added to what an AppView answers yet",
-    ),
     later(
         "PDS_LEXICON_AUTHORITY_DID",
         "OAuth and its pages are not served yet",

@@ -1,5 +1,8 @@
 //! The service proxy against a service on loopback.
 
+mod app_view;
+mod fresh;
+mod own_part;
 mod service;
 mod streams;
 

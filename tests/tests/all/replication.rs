@@ -213,10 +213,14 @@ async fn a_drill_tells_whether_the_replica_restores() -> Outcome {
     );
     pds.stop().await?;
 
-    let segment = segments()?.pop().context("no segment")?;
-    let mut bytes = std::fs::read(&segment)?;
-    *bytes.get_mut(100).context("a short segment")? ^= 1;
-    std::fs::write(&segment, bytes)?;
+    // All of them: one may be there that the manifest does not name any more.
+    let all = segments()?;
+    ensure!(!all.is_empty(), "no segment");
+    for segment in all {
+        let mut bytes = std::fs::read(&segment)?;
+        *bytes.get_mut(100).context("a short segment")? ^= 1;
+        std::fs::write(&segment, bytes)?;
+    }
     let (pds, told) = drilled(&settings, &data).await?;
     ensure!(field(&told, "/state")? == "degraded", "{told}");
     ensure!(

@@ -9,6 +9,7 @@ use anyhow::{Context, ensure};
 use tests::api::{Account, Api, Written, field};
 use tests::stack::{Pds, ReplicaKind, SOON, Stack};
 use tests::{Outcome, skip};
+use tokio::sync::Notify;
 
 /// The exit code of a fenced server, by which a platform can tell it from a crash.
 const EXIT_FENCED: i32 = 3;
@@ -17,15 +18,18 @@ const EXIT_FENCED: i32 = 3;
 /// that is longer than a look at the store; how long that takes a writer without pauses is chance, and not what this is about.
 const PACE: Duration = Duration::from_millis(25);
 
-/// Posts until the server refuses or is gone; what was acknowledged.
-async fn post_on(api: Api, account: Account, stop: Arc<AtomicBool>) -> Vec<Written> {
+/// Posts until the server refuses or is gone; what was acknowledged. Tells of the first.
+async fn post_on(api: Api, account: Account, stop: Arc<AtomicBool>, begun: Arc<Notify>) -> Vec<Written> {
     let mut acknowledged = Vec::new();
     for n in 0u64.. {
         if stop.load(Ordering::Acquire) {
             break;
         }
         match api.post(&account, &format!("post {n}")).await {
-            Ok(written) => acknowledged.push(written),
+            Ok(written) => {
+                acknowledged.push(written);
+                begun.notify_one();
+            }
             Err(_) => break,
         }
         tokio::time::sleep(PACE).await;
@@ -42,7 +46,11 @@ async fn only_one_acknowledges(kind: ReplicaKind) -> Outcome {
     let mut first = Pds::start(&settings("first")).await?;
     let account = first.api.create_account("alice").await?;
     let stop = Arc::new(AtomicBool::new(false));
-    let writing = tokio::spawn(post_on(first.api.clone(), account.clone(), stop.clone()));
+    let begun = Arc::new(Notify::new());
+    let posts = post_on(first.api.clone(), account.clone(), stop.clone(), begun.clone());
+    let writing = tokio::spawn(posts);
+    let begun = tokio::time::timeout(SOON, begun.notified()).await;
+    begun.context("nothing is written")?;
 
     let second = Pds::start(&settings("second"))
         .await

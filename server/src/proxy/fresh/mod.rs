@@ -2,15 +2,15 @@
 //! completed with the account's own newest records.
 //!
 //! A service tells by `atproto-repo-rev` up to which rev of the caller's repo its answer goes. What the repo has beyond that is
-//! looked up in the index, by what changed and not by what there is ([`local`]). Mostly there is nothing, and the
+//! looked up in the index, by what changed and not by what there is (`local`). Mostly there is nothing, and the
 //! answer passes as it comes; else it is held, completed by its view, and told anew with `Atproto-Upstream-Lag`.
 //!
 //! | method | what is added |
 //! |---|---|
-//! | `getProfile`, `getProfiles` | the caller's changed profile ([`profile`]) |
-//! | `getTimeline`, `getAuthorFeed` | new posts, and in the caller's own feed the changed profile ([`feed`]) |
-//! | `getActorLikes` | the changed profile ([`feed`]) |
-//! | `getPostThread` | new replies; the whole thread if the service does not know the post ([`thread`]) |
+//! | `getProfile`, `getProfiles` | the caller's changed profile (`profile`) |
+//! | `getTimeline`, `getAuthorFeed` | new posts, and in the caller's own feed the changed profile (`feed`) |
+//! | `getActorLikes` | the changed profile (`feed`) |
+//! | `getPostThread` | new replies; the whole thread if the service does not know the post (`thread`) |
 //!
 //! Nothing here can fail a read: what cannot be completed passes untouched, and why is logged.
 //!
